@@ -1,0 +1,88 @@
+"""Evaluate RubiksNet under a named protocol.
+
+    python eval.py                                          the newest run of tier tiny on the built-in data set
+    python eval.py protocol=two_clip tier=large data=ssv2 data.root=/data/ssv2 ckpt=ssv2_large.pth.tar
+    python eval.py --help                                   everything that can be set
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+
+from rubiks import __version__, assemble
+from rubiks.cli.entry import launch
+from rubiks.evaluation import report
+from rubiks.evaluation.collect import CollectPredictions
+from rubiks.models import RubiksNet
+from rubiks.training.module import VideoClassifier
+
+
+def evaluate(cfg: DictConfig) -> None:
+    folder = assemble.run_folder(cfg)
+    pl.seed_everything(assemble.whole_number("seed", cfg.seed, 0), verbose=False)
+    saved = assemble.evaluated_checkpoint(cfg)
+    net = RubiksNet.from_saved(saved)
+    trained = saved.config.get("data", {})
+    size = cfg.data.size or trained.get("size", assemble.OFFICIAL_SIZE)
+    num_frames = cfg.data.num_frames or saved.num_frames
+
+    source = assemble.source(cfg)
+    classes = assemble.class_names(cfg, source, saved)
+    assemble.check_same_classes(saved, classes)
+    videos, missing = assemble.records(cfg, source, "val", len(classes))
+    protocol = assemble.protocol(cfg, num_frames, size, cfg.frame_order)
+    batch_size = assemble.whole_number("batch_size", cfg.batch_size, 1)
+    data = assemble.datamodule(cfg, [], videos, protocol, batch_size, batch_size)
+
+    predictions = CollectPredictions()
+    trainer = assemble.trainer(cfg, [predictions])
+    if trainer.is_global_zero:
+        print(f"Evaluating {saved.path} on {len(videos):,} videos", flush=True)
+    start = time.perf_counter()
+    trainer.predict(VideoClassifier(net), data, return_predictions=False)
+    seconds = time.perf_counter() - start
+    if not trainer.is_global_zero:
+        return
+
+    scored = len(predictions.indices)
+    results = {
+        **report.accuracies(predictions.logits, predictions.labels),
+        "data": cfg.data.name,
+        "protocol": protocol.name,
+        "clips": protocol.clips,
+        "crops": protocol.crops,
+        "frame_order": protocol.frame_order,
+        "num_frames": num_frames,
+        "size": size,
+        "videos": scored,
+        "listed": len(videos) + len(missing),
+        "left_out": len(videos) + len(missing) - scored,
+        "tier": net.tier,
+        "variant": net.variant,
+        "num_classes": net.num_classes,
+        "checkpoint": saved.path,
+        "epoch": saved.epoch,
+        "seconds": round(seconds, 2),
+        "device": torch.cuda.get_device_name() if assemble.on_gpu(cfg) else "cpu",
+        "precision": trainer.precision,
+        "versions": {"rubiks": __version__, "torch": torch.__version__},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    report.print_table(results)
+    report.write_results(folder / "results.json", results)
+    print(f"Results in {folder / 'results.json'}")
+    if cfg.save_predictions is not None:
+        names = [videos[index].name for index in predictions.indices.tolist()]
+        path = Path(cfg.save_predictions)
+        report.write_predictions(path, predictions.logits, predictions.labels, names)
+        print(f"Predictions in {path}")
+
+
+if __name__ == "__main__":
+    launch(evaluate, Path(__file__).parent / "conf", "eval")

@@ -1,0 +1,322 @@
+"""From a composed configuration to objects: the one place that knows both."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.strategies import DDPStrategy
+
+from rubiks import runs
+from rubiks.data import builtin, sources
+from rubiks.data.datamodule import VideoDataModule, default_workers
+from rubiks.data.records import VideoRecord
+from rubiks.data.views import TrainingViews
+from rubiks.errors import InputError
+from rubiks.evaluation.protocols import FRAME_ORDERS, Protocol
+from rubiks.models import RubiksNet, checkpoint
+from rubiks.models.checkpoint import SavedNetwork
+from rubiks.training.callbacks import ProgressLines, SaveOnInterrupt, Throughput
+from rubiks.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+OFFICIAL_SIZE = 224  # of the views that the official files were trained on
+
+
+def one_of(key: str, value: Any, choices: tuple) -> Any:
+    if value not in choices:
+        raise InputError(f"{key} must be one of {', '.join(map(str, choices))}; got {value!r}")
+    return value
+
+
+def whole_number(key: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{key} must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
+# ---- data
+
+
+def source(cfg: DictConfig) -> sources.Source:
+    """The data set's lists. The built-in data set is made here on first use."""
+    data = cfg.data
+    try:
+        if data.format == "builtin":
+            folder = builtin.generate(data.root, data.level, data.train_videos, data.val_videos, data.seed)
+            return sources.SomethingSomethingV2(str(folder))
+        lists = {key: data[key] for key in ("root", "train_list", "val_list", "labels")}
+        if data.format == "ssv2":
+            return sources.SomethingSomethingV2(**lists, videos=data.videos)
+        if data.format == "kinetics":
+            return sources.Kinetics(**lists)
+        if data.format == "frames":
+            return sources.FrameLists(**lists, pattern=data.pattern)
+    except MissingMandatoryValue as error:
+        raise InputError(f"{error.full_key} is not set; data={cfg.data.name} needs it") from None
+    one_of("data.format", data.format, ("builtin", "ssv2", "kinetics", "frames", "csv"))
+    return sources.CsvLists(**lists)
+
+
+def class_names(cfg: DictConfig, data: sources.Source, saved: SavedNetwork | None = None) -> list[str]:
+    """Class names in label order: the data set's, or as many numbers as data.num_classes, or the checkpoint's."""
+    names, count = data.classes, cfg.data.num_classes
+    if count is not None:
+        whole_number("data.num_classes", count, 1)
+        if names is not None and len(names) != count:
+            raise InputError(f"data.num_classes={count}, but the data set names {len(names)} classes; leave it out")
+    if names is None and count is None and saved is not None:
+        names, count = saved.classes, saved.num_classes
+    if names is None and count is None:
+        raise InputError(
+            f"data={cfg.data.name} does not name its classes: set data.num_classes=, or data.labels= to a text file "
+            "with one class a line"
+        )
+    return names if names is not None else [str(label) for label in range(count)]
+
+
+def records(cfg: DictConfig, data: sources.Source, split: str, num_classes: int) -> tuple[list[VideoRecord], list[str]]:
+    """The present videos of a split, and the paths of the missing ones, by the policy on unreadable videos."""
+    present, missing = data.records(split)
+    sources.check_labels(present, num_classes, cfg.data[f"{split}_list"] if f"{split}_list" in cfg.data else split)
+    total = len(present) + len(missing)
+    if missing:
+        message = f"{len(missing):,} of the {total:,} {split} videos are missing, the first is {missing[0]}"
+        usual = cfg.data.format == "kinetics"  # videos vanish from YouTube
+        if not usual and cfg.data.on_error == "raise":
+            raise InputError(f"{message}. data.on_error=skip leaves them out and counts them")
+        if not present or (not usual and len(missing) > cfg.data.max_bad * total):
+            raise InputError(f"{message}; more than data.max_bad={cfg.data.max_bad:g} of the list. Check data.root")
+        log.warning("%s", message)
+    return present, missing
+
+
+def datamodule(
+    cfg: DictConfig,
+    train: list[VideoRecord],
+    val: list[VideoRecord],
+    protocol: Protocol,
+    batch_size: int,
+    eval_batch_size: int,
+    crop_scales: tuple[float, ...] = (1.0,),
+) -> VideoDataModule:
+    """The loader of the chosen data set."""
+    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else torch.cuda.device_count()
+    workers = default_workers(max(1, devices)) if cfg.data.workers == "auto" else cfg.data.workers
+    return VideoDataModule(
+        train,
+        val,
+        TrainingViews(protocol.num_frames, protocol.size, crop_scales, cfg.data.flip),
+        protocol,
+        batch_size,
+        eval_batch_size,
+        whole_number("data.workers", workers, 0),
+        cfg.seed,
+        one_of("data.on_error", cfg.data.on_error, ("raise", "skip")),
+        cfg.data.max_bad,
+    )
+
+
+def protocol(cfg: DictConfig, num_frames: int, size: int, frame_order: str = "natural") -> Protocol:
+    """The evaluation protocol, for clips of `num_frames` and views of `size` pixels."""
+    return Protocol(
+        cfg.protocol.name,
+        one_of("protocol.clips", cfg.protocol.clips, (1, 2)),
+        one_of("protocol.crops", cfg.protocol.crops, (1, 3)),
+        whole_number("data.num_frames", num_frames, 1),
+        whole_number("data.size", size, 16),
+        one_of("frame_order", frame_order, FRAME_ORDERS),
+    )
+
+
+# ---- network
+
+
+def recipe(cfg: DictConfig) -> Recipe:
+    values = OmegaConf.to_container(cfg.recipe, resolve=True)
+    for key in ("milestones", "crop_scales"):
+        if not isinstance(values[key], list):
+            raise InputError(f"recipe.{key} must be a list, got {values[key]!r}")
+        values[key] = tuple(values[key])
+    known = inspect.signature(Recipe).parameters
+    for key in values:
+        if key not in known:
+            raise InputError(f"recipe.{key} is unknown; recipes have {', '.join(known)}")
+    return Recipe(**values)
+
+
+def network(cfg: DictConfig, classes: list[str], dropout: float) -> RubiksNet:
+    """A new network, or one that starts from the weights of `init`."""
+    frames = whole_number("data.num_frames", cfg.data.num_frames, 1)
+    if "aq" in cfg and not (isinstance(cfg.aq.budget, (int, float)) and 0 <= cfg.aq.budget <= 1):
+        raise InputError(f"aq.budget must be a number from 0 to 1, got {cfg.aq.budget!r}")
+    net = RubiksNet(cfg.tier.name, len(classes), cfg.variant.name, frames, dropout)
+    if cfg.init is not None:
+        saved = checkpoint.read(cfg.init)
+        check_same_network(cfg, saved, "init")
+        net.replace_classifier(saved.num_classes)
+        checkpoint.load_weights(net, saved)
+        # An official file does not name its classes: then their number decides.
+        if saved.num_classes != len(classes) or (saved.classes is not None and saved.classes != classes):
+            net.replace_classifier(len(classes))
+            log.info("init: weights of %s, with a new classifier for %d classes", cfg.init, len(classes))
+        else:
+            log.info("init: weights of %s, with its classifier", cfg.init)
+    return net
+
+
+def check_same_network(cfg: DictConfig, saved: SavedNetwork, key: str) -> None:
+    """Raise InputError unless a checkpoint is of the chosen tier and variant."""
+    if (saved.tier, saved.variant) != (cfg.tier.name, cfg.variant.name):
+        raise InputError(
+            f"{key}={saved.path} holds tier={saved.tier} variant={saved.variant}, but tier={cfg.tier.name} "
+            f"variant={cfg.variant.name} is chosen; add tier={saved.tier} variant={saved.variant}"
+        )
+
+
+def check_same_classes(saved: SavedNetwork, classes: list[str]) -> None:
+    """Raise InputError unless a checkpoint's classes are the data set's: their names where the file has them."""
+    if saved.num_classes != len(classes):
+        raise InputError(f"ckpt={saved.path} has {saved.num_classes} classes, but the data set has {len(classes)}")
+    if saved.classes is not None and saved.classes != classes:
+        label = next(i for i, (a, b) in enumerate(zip(saved.classes, classes, strict=True)) if a != b)
+        raise InputError(
+            f"ckpt={saved.path} was trained on other classes: class {label} is {saved.classes[label]!r} there and "
+            f"{classes[label]!r} in the data set; set data.labels to the list it was trained with"
+        )
+
+
+def evaluated_checkpoint(cfg: DictConfig) -> SavedNetwork:
+    """The checkpoint that `ckpt` names."""
+    path = cfg.ckpt
+    if path == "latest":
+        wanted = f"data={cfg.data.name} tier={cfg.tier.name} variant={cfg.variant.name}"
+        run = runs.newest(cfg.data.name, cfg.tier.name, cfg.variant.name)
+        if run is None:
+            raise InputError(
+                f"ckpt=latest: no run of {wanted} with a checkpoint in {runs.OUTPUTS.resolve()}. "
+                f"Train one (python train.py with the same data, tier and variant), or give ckpt=FILE"
+            )
+        path = run.checkpoint()
+    elif path is not None and Path(path).is_dir():
+        run = runs.Run(Path(path))
+        path = run.checkpoint()
+        if path is None:
+            raise InputError(f"ckpt={cfg.ckpt} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
+    if path is None:
+        raise InputError("ckpt is empty; give a checkpoint file, a run's folder, or latest")
+    saved = checkpoint.read(path)
+    check_same_network(cfg, saved, "ckpt")
+    return saved
+
+
+# ---- runs and training
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """The folder that `run` names."""
+    if not re.fullmatch(r"[\w.,=+-]+", str(cfg.run)) or set(str(cfg.run)) <= {"."}:
+        raise InputError(f"run must be a name of letters, digits and ._,=+- (it names a folder), got {cfg.run!r}")
+    return output_folder()
+
+
+def output_folder() -> Path:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def on_gpu(cfg: DictConfig) -> bool:
+    device = one_of("device", cfg.device, ("auto", "cpu", "gpu"))
+    if device == "gpu" and not torch.cuda.is_available():
+        raise InputError("device=gpu, but PyTorch finds no GPU; use device=cpu or install PyTorch for CUDA")
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logger] | None = None, **extra: Any) -> pl.Trainer:
+    """Lightning's Trainer with the configured arguments."""
+    gpu = on_gpu(cfg)
+    arguments = OmegaConf.to_container(cfg.trainer, resolve=True)
+    known = inspect.signature(pl.Trainer).parameters
+    for key in arguments:
+        if key not in known or key in ("callbacks", "logger", "max_epochs", "accelerator", "precision"):
+            raise InputError(f"trainer.{key} cannot be set; the choices are {', '.join(known)}")
+    if arguments["strategy"] == "ddp":
+        # Each process keeps its own batch statistics; validation uses those of the first (VideoClassifier).
+        arguments["strategy"] = DDPStrategy(broadcast_buffers=False)
+    bar = sys.stdout.isatty()
+    try:
+        return pl.Trainer(
+            **arguments,
+            accelerator="gpu" if gpu else "cpu",
+            precision=("bf16-mixed" if gpu else "32-true") if cfg.precision == "auto" else cfg.precision,
+            benchmark=gpu,
+            use_distributed_sampler=False,  # EpochSampler divides the list
+            num_sanity_val_steps=1,
+            enable_model_summary=False,
+            enable_progress_bar=bar,
+            callbacks=[*callbacks, *([RichProgressBar()] if bar else [])],
+            logger=loggers or False,
+            **extra,
+        )
+    except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise InputError(f"trainer, device or precision: {error}") from None
+
+
+def training_callbacks(run: runs.Run) -> list[Callback]:
+    best = ModelCheckpoint(
+        dirpath=run.checkpoints.absolute(),
+        filename=run.best.stem,
+        monitor="val/top1",
+        mode="max",
+        save_last=False,
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(
+        dirpath=run.checkpoints.absolute(), filename=run.last.stem, save_top_k=1, enable_version_counter=False
+    )
+    return [Throughput(), ProgressLines(bar=sys.stdout.isatty()), best, last, SaveOnInterrupt(run.last)]
+
+
+def loggers(cfg: DictConfig, run: runs.Run, config: dict[str, Any]) -> list[Logger]:
+    """CSV and Weights & Biases, as configured."""
+    chosen: list[Logger] = []
+    if cfg.logger.csv:
+        chosen.append(CSVLogger(run.folder, name="csv"))
+    if cfg.logger.wandb is not None:
+        chosen.append(_wandb(cfg.logger.wandb, run, config))
+    return chosen
+
+
+def _wandb(options: DictConfig, run: runs.Run, config: dict[str, Any]) -> WandbLogger:
+    import wandb
+
+    mode = one_of("logger.wandb.mode", options.mode, ("auto", "online", "offline"))
+    if mode == "auto":
+        mode = "online" if wandb.api.api_key else "offline"
+    # The id stays with the run's folder, so that a run that goes on is one run in W&B too.
+    id_file = run.folder / "wandb-id"
+    if not id_file.is_file():
+        id_file.write_text(secrets.token_hex(4))
+    return WandbLogger(
+        name=run.folder.name,
+        project=options.project,
+        entity=options.entity,
+        tags=list(options.tags),
+        id=id_file.read_text().strip(),
+        save_dir=run.folder,
+        offline=mode == "offline",
+        config=config,
+    )

@@ -1,0 +1,95 @@
+"""Running a Hydra entry point, with errors that a person can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rubiks.errors import InputError
+
+
+def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: str) -> None:
+    """Compose the configuration from the command line and run the job with it.
+
+    Bad input ends the program with one message on stderr and exit status 2. Anything else is a defect and keeps its
+    traceback.
+    """
+    # Hydra would print its own shortened traceback and end the process before the cause can be told.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    folder = None
+
+    def run(cfg: DictConfig) -> None:
+        nonlocal folder
+        folder = HydraConfig.get().runtime.output_dir
+        job(cfg)
+
+    try:
+        hydra.main(config_path=str(config_folder.resolve()), config_name=config_name, version_base="1.3")(run)()
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        message = str(error) if isinstance(error, InputError) else _explain(error, config_folder, config_name)
+        status = 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or folder or "the output folder"
+        message, status = f"no space left on the device that holds {where}; free some and start again", 2
+    else:
+        return
+    if folder:
+        with contextlib.suppress(OSError):  # Hydra makes the folder before the job can refuse; one with files stays
+            os.rmdir(folder)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _explain(error: Exception, config_folder: Path, config_name: str) -> str:
+    """Hydra's message, and for an unknown key the keys that there are."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.msg and cause.msg.splitlines()[0] not in lines[0]:
+        lines.append(cause.msg.splitlines()[0])
+    message = "\n".join(lines)
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|does not exist)", message)
+    if unknown is None:
+        return message
+    key = unknown.group(1) or unknown.group(2)
+    with contextlib.suppress(HydraException, OmegaConfBaseException):
+        choices = _keys(config_folder, config_name)
+        section = [choice for choice in choices if choice.rpartition(".")[0] == key.rpartition(".")[0]]
+        near = difflib.get_close_matches(key, choices, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        listed = ", ".join(sorted(section or {choice.partition(".")[0] for choice in choices}))
+        return f"{key} is not a key of the configuration.{hint} The choices are {listed}"
+    return message
+
+
+def _keys(config_folder: Path, config_name: str) -> list[str]:
+    """Every key of the configuration with the groups as chosen on the command line, sections included."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_folder.resolve()), version_base="1.3"):
+        groups = {path.name for path in config_folder.iterdir() if path.is_dir()}
+        chosen = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups]
+        tree = OmegaConf.to_container(hydra.compose(config_name, chosen), resolve=False)
+    keys: list[str] = []
+
+    def walk(node: dict, prefix: str) -> None:
+        for name, value in node.items():
+            keys.append(prefix + name)
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+
+    walk(tree, "")
+    return keys

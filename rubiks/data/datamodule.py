@@ -1,0 +1,131 @@
+"""Batches of views for training, validation and evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from rubiks.data.dataset import EpochSampler, VideoDataset, Views, collate
+from rubiks.data.records import VideoRecord
+from rubiks.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def default_workers(processes: int) -> int:
+    """Loader processes for each of `processes` training processes on this machine: the cores that are left."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // processes - 1))
+
+
+class VideoDataModule(pl.LightningDataModule):
+    """Loads a data set's videos.
+
+    Batches are dictionaries of ``views`` uint8 (B, V, T, 3, H, W), ``label`` and ``index`` int64 (B,).
+
+    A video that cannot be read is never replaced by another. With ``on_error="raise"`` the first one ends the run; with
+    ``"skip"`` it is left out, counted and named, and more than `max_bad` of a list end the run.
+
+    Args:
+        train, val: the lists; either may be empty when it is not used.
+        train_views, val_views: what becomes of a video.
+        batch_size: videos in a training batch of one process.
+        eval_batch_size: videos in a validation or evaluation batch of one process.
+        workers: loader processes of each training process; 0 loads in the process itself.
+        seed: of order, frames and crops.
+        on_error: raise or skip.
+        max_bad: the share of a list's videos that may be unreadable.
+
+    Attributes:
+        bad: the unreadable videos met so far, path to reason, for "train" and "val".
+    """
+
+    def __init__(
+        self,
+        train: Sequence[VideoRecord],
+        val: Sequence[VideoRecord],
+        train_views: Views,
+        val_views: Views,
+        batch_size: int,
+        eval_batch_size: int,
+        workers: int,
+        seed: int = 0,
+        on_error: str = "raise",
+        max_bad: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.records = {"train": train, "val": val}
+        self.views = {"train": train_views, "val": val_views}
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.workers = workers
+        self.seed = seed
+        self.on_error = on_error
+        self.max_bad = max_bad
+        self.bad: dict[str, dict[str, str]] = {"train": {}, "val": {}}
+
+    def train_dataloader(self) -> DataLoader:
+        loader = self._loader("train")
+        # A run interrupted inside an epoch goes on with the videos that it had not seen.
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+        if 0 < progress < len(loader):
+            loader.sampler.resume(progress * self.batch_size)
+        return loader
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def _loader(self, split: str) -> DataLoader:
+        training = split == "train"
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        dataset = VideoDataset(self.records[split], self.views[split], self.seed)
+        sampler = EpochSampler(len(dataset), training, self.seed, rank, world_size)
+        batch_size = self.batch_size if training else self.eval_batch_size
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            # A last batch of few videos would give poor batch statistics; a list that fills no batch is taken whole.
+            drop_last=training and len(sampler) >= batch_size,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            prefetch_factor=4 if self.workers > 0 else None,
+            pin_memory=self.trainer is not None and self.trainer.accelerator is not None and self._on_gpu(),
+            collate_fn=collate,
+        )
+
+    def _on_gpu(self) -> bool:
+        return self.trainer.strategy.root_device.type == "cuda"
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        bad = batch.pop("bad")
+        if bad:
+            self._note_bad("train" if self.trainer.training else "val", bad)
+        if not len(batch["label"]) and self.trainer.training:
+            path, reason = bad[0]
+            raise InputError(f"no video of a training batch can be read, the first is {path}: {reason}")
+        return batch
+
+    def _note_bad(self, split: str, bad: list[tuple[str, str]]) -> None:
+        known = self.bad[split]
+        for path, reason in bad:
+            if self.on_error == "raise":
+                raise InputError(f"{path}: {reason}. data.on_error=skip leaves unreadable videos out and counts them")
+            if path not in known:
+                known[path] = reason
+                log.warning("left out %s: %s", path, reason)
+        total = len(self.records[split])
+        if len(known) > self.max_bad * total:
+            path, reason = next(iter(known.items()))
+            raise InputError(
+                f"{len(known)} of the {total} {split} videos cannot be read, more than data.max_bad={self.max_bad:g} "
+                f"of the list; the first is {path}: {reason}"
+            )

@@ -1,0 +1,112 @@
+"""From records to samples and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from rubiks.data.decode import open_video
+from rubiks.data.records import VideoRecord
+from rubiks.errors import VideoError
+
+
+class Views(Protocol):
+    """Chooses frames of a video and makes views of them: `TrainingViews`, or an evaluation protocol."""
+
+    def frame_indices(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """(clips, T) frame numbers for a video of `length` frames."""
+
+    def __call__(self, clips: Tensor, rng: np.random.Generator) -> Tensor:
+        """Decoded frames uint8 (clips, T, 3, H, W) -> views uint8 (V, T, 3, S, S)."""
+
+
+class VideoDataset(Dataset):
+    """Samples of a list of videos. Items are asked for by (epoch, index), as `EpochSampler` gives them.
+
+    Every random choice follows from seed, epoch and index, so batches do not depend on the number of workers. A video
+    that cannot be read gives its `VideoError` as the item; the data module decides what that means.
+    """
+
+    def __init__(self, records: Sequence[VideoRecord], views: Views, seed: int) -> None:
+        self.records = records
+        self.views = views
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | VideoError:
+        epoch, index = key
+        record = self.records[index]
+        rng = np.random.default_rng((self.seed, epoch, index))
+        try:
+            with open_video(record) as video:
+                indices = self.views.frame_indices(len(video), rng)
+                frames = video.frames(indices.ravel().tolist())
+        except VideoError as error:
+            return error
+        views = self.views(frames.unflatten(0, indices.shape), rng)
+        return {"views": views, "label": record.label, "index": index}
+
+
+def collate(samples: list[dict[str, Any] | VideoError]) -> dict[str, Any]:
+    """Batch: views uint8 (B, V, T, 3, H, W), label and index int64 (B,), and the videos that could not be read.
+
+    Unreadable videos make the batch smaller; nothing takes their place. If none could be read, `views` is an empty list.
+    """
+    good = [sample for sample in samples if not isinstance(sample, VideoError)]
+    return {
+        "views": torch.stack([sample["views"] for sample in good]) if good else [],
+        "label": torch.tensor([sample["label"] for sample in good], dtype=torch.int64),
+        "index": torch.tensor([sample["index"] for sample in good], dtype=torch.int64),
+        "bad": [(sample.path, sample.reason) for sample in samples if isinstance(sample, VideoError)],
+    }
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """(epoch, index) of the videos of one process, in an order that follows from seed and epoch alone.
+
+    In training all processes get equally many videos, so the last few of the epoch's order may be left out. In
+    evaluation every video goes to exactly one process.
+
+    Args:
+        length: videos in the list.
+        training: shuffle, and give every process the same number.
+        seed: of the order.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(self, length: int, training: bool, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.length = length
+        self.training = training
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.done = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def resume(self, done: int) -> None:
+        """Leave out the first `done` videos the next time: they were seen before the run was interrupted."""
+        self.done = done
+
+    def __len__(self) -> int:
+        spare = 0 if self.training else self.world_size - 1 - self.rank
+        return (self.length + spare) // self.world_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.length)
+        if self.training:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        mine = order[self.rank :: self.world_size][: len(self)]
+        done, self.done = self.done, 0
+        for index in mine[done:]:
+            yield self.epoch, int(index)

@@ -1,0 +1,261 @@
+"""Frames of one video as uint8 tensors, from a video file or from a folder of images, behind one interface."""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+import stat
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rubiks.data.records import VideoRecord
+from rubiks.errors import InputError, VideoError
+
+# Here decord's random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time
+# stamps are incomplete, and for MPEG-4 part 2 and HEVC with B-frames, it returns others without an error (0.6.0).
+_SEEKABLE_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")
+_SEEKABLE_CODECS = ("h264", "vp8", "vp9")
+
+
+def open_video(record: VideoRecord) -> VideoFile | FrameFolder:
+    """Open a record's video for reading, as a context manager; raises VideoError where it cannot be read."""
+    if record.pattern is None:
+        return VideoFile(record.path)
+    return FrameFolder(record.path, record.num_frames or 0, record.pattern)
+
+
+class VideoFile:
+    """A video file: read with decord where its seeking is exact, else decoded in order with PyAV.
+
+    Open it in the process that reads it and close it at once: an idle decord reader decodes ahead into memory.
+
+    Args:
+        path: any file that FFmpeg reads.
+
+    Raises:
+        VideoError: the file cannot be read as a video.
+        InputError: decord is not installed.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        _check_file(path)
+        self._decord: Any = None
+        try:
+            with av.open(path) as container:  # fails with a reason, and quietly; decord has neither quality
+                if not container.streams.video:
+                    raise VideoError(path, "holds no video, only sound or data")
+                codec = container.streams.video[0].codec_context.codec.canonical_name
+                if container.format.name in _SEEKABLE_FORMATS and codec in _SEEKABLE_CODECS:
+                    self._decord, self._length = _open_with_decord(path)
+                else:
+                    packets = container.demux(video=0)
+                    self._length = sum(1 for packet in packets if packet.size and not packet.is_discard)
+        except av.FFmpegError as error:
+            raise VideoError(path, f"cannot be opened as a video: {error.strerror}") from error
+        if self._length == 0:
+            raise VideoError(path, "holds no frames")
+
+    def __len__(self) -> int:
+        """The number of frames that a player shows, by the container."""
+        return self._length
+
+    def frames(self, indices: Sequence[int]) -> Tensor:
+        """Decode frames by number.
+
+        Args:
+            indices: T numbers in range(len(self)), in any order, repeats allowed.
+
+        Returns:
+            uint8 (T, 3, H, W), RGB; channels last in memory.
+
+        Raises:
+            VideoError: a frame cannot be decoded.
+        """
+        indices = _checked(indices, self._length)
+        if self._decord is None:
+            return _as_tensor(_decode_in_order(self.path, indices))
+        return _as_tensor(self._decode_by_seeking(indices))
+
+    def close(self) -> None:
+        """Free the reader; the object is of no use afterwards."""
+        del self._decord
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _decode_by_seeking(self, indices: list[int]) -> np.ndarray:
+        """uint8 (T, H, W, 3)."""
+        reader = self._decord
+        try:
+            return reader.get_batch(indices).asnumpy()
+        except Exception as error:  # RuntimeError, DECORDError, DECORDLimitReachedError and others, none documented
+            raise VideoError(self.path, f"cannot be decoded, broken or cut off: {_first_line(error)}") from error
+
+
+class FrameFolder:
+    """A folder with one JPEG or PNG image per frame, all of one size.
+
+    Args:
+        path: the folder.
+        num_frames: how many frames the list gives it.
+        pattern: format of the file names, numbered from 1, e.g. "{:06d}.jpg" (TSM's convention).
+
+    Raises:
+        VideoError: there is no such folder, or it has no frames by the list.
+    """
+
+    def __init__(self, path: str, num_frames: int, pattern: str) -> None:
+        if not os.path.isdir(path):
+            raise VideoError(path, "is not a folder of frames" if os.path.exists(path) else "no such folder")
+        if num_frames < 1:
+            raise VideoError(path, f"the list gives it {num_frames} frames, expected at least 1")
+        self.path = path
+        self._length = num_frames
+        self._pattern = pattern
+
+    def __len__(self) -> int:
+        """The number of frames that the list gives."""
+        return self._length
+
+    def frames(self, indices: Sequence[int]) -> Tensor:
+        """Read frames by number: index 0 is the file numbered 1.
+
+        Args:
+            indices: T numbers in range(len(self)), in any order, repeats allowed.
+
+        Returns:
+            uint8 (T, 3, H, W), RGB; channels last in memory.
+
+        Raises:
+            VideoError: a frame is missing, cannot be decoded, or differs in size from the first one read.
+        """
+        indices = _checked(indices, self._length)
+        images = {index: self._image(index) for index in dict.fromkeys(indices)}
+        first = images[indices[0]]
+        for index, image in images.items():
+            if image.shape != first.shape:
+                raise VideoError(
+                    self.path,
+                    f"frame {self._file(index)} is {_size(image)}, unlike {self._file(indices[0])}, {_size(first)}",
+                )
+        return _as_tensor([images[index] for index in indices])
+
+    def close(self) -> None:
+        """Nothing stays open between reads."""
+
+    def __enter__(self) -> FrameFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _file(self, index: int) -> str:
+        return self._pattern.format(index + 1)
+
+    def _image(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        name = self._file(index)
+        try:
+            with Image.open(os.path.join(self.path, name)) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise VideoError(self.path, f"frame {name} has more than 8 bits per channel, expected 8")
+                return np.asarray(image.convert("RGB"))
+        except FileNotFoundError as error:
+            raise VideoError(self.path, f"frame {name} is missing, the list gives {self._length} frames") from error
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
+            raise VideoError(self.path, f"frame {name} cannot be decoded: {_first_line(error)}") from error
+
+
+def _checked(indices: Sequence[int], length: int) -> list[int]:
+    """The indices as plain numbers; others than the caller may ask for are its defect, not the video's."""
+    numbers = [operator.index(index) for index in indices]
+    if not numbers:
+        raise ValueError("no frame indices")
+    if not 0 <= min(numbers) <= max(numbers) < length:
+        raise IndexError(f"frame indices {numbers} of a video with {length} frames")
+    return numbers
+
+
+def _check_file(path: str) -> None:
+    """Tell the common reasons apart, which decord's message does not."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise VideoError(path, f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoError(path, "is a folder, expected a video file; for folders of frames use data=frames")
+    if status.st_size == 0:
+        raise VideoError(path, "is empty, 0 bytes")
+    if not os.access(path, os.R_OK):
+        raise VideoError(path, "cannot be opened: no permission to read it")
+
+
+def _open_with_decord(path: str) -> tuple[Any, int]:
+    """decord's reader of a file, and how many of its frames are shown."""
+    try:
+        import decord  # here, in the process that reads video, because it starts threads of its own
+    except (ImportError, OSError) as error:
+        raise InputError(
+            f"Reading video files needs decord 0.6, which cannot be imported: {error}. Run `pip install decord` "
+            "(x86-64) or build it (https://github.com/dmlc/decord), or extract the frames and use data=frames."
+        ) from error
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        # Where decord cannot reach a frame it returns the nearest one and says nothing, unless given a tolerance.
+        reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
+        starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    except Exception as error:  # as in _decode_by_seeking
+        raise VideoError(path, f"cannot be opened as a video: {_first_line(error)}") from error
+    # A video cut without encoding it anew keeps the frames from the last key frame before the cut, at negative times.
+    # Players and decoders drop them and number the others from 0; decord counts them.
+    return reader, int((starts >= 0).sum())
+
+
+def _decode_in_order(path: str, indices: list[int]) -> list[np.ndarray]:
+    """T frames, uint8 (H, W, 3), decoded from the first one on without seeking."""
+    last = max(indices)
+    frames = {}
+    try:
+        with av.open(path) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            for index, frame in enumerate(container.decode(video=0)):
+                if index in indices:
+                    frames[index] = frame.to_ndarray(format="rgb24")
+                if index == last:
+                    return [frames[index] for index in indices]
+    except av.FFmpegError as error:
+        raise VideoError(path, f"cannot be decoded, broken or cut off: {error.strerror}") from error
+    raise VideoError(path, f"ends before frame {last}, which it announces; broken or cut off")
+
+
+def _as_tensor(frames: np.ndarray | list[np.ndarray]) -> Tensor:
+    """uint8 (T, H, W, 3), or a list of its frames, -> uint8 (T, 3, H, W) with channels last in memory."""
+    if isinstance(frames, list):
+        frames = np.stack(frames)
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of a library's message, without the place in its source that decord puts before it."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\[[0-9:]{8}\] \S+: ", "", line)

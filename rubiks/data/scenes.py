@@ -1,0 +1,390 @@
+"""Draws the clips of the built-in data set: an actor does one action that only the order of the frames tells.
+
+Lengths are in units of the frame's short side and positions relative to the frame's centre, x to the right and y
+downwards, unless a name ends in ``_px``. The classes come in pairs: a clip of the second class is drawn as one of the
+first and then reversed in time, so that no single frame tells the two apart.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVELS: tuple[str, ...] = ("plain", "textured")
+FPS = 12
+MIN_FRAMES, MAX_FRAMES = 24, 72
+
+Floats = NDArray[np.floating]
+Frames = NDArray[np.uint8]
+
+# Frame sizes (width, height) in pixels, and how often each comes.
+_SIZES: dict[str, tuple[tuple[int, int], ...]] = {
+    "plain": ((108, 80), (142, 80), (80, 108)),
+    "textured": ((172, 128), (228, 128), (128, 172)),
+}
+_SIZE_ODDS = (0.6, 0.25, 0.15)
+
+# Evaluation crops the central square: actors keep within this distance of the centre along both axes.
+_REACH = 0.475
+
+_COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 40, 40),
+    "orange": (240, 140, 30),
+    "yellow": (240, 220, 50),
+    "green": (50, 160, 60),
+    "turquoise": (60, 200, 200),
+    "blue": (45, 80, 210),
+    "purple": (130, 50, 160),
+    "pink": (240, 140, 190),
+    "brown": (120, 75, 40),
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+}
+
+
+class Look(NamedTuple):
+    """What an object looks like, the same in all frames."""
+
+    shape: str
+    colour: str
+
+    def __str__(self) -> str:
+        return f"{'an' if self.colour[0] in 'aeiou' else 'a'} {self.colour} {self.shape}"
+
+
+class Sprite(NamedTuple):
+    """One object through the clip; every track is a number or an array of one value per frame."""
+
+    look: Look
+    x: Floats | float
+    y: Floats | float
+    radius: Floats | float  # of the circle around the shape
+    angle: Floats | float = 0.0  # radians, clockwise
+    opacity: Floats | float = 1.0
+    half: int = 0  # -1 or 1 for the left or right half of the shape, 0 for the whole
+
+
+# ---------------------------------------------------------------------------------------------------------- shapes
+# Signed distances to the outline, negative inside, for shapes that fit the unit circle.
+
+
+def _disc(u: Floats, v: Floats) -> Floats:
+    return np.hypot(u, v) - 1.0
+
+
+def _ring(u: Floats, v: Floats) -> Floats:
+    return np.abs(np.hypot(u, v) - 0.74) - 0.26
+
+
+def _square(u: Floats, v: Floats) -> Floats:
+    return np.maximum(np.abs(u), np.abs(v)) - 0.75
+
+
+def _diamond(u: Floats, v: Floats) -> Floats:
+    return 0.857 * np.abs(u) + 0.515 * np.abs(v) - 0.515
+
+
+def _triangle(u: Floats, v: Floats) -> Floats:
+    return np.maximum(v, 0.866 * np.abs(u) - 0.5 * v) - 0.5
+
+
+def _cross(u: Floats, v: Floats) -> Floats:
+    a, b = np.abs(u), np.abs(v)
+    return np.maximum(np.maximum(a, b) - 0.94, np.minimum(a, b) - 0.3)
+
+
+def _star(u: Floats, v: Floats) -> Floats:
+    sector = 2 * np.pi / 5
+    turn = np.abs((np.arctan2(u, -v) + sector / 2) % sector - sector / 2)  # angle to the nearest tip
+    r = np.hypot(u, v)
+    tip, notch = np.array([1.0, 0.0]), 0.48 * np.array([np.cos(sector / 2), np.sin(sector / 2)])
+    normal = np.array([notch[1], tip[0] - notch[0]]) / np.hypot(*(tip - notch))
+    return normal[0] * (r * np.cos(turn) - 1.0) + normal[1] * r * np.sin(turn)
+
+
+_SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
+    "circle": _disc,
+    "ring": _ring,
+    "square": _square,
+    "diamond": _diamond,
+    "triangle": _triangle,
+    "cross": _cross,
+    "star": _star,
+}
+
+
+# --------------------------------------------------------------------------------------------------------- actions
+# Each takes the clip's generator, the progress of the action (0 to 1, one value per frame) and the looks of the
+# actors, and returns their sprites from back to front.
+
+
+def _wobble(rng: np.random.Generator, frames: int, size: float = 0.008) -> Floats:
+    """The small unsteadiness of a hand: two slow waves of random phase."""
+    time = np.linspace(0, 2 * np.pi, frames)
+    return sum((size * np.sin(rng.uniform(1, 5) * time + rng.uniform(0, 7)) for _ in range(2)), np.zeros(frames))
+
+
+def _slide(rng: np.random.Generator, p: Floats, look: Look) -> tuple[Sprite, Floats, Floats]:
+    """A sprite without a place yet, its way along the axis of motion, and its much smaller drift across."""
+    radius = rng.uniform(0.1, 0.2)
+    limit = _REACH - radius
+    length = rng.uniform(0.38, min(0.75, 2 * limit))
+    along = rng.uniform(-limit, limit - length) + length * p
+    across = np.clip(rng.uniform(-limit, limit) + rng.uniform(-0.12, 0.12) * p, -limit, limit)
+    angle = rng.uniform(0, 2 * np.pi) + rng.uniform(-0.6, 0.6) * p
+    return Sprite(look, 0.0, 0.0, radius, angle), along + _wobble(rng, len(p)), across + _wobble(rng, len(p))
+
+
+def _move_right(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list[Sprite]:
+    sprite, along, across = _slide(rng, p, looks[0])
+    return [sprite._replace(x=along, y=across)]
+
+
+def _move_up(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list[Sprite]:
+    sprite, along, across = _slide(rng, p, looks[0])
+    return [sprite._replace(x=across, y=-along)]
+
+
+def _stay(rng: np.random.Generator, p: Floats, look: Look, radius: Floats | float) -> Sprite:
+    """An actor that keeps its place but for a little drift."""
+    limit = _REACH - 0.02 - float(np.max(radius))
+    x, y = (rng.uniform(-limit, limit) + rng.uniform(-0.05, 0.05) * (p - 0.5) + _wobble(rng, len(p)) for _ in "xy")
+    return Sprite(look, x, y, radius, rng.uniform(0, 2 * np.pi) + rng.uniform(-0.6, 0.6) * p)
+
+
+def _approach(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list[Sprite]:
+    small = rng.uniform(0.08, 0.15)
+    factor = rng.uniform(2.1, min(3.5, 0.38 / small))
+    return [_stay(rng, p, looks[0], small * factor**p)]  # exponential: a steady approach as the eye sees it
+
+
+def _circle(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list[Sprite]:
+    radius = rng.uniform(0.1, 0.17)
+    way = rng.uniform(0.2, min(0.35, _REACH - radius))
+    limit = _REACH - radius - way
+    turn = rng.uniform(0, 2 * np.pi) + 2 * np.pi * rng.uniform(0.55, 1.1) * p  # clockwise, as y points downwards
+    x = rng.uniform(-limit, limit) + way * np.cos(turn) + _wobble(rng, len(p))
+    y = rng.uniform(-limit, limit) + way * np.sin(turn) + _wobble(rng, len(p))
+    return [Sprite(looks[0], x, y, radius, rng.uniform(0, 2 * np.pi) + rng.uniform(-0.6, 0.6) * p)]
+
+
+def _appear(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list[Sprite]:
+    return [_stay(rng, p, looks[0], rng.uniform(0.13, 0.25))._replace(opacity=p)]
+
+
+def _put_onto(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list[Sprite]:
+    radius, base_radius = rng.uniform(0.1, 0.14), rng.uniform(0.17, 0.22)
+    limit, base_limit = _REACH - radius, _REACH - base_radius
+    # Somewhere in the frame for the base and, far enough from it, for where the other object comes from.
+    while True:
+        base, start = rng.uniform(-base_limit, base_limit, 2), rng.uniform(-limit, limit, 2)
+        if np.hypot(*(base - start)) > 0.42:
+            break
+    end = base + rng.uniform(-0.04, 0.04, 2)
+    x, y = (start[i] + (end[i] - start[i]) * p + _wobble(rng, len(p)) for i in (0, 1))
+    angle, base_angle = rng.uniform(0, 2 * np.pi, 2)
+    return [
+        Sprite(looks[1], base[0], base[1], base_radius, base_angle),
+        Sprite(looks[0], x, y, radius, angle + rng.uniform(-0.6, 0.6) * p),
+    ]
+
+
+def _open(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list[Sprite]:
+    radius, gap = rng.uniform(0.13, 0.19), rng.uniform(0.13, 0.2)
+    whole = _stay(rng, p, looks[0], radius + gap)._replace(radius=radius)
+    right, down = gap * p * np.cos(whole.angle), gap * p * np.sin(whole.angle)
+    return [whole._replace(x=whole.x + s * right, y=whole.y + s * down, half=s) for s in (-1, 1)]
+
+
+class _Pair(NamedTuple):
+    forwards: str  # the template of the action as drawn
+    backwards: str  # the template of the reversed clip
+    draw: Callable[[np.random.Generator, Floats, Sequence[Look]], list[Sprite]]
+
+
+_PAIRS: tuple[_Pair, ...] = (
+    _Pair("Moving [something] from left to right", "Moving [something] from right to left", _move_right),
+    _Pair("Moving [something] up", "Moving [something] down", _move_up),
+    _Pair("Moving [something] closer to the camera", "Moving [something] away from the camera", _approach),
+    _Pair("Moving [something] clockwise", "Moving [something] counter-clockwise", _circle),
+    _Pair("[Something] appearing", "[Something] vanishing", _appear),
+    _Pair("Putting [something] onto [something]", "Taking [something] away from [something]", _put_onto),
+    _Pair("Opening [something]", "Closing [something]", _open),
+)
+_PAIRS_OF_LEVEL = {"plain": 4, "textured": len(_PAIRS)}
+
+
+def class_names(level: str) -> list[str]:
+    """The templates of a level's classes in the order of their labels, such as "Moving [something] up"."""
+    return [name for pair in _PAIRS[: _PAIRS_OF_LEVEL[level]] for name in (pair.forwards, pair.backwards)]
+
+
+# --------------------------------------------------------------------------------------------------------- colours
+
+
+def _yuv(rgb: Floats) -> Floats:
+    """Brightness and two colour differences, each about 0 to 1 or -0.5 to 0.5, of RGB values in 0 to 255."""
+    y = rgb @ np.array([0.299, 0.587, 0.114])
+    return np.stack([y, 0.564 * (rgb[..., 2] - y), 0.713 * (rgb[..., 0] - y)], -1) / 255
+
+
+def _contrast(a: Floats, b: Floats) -> Floats:
+    """How clearly two RGB colours differ; brightness counts most as the video keeps a quarter of the colour."""
+    difference = np.abs(_yuv(a) - _yuv(b))
+    return np.minimum(difference[..., 0], 0.2) + 0.5 * difference.sum(-1)
+
+
+def _rgb(look: Look) -> Floats:
+    return np.array(_COLOURS[look.colour], float)
+
+
+def cast(rng: np.random.Generator, level: str, label: int) -> list[Look]:
+    """The looks of a clip's actors, one for each [something] of the class in order; the first thing to draw."""
+    names, shapes = list(rng.permutation(list(_COLOURS))), list(rng.permutation(list(_SHAPES)))
+    first = Look(str(shapes[0]), str(names[0]))
+    if class_names(level)[label - label % 2].count("[something]") < 2:
+        return [first]
+    # The second is seen under the first.
+    other = next(n for n in names[1:] if _contrast(np.array(_COLOURS[n], float), _rgb(first)) > 0.45)
+    return [first, Look(str(shapes[1]), str(other))]
+
+
+def _background_colours(rng: np.random.Generator, looks: Sequence[Look], level: str) -> Floats:
+    """Two colours (2, 3) for the background that set off the actors: the same one twice where it is plain."""
+    if level == "plain":
+        choices = np.repeat(rng.uniform(0, 255, (64, 1, 3)), 2, axis=1)
+    else:
+        base = rng.uniform(0, 255, (64, 1, 3))
+        base = 0.5 * base + 0.5 * base.mean(-1, keepdims=True)  # greyish: leaves the strong colours to the objects
+        choices = np.clip(base + rng.choice((-1, 1), (64, 2, 1)) * rng.uniform(10, 35, (64, 2, 3)), 0, 255)
+    contrast = np.min([_contrast(choices, _rgb(look)).min(-1) for look in looks], axis=0)
+    return choices[np.argmax(np.minimum(contrast, 0.45))]  # the first that is clear enough, else the clearest
+
+
+# -------------------------------------------------------------------------------------------------------- textures
+
+
+def _stretch(grid: Floats, height: int, width: int) -> Floats:
+    """A grid enlarged to height by width pixels, bilinear."""
+    for axis, size in enumerate((height, width)):
+        at = np.linspace(0, grid.shape[axis] - 1.001, size)
+        low = at.astype(int)
+        part = (at - low)[:, None] if axis == 0 else at - low
+        grid = grid.take(low, axis) * (1 - part) + grid.take(low + 1, axis) * part
+    return grid
+
+
+def _texture(rng: np.random.Generator, height: int, width: int, side: int) -> Frames:
+    """A pattern of height by width pixels with values 0 to 255: clouds, stripes or checks."""
+    kind = rng.choice(["clouds", "stripes", "checks"], p=[0.6, 0.2, 0.2])
+    if kind == "clouds":
+        pattern = np.zeros((height, width))
+        for octave, cell in enumerate(side * rng.uniform(0.3, 0.6) / 2.0 ** np.arange(4)):
+            shape = (int(height / cell) + 2, int(width / cell) + 2)
+            pattern += _stretch(rng.normal(0, 0.7**octave, shape), height, width)
+        return np.clip(128 + 80 * pattern, 0, 255).astype(np.uint8)
+    y, x = np.mgrid[:height, :width]
+    turn, pitch = rng.uniform(0, np.pi), 2 * np.pi / (side * rng.uniform(0.12, 0.35))
+    pattern = np.sin(pitch * (x * np.cos(turn) + y * np.sin(turn)))
+    if kind == "checks":
+        pattern *= np.sin(pitch * (y * np.cos(turn) - x * np.sin(turn)))
+    return np.clip(128 + 300 * pattern, 0, 255).astype(np.uint8)
+
+
+def _distractors(
+    rng: np.random.Generator, actors: Sequence[Sprite], frames: int, aspect: Sequence[float]
+) -> list[Sprite]:
+    """One to three smaller objects that rest or drift slowly, away from where the actors begin and end."""
+    taken = {actor.look.colour for actor in actors}
+    names = [str(n) for n in rng.permutation(list(_COLOURS)) if n not in taken]
+    ends = [(np.broadcast_to(a.x, frames)[i], np.broadcast_to(a.y, frames)[i]) for a in actors for i in (0, -1)]
+    smallest = min(float(np.min(actor.radius)) for actor in actors)
+    size = max(float(np.max(actor.radius)) for actor in actors)
+    sprites: list[Sprite] = []
+    for name in names[: rng.integers(1, 4)]:
+        radius = rng.uniform(0.05, max(0.06, min(0.1, smallest)))
+        places = rng.uniform(-0.5, 0.5, (20, 2)) * aspect
+        free = [p for p in places if all(np.hypot(*(p - end)) > radius + size for end in ends)]
+        if not free:
+            continue
+        (x, y), drift = free[0], rng.choice((0.0, 0.12)) * rng.uniform(-1, 1, 2)
+        ramp = np.linspace(-0.5, 0.5, frames)
+        look = Look(str(rng.choice(list(_SHAPES))), name)
+        sprites.append(Sprite(look, x + drift[0] * ramp, y + drift[1] * ramp, radius, rng.uniform(0, 2 * np.pi)))
+    return sprites
+
+
+# --------------------------------------------------------------------------------------------------------- drawing
+
+
+def _progress(rng: np.random.Generator, frames: int) -> Floats:
+    """How far the action has come at each frame, 0 to 1: with pauses at either end, and steady or eased."""
+    before, after = rng.uniform(-0.1, 0.15, 2).clip(0)  # no pause in two clips of five
+    p = np.clip((np.linspace(0, 1, frames) - before) / (1 - before - after), 0, 1)
+    ease = rng.integers(4)
+    return (p, p * p * (3 - 2 * p), p**1.5, 1 - (1 - p) ** 1.5)[ease]
+
+
+def _paint(frames: Frames, sprite: Sprite, shift_px: Floats, gain: Floats) -> None:
+    """Draws a sprite into the frames, its edges smoothed; only the pixels around it are visited."""
+    count, height, width, _ = frames.shape
+    side, outline, rgb = min(height, width), _SHAPES[sprite.look.shape], _rgb(sprite.look)
+    tracks = (sprite.x, sprite.y, sprite.radius, sprite.angle, sprite.opacity)
+    for t, (x, y, radius, angle, opacity) in enumerate(zip(*(np.broadcast_to(a, count) for a in tracks), strict=True)):
+        x_px, y_px = width / 2 + x * side + shift_px[t, 0], height / 2 + y * side + shift_px[t, 1]
+        r_px = radius * side
+        top, left = max(int(y_px - r_px) - 1, 0), max(int(x_px - r_px) - 1, 0)
+        region = frames[t, top : max(int(y_px + r_px) + 2, 0), left : max(int(x_px + r_px) + 2, 0)]
+        dx = (np.arange(left, left + region.shape[1], dtype=np.float32) + 0.5 - x_px)[None, :] / r_px
+        dy = (np.arange(top, top + region.shape[0], dtype=np.float32) + 0.5 - y_px)[:, None] / r_px
+        cos, sin = np.cos(angle), np.sin(angle)
+        u, v = dx * cos + dy * sin, dy * cos - dx * sin
+        distance = outline(u, v)
+        if sprite.half:
+            distance = np.maximum(distance, -sprite.half * u)
+        cover = (np.clip(0.5 - distance * r_px, 0, 1) * opacity)[..., None]
+        region[:] = region + cover * (np.minimum(rgb * gain[t], 255) - region) + 0.5
+
+
+def draw(rng: np.random.Generator, level: str, label: int) -> Frames:
+    """Draws one clip.
+
+    Args:
+        rng: the clip's own generator; the same state gives the same clip, and for the two classes of a pair the same
+            clip but for the direction of time.
+        level: one of ``LEVELS``.
+        label: the index of the class in ``class_names(level)``.
+
+    Returns:
+        RGB frames (frames, height, width, 3), uint8, to be shown at ``FPS`` frames per second.
+    """
+    looks = cast(rng, level, label)
+    width, height = _SIZES[level][rng.choice(3, p=_SIZE_ODDS)]
+    side, count = min(width, height), int(rng.integers(MIN_FRAMES, MAX_FRAMES + 1))
+    sprites = _PAIRS[label // 2].draw(rng, _progress(rng, count), looks)
+    colours = _background_colours(rng, looks, level)
+
+    if level == "plain":
+        shift_px, gain = np.zeros((count, 2)), np.ones(count)
+        frames = np.empty((count, height, width, 3), np.uint8)
+        frames[:] = colours[0]
+    else:
+        sprites = _distractors(rng, sprites, count, (width / side, height / side)) + sprites
+        shift_px = np.cumsum(rng.normal(0, 1, (count, 2)), axis=0)  # the camera is held by hand
+        shift_px -= shift_px.mean(0)
+        shift_px *= rng.uniform(1, 3) / np.abs(shift_px).max()
+        gain = 1 + 0.04 * np.clip(rng.normal(0, 1, count), -2, 2)
+        drift_px = rng.uniform(-0.25, 0.25, 2) * side * np.linspace(-0.5, 0.5, count)[:, None]
+        margin = side // 8 + 4
+        texture = _texture(rng, height + 2 * margin, width + 2 * margin, side)
+        corners = np.rint(margin - drift_px - shift_px).astype(int)
+        palette = np.linspace(colours[0], colours[1], 256)
+        frames = np.empty((count, height, width, 3), np.uint8)
+        for t, (x, y) in enumerate(corners):
+            shades = np.clip(palette * gain[t], 0, 255).astype(np.uint8)
+            frames[t] = shades[texture[y : y + height, x : x + width]]
+
+    for sprite in sprites:
+        _paint(frames, sprite, shift_px, gain)
+    return frames[::-1] if label % 2 else frames

@@ -1,0 +1,26 @@
+"""The errors that bad input raises, told apart from defects of the program."""
+
+
+class InputError(Exception):
+    """A file, key or value that the user gave cannot be used.
+
+    The message is complete: it names the file, key or value, says what was expected and what came, and what to do.
+    The commands print it without a traceback and exit with status 2.
+    """
+
+
+class VideoError(InputError):
+    """One video cannot be read.
+
+    Attributes:
+        path: the file or frame folder.
+        reason: what is wrong with it, one line.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)  # both in args, so that the error survives pickling between processes
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"

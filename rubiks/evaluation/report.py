@@ -1,0 +1,80 @@
+"""From scores to numbers, a table on the screen and files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from rubiks.errors import InputError
+
+
+def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent, of logits (videos, classes) and labels (videos,)."""
+    classes = logits.shape[1]
+    return {
+        f"top{k}": 100 * multiclass_accuracy(logits, labels, classes, average="micro", top_k=min(k, classes)).item()
+        for k in (1, 5)
+    }
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """The result of one evaluation as a table."""
+    table = Table(title=f"{results['data']}, protocol {results['protocol']}")
+    for column in ("tier", "variant", "views", "videos", "top-1 %", "top-5 %"):
+        table.add_column(column, justify="left" if column in ("tier", "variant") else "right")
+    views = f"{results['clips']} clip{'s'[: results['clips'] > 1]} x {results['crops']} crop{'s'[: results['crops'] > 1]}"
+    table.add_row(
+        results["tier"],
+        results["variant"],
+        views,
+        f"{results['videos']:,}",
+        f"{results['top1']:.2f}",
+        f"{results['top5']:.2f}",
+    )
+    Console().print(table)
+    if results["frame_order"] != "natural":
+        print(f"Frames of each clip were {results['frame_order']} in time: this is not a score under the protocol.")
+    if results["left_out"]:
+        print(f"Not scored: {results['left_out']:,} of the {results['listed']:,} listed videos (missing or unreadable).")
+
+
+def write_atomically(path: str | os.PathLike, write: Any) -> None:
+    """Write a file through `write(temporary path)` and a rename: it is there whole, or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_results(path: str | os.PathLike, results: dict[str, Any]) -> None:
+    """results.json."""
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_predictions(path: str | os.PathLike, logits: Tensor, labels: Tensor, names: list[str]) -> None:
+    """An .npz file of logits float32 (videos, classes), labels int64 (videos,) and the videos' names."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, logits=logits.numpy(), labels=labels.numpy(), names=np.array(names))
+
+    write_atomically(path, write)

@@ -1,0 +1,6 @@
+"""RubiksNet and its checkpoints."""
+
+from rubiks.models.rubiksnet import RubiksNet
+from rubiks.models.tiers import TIERS, VARIANTS
+
+__all__ = ["TIERS", "VARIANTS", "RubiksNet"]

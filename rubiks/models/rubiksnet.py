@@ -1,0 +1,166 @@
+"""RubiksNet: four tiers, two variants (Fan et al., ECCV 2020)."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rubiks.models import checkpoint
+from rubiks.models.tiers import TIERS, VARIANTS, Tier
+from rubiks.nn import AttentionShift, LearnableShift, RubiksBlock
+
+
+class _Backbone(nn.Module):
+    """Everything before the classifier, under the official names."""
+
+    def __init__(self, tier: Tier, temporal_attention: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, tier.width, 3, stride=2, padding=1, bias=False)
+        channels = tier.width
+        # Stage 0 is one block at the stem's width; stages 1 to 4 double the width from there and halve the image.
+        for stage, blocks in enumerate((1, *tier.blocks)):
+            width = tier.width * 2 ** max(0, stage - 1)
+            layer = nn.ModuleList()
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layer.append(RubiksBlock(channels, width, stride, temporal_attention, tier.reduction))
+                channels = width
+            self.add_module(f"layer{stage}", layer)
+        self.bn_last = nn.BatchNorm2d(channels)
+
+    def layers(self) -> list[nn.ModuleList]:
+        return [self.get_submodule(f"layer{stage}") for stage in range(5)]
+
+    def forward(self, images: Tensor, frames: int) -> Tensor:
+        """(N*T, 3, H, W) -> features (N*T, C)."""
+        x = self.conv1(images)
+        for layer in self.layers():
+            for block in layer:
+                x = block(x, frames)
+        return F.relu(self.bn_last(x), inplace=True).mean((2, 3))
+
+
+class RubiksNet(nn.Module):
+    """Video classifier whose only spatio-temporal operation is a learnable shift (RubiksNet, ECCV 2020).
+
+    Args:
+        tier: tiny, small, medium or large.
+        num_classes: of the classifier, at least 1.
+        variant: rubiks3d (learned 3D shift) or rubiks3d-aq (learned 2D shift and a temporal attention shift).
+        num_frames: frames per clip that the network is meant for, kept in its files. The network takes any number.
+        dropout: share of features dropped before the classifier in training.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self, tier: str, num_classes: int, variant: str = "rubiks3d", num_frames: int = 8, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        for key, value, choices in (("tier", tier, tuple(TIERS)), ("variant", variant, VARIANTS)):
+            if value not in choices:
+                raise ValueError(f"{key} must be one of {', '.join(choices)}; got {value!r}")
+        for key, number in (("num_classes", num_classes), ("num_frames", num_frames)):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{key} must be a whole number of at least 1, got {number!r}")
+        self.tier = tier
+        self.variant = variant
+        self.num_frames = num_frames
+        self.backbone = _Backbone(TIERS[tier], temporal_attention=variant == "rubiks3d-aq")
+        self.dropout = nn.Dropout(dropout)
+        self.new_fc = nn.Linear(self.backbone.bn_last.num_features, num_classes)
+        self._initialise()
+
+    @property
+    def num_classes(self) -> int:
+        return self.new_fc.out_features
+
+    def _initialise(self) -> None:
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self._initialise_classifier()
+
+    def _initialise_classifier(self) -> None:
+        nn.init.normal_(self.new_fc.weight, std=0.01)
+        nn.init.zeros_(self.new_fc.bias)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Classify clips.
+
+        Args:
+            clips: (N, T, 3, H, W), or the official (N, T*3, H, W), frame-major; float RGB in [0, 1] normalised by the
+                ImageNet mean and standard deviation (`rubiks.nn.Normalize`); any T, H and W.
+
+        Returns:
+            logits (N, num_classes), the mean over the frames.
+        """
+        if clips.dim() == 4 and clips.shape[1] % 3 == 0:
+            clips = clips.unflatten(1, (clips.shape[1] // 3, 3))
+        if clips.dim() != 5 or clips.shape[2] != 3:
+            raise ValueError(f"clips must be (N, T, 3, H, W) or (N, T*3, H, W), got {tuple(clips.shape)}")
+        if not clips.is_floating_point():
+            raise TypeError(f"clips must be floating point and normalised, got {clips.dtype}; see rubiks.nn.Normalize")
+        batch, frames = clips.shape[:2]
+        features = self.backbone(clips.flatten(0, 1), frames)
+        return self.new_fc(self.dropout(features)).unflatten(0, (batch, frames)).mean(1)
+
+    def replace_classifier(self, num_classes: int) -> RubiksNet:
+        """Put in a new classifier for another set of classes, freshly initialised; returns the network itself."""
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"num_classes must be a whole number of at least 1, got {num_classes!r}")
+        old = self.new_fc
+        self.new_fc = nn.Linear(old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype)
+        self._initialise_classifier()
+        return self
+
+    @classmethod
+    def load_pretrained(cls, path: str | os.PathLike) -> RubiksNet:
+        """Read a network from an official file (``ssv2_tiny.pth.tar``, ...) or from a checkpoint of ours.
+
+        Returns the network on the CPU in evaluation mode. Only tensors, numbers and strings are read, so a file from a
+        stranger cannot run code.
+
+        Raises:
+            rubiks.errors.InputError: the file is missing, damaged, or not a RubiksNet checkpoint.
+        """
+        return cls.from_saved(checkpoint.read(path))
+
+    @classmethod
+    def from_saved(cls, saved: checkpoint.SavedNetwork) -> RubiksNet:
+        """The network of a checkpoint that has been read, in evaluation mode."""
+        net = cls(saved.tier, saved.num_classes, saved.variant, saved.num_frames)
+        checkpoint.load_weights(net, saved)
+        return net.eval()
+
+    def save_pretrained(self, path: str | os.PathLike) -> None:
+        """Write the network in the official format, which `load_pretrained` and the official code read."""
+        content = {
+            "tier": self.tier,
+            "num_classes": self.num_classes,
+            "num_frames": self.num_frames,
+            "variant": self.variant,
+            "model": self.state_dict(),
+        }
+        torch.save(content, path)
+
+    def __repr__(self) -> str:
+        head = f"tier={self.tier!r}, num_classes={self.num_classes}, variant={self.variant!r}, num_frames={self.num_frames}"
+        lines = [f"RubiksNet({head})", f"  stem    3 -> {self.backbone.conv1.out_channels}, 3x3 convolution, stride 2"]
+        for stage, layer in enumerate(self.backbone.layers()):
+            first = layer[0]
+            channels = f"{first.bn1.num_features} -> {first.conv3.out_channels}"
+            stride = 1 if stage == 0 else 2
+            lines.append(f"  layer{stage}  {channels}, {len(layer)} block{'s'[: len(layer) > 1]}, stride {stride}")
+        lines.append(f"  new_fc  {self.new_fc.in_features} -> {self.num_classes}, mean over frames")
+        kinds = {type(m) for m in self.modules()}
+        shift = "3D shift" if AttentionShift not in kinds else "2D shift, temporal attention shift"
+        extras = ", squeeze-excite" if TIERS[self.tier].reduction else ""
+        channels = sum(m.shift.shape[1] for m in self.modules() if isinstance(m, LearnableShift))
+        lines.append(f"  {shift} of {channels:,} channels{extras}")
+        lines.append(f"  {sum(p.numel() for p in self.parameters()):,} parameters")
+        return "\n".join(lines)

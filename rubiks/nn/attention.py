@@ -1,0 +1,43 @@
+"""The temporal attention shift of the AQ variant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AttentionShift(nn.Module):
+    """Mix each channel with its previous and next frame by attention weights (RubiksNet, ECCV 2020, section 3.3).
+
+    Each channel has three logits, for one frame back, stay and one frame ahead. The weights are the softmax of the
+    logits, divided by their standard deviation and by a temperature; frames outside the clip count as zero. As the
+    temperature falls towards 0 the weights become one-hot and the mix becomes a whole-frame shift.
+
+    Args:
+        channels: C.
+
+    Attributes:
+        weight: the logits (C, 3), drawn from U(0, 1).
+        T: the temperature, a scalar buffer that the training schedule sets (2.0 at the start).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(channels, 3))
+        self.register_buffer("T", torch.tensor(2.0))
+
+    def attention(self) -> Tensor:
+        """The weights (C, 3) of the previous, the same and the next frame; each row sums to 1."""
+        scale = self.weight.std(dim=1, keepdim=True) + 1e-6
+        return torch.softmax(self.weight / scale / self.T, dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, C, H, W) -> the same shape and dtype, for any number of frames."""
+        back, stay, ahead = self.attention().to(x.dtype).t().reshape(3, 1, 1, -1, 1, 1)
+        out = x * stay
+        out[:, 1:] += x[:, :-1] * back
+        out[:, :-1] += x[:, 1:] * ahead
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, temperature={self.T.item():g}"

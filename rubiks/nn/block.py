@@ -1,0 +1,86 @@
+"""The residual block of RubiksNet."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rubiks.nn.attention import AttentionShift
+from rubiks.nn.shift import LearnableShift
+
+
+def pointwise(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel of a frame by a gate computed from the frame's channel means (Hu et al., CVPR 2018)."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = channels // reduction
+        self.fc = nn.Sequential(
+            nn.Linear(channels, hidden, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, channels, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N*T, C, H, W) -> the same shape."""
+        gate = self.fc(x.mean((2, 3)))
+        return x * gate[:, :, None, None]
+
+
+class RubiksBlock(nn.Module):
+    """Pre-activation residual block: 1x1 convolution, learnable shift, 1x1 convolution (RubiksNet, ECCV 2020).
+
+    The parameters bear the names of the official state dict, so that its files load without renaming.
+
+    Args:
+        channels_in, channels_out: of the block.
+        stride: of H and W, taken by the shift and by the shortcut.
+        temporal_attention: the AQ variant: a 2D shift, and an attention shift in time before the first convolution.
+            Otherwise the shift is 3D.
+        reduction: of the squeeze-excite after the shift; None for no squeeze-excite.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: int, temporal_attention: bool, reduction: int | None
+    ) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels_in)
+        conv2 = pointwise(channels_in, channels_out)
+        shift = LearnableShift(channels_out, stride, temporal=not temporal_attention)
+        if temporal_attention:
+            self.conv2 = nn.Sequential(AttentionShift(channels_in), conv2)
+            self.as3 = shift
+        else:
+            self.conv2 = conv2
+            self.as3 = nn.Sequential(OrderedDict(rubiks3d=shift))
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.se = None if reduction is None else SqueezeExcite(channels_out, reduction)
+        self.conv3 = pointwise(channels_out, channels_out)
+        changes = stride != 1 or channels_in != channels_out
+        self.shortcut = pointwise(channels_in, channels_out, stride) if changes else None
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """(N*T, C_in, H, W), the frames of a clip adjoining -> (N*T, C_out, H', W')."""
+
+        def split(images: Tensor) -> Tensor:
+            return images.unflatten(0, (len(images) // frames, frames))
+
+        a = F.relu(self.bn1(x), inplace=True)
+        shortcut = x if self.shortcut is None else self.shortcut(a)
+        if isinstance(self.conv2, nn.Sequential):
+            attention, conv2 = self.conv2
+            h = conv2(attention(split(a)).flatten(0, 1))
+        else:
+            h = self.conv2(a)
+        h = F.relu(self.bn2(h), inplace=True)
+        z = self.as3(split(h)).flatten(0, 1)
+        if self.se is not None:
+            z = self.se(z)
+        return self.conv3(z) + shortcut

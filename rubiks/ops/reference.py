@@ -1,0 +1,183 @@
+"""The learnable shift in plain PyTorch: the definition that every faster implementation is compared with.
+
+The shift is multilinear interpolation, so it factors into one linear map per axis. With x of shape (N, T, C, H, W) and
+a shift s per channel and axis, the map of one axis is
+
+    out[j] = (1 - f) * x[j * stride - padding + k] + f * x[j * stride - padding + k + 1],    k = floor(s), f = s - k,
+
+where x is zero outside. Forward applies the maps of W, H and T in turn; backward applies their transposes in the
+opposite order and, for the gradient of the shift, the derivative of each map (RubiksNet, ECCV 2020, section 3.1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+T_AXIS, H_AXIS, W_AXIS = 1, 3, 4
+
+
+class _Axis(NamedTuple):
+    """The linear maps of one axis. Output j reads x at j * stride + offset for each offset; weights are per channel."""
+
+    dim: int
+    length: int  # of x along dim
+    out_length: int
+    stride: int
+    offsets: list[int]
+    forward: Tensor  # (len(offsets), 1, 1, C, 1, 1)
+    interpolation: Tensor  # the same unless quantised
+    derivative: Tensor  # d out / d shift
+
+
+def _axis(dim: int, length: int, shift: Tensor, stride: int, padding: int, quantize: bool) -> _Axis:
+    out_length = (length + 2 * padding - 1) // stride + 1
+    # Past this distance every tap lies outside; the limit also keeps infinite and NaN shifts inside int64.
+    limit = float(length + 2 * padding + 3)
+    shift = shift.nan_to_num(nan=limit).clamp(-limit, limit)
+    base = shift.floor()
+    fraction = shift - base
+    zero, one = torch.zeros_like(shift), torch.ones_like(shift)
+    # Taps at base - 1, base, base + 1. At a whole number the interpolation has a kink: the derivative there is the mean
+    # of the two one-sided ones, which reaches back to base - 1.
+    kink = fraction == 0
+    interpolation = torch.stack((zero, 1 - fraction, fraction))
+    derivative = torch.stack((torch.where(kink, -0.5, zero), torch.where(kink, zero, -one), torch.where(kink, 0.5, one)))
+    up = ((shift + 0.5).floor() > base).to(shift.dtype)
+    forward = torch.stack((zero, 1 - up, up)) if quantize else interpolation
+
+    # Few offsets are in use, so each is one slice of x for all channels, weighted by zero where a channel skips it.
+    taps = base.to(torch.int64) - padding + torch.tensor([[-1], [0], [1]], device=shift.device)
+    used = torch.unique(taps[(interpolation != 0) | (derivative != 0) | (forward != 0)])
+    matches = (taps == used.view(-1, 1, 1)).to(shift.dtype)  # (offsets, 3, C)
+
+    def dense(weights: Tensor) -> Tensor:
+        return (matches * weights).sum(1).view(-1, 1, 1, shift.numel(), 1, 1)
+
+    offsets = used.tolist()
+    return _Axis(dim, length, out_length, stride, offsets, dense(forward), dense(interpolation), dense(derivative))
+
+
+def _slices(axis: _Axis, offset: int) -> tuple[tuple, tuple] | None:
+    """Where outputs that read inside x lie in the output and in x, for one offset; None where there are none."""
+    start = max(0, -(offset // axis.stride))
+    stop = min(axis.out_length, (axis.length - 1 - offset) // axis.stride + 1)
+    if start >= stop:
+        return None
+    before = (slice(None),) * axis.dim
+    first = start * axis.stride + offset
+    last = (stop - 1) * axis.stride + offset
+    return (*before, slice(start, stop)), (*before, slice(first, last + 1, axis.stride))
+
+
+def _apply(x: Tensor, axis: _Axis, weights: Tensor) -> Tensor:
+    shape = list(x.shape)
+    shape[axis.dim] = axis.out_length
+    out = x.new_zeros(shape)
+    for offset, weight in zip(axis.offsets, weights, strict=True):
+        if slices := _slices(axis, offset):
+            out[slices[0]].addcmul_(x[slices[1]], weight)
+    return out
+
+
+def _transpose(grad: Tensor, axis: _Axis, weights: Tensor) -> Tensor:
+    shape = list(grad.shape)
+    shape[axis.dim] = axis.length
+    out = grad.new_zeros(shape)
+    for offset, weight in zip(axis.offsets, weights, strict=True):
+        if slices := _slices(axis, offset):
+            out[slices[1]].addcmul_(grad[slices[0]], weight)
+    return out
+
+
+def _axes(x: Tensor, shift: Tensor, stride: tuple, padding: tuple, quantize: bool) -> list[_Axis]:
+    """The maps to apply in turn, W first. shift has rows T, H, W, or H, W where time is not shifted."""
+    dims = (T_AXIS, H_AXIS, W_AXIS)[-len(shift) :]
+    maps = [_axis(d, x.shape[d], s, st, p, quantize) for d, s, st, p in zip(dims, shift, stride, padding, strict=True)]
+    return maps[::-1]
+
+
+def _forward(x: Tensor, axes: list[_Axis]) -> Tensor:
+    for axis in axes:
+        x = _apply(x, axis, axis.forward)
+    return x
+
+
+def _backward(grad: Tensor, x: Tensor, axes: list[_Axis]) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of shift of the interpolated op."""
+    inputs = []  # of each axis's map
+    for axis in axes:
+        inputs.append(x)
+        if axis is not axes[-1]:
+            x = _apply(x, axis, axis.interpolation)
+    rows = []
+    for axis, x in zip(reversed(axes), reversed(inputs), strict=True):
+        rows.append((grad * _apply(x, axis, axis.derivative)).sum((0, 1, 3, 4)))
+        grad = _transpose(grad, axis, axis.interpolation)
+    return grad, torch.stack(rows)
+
+
+def _grad_x(grad: Tensor, axes: list[_Axis]) -> Tensor:
+    for axis in reversed(axes):
+        grad = _transpose(grad, axis, axis.forward)
+    return grad
+
+
+def normalize_shift_grad(grad: Tensor, t_factor: float = 1.0) -> Tensor:
+    """Divide each channel's column of a shift gradient (3 or 2, C) by its L2 norm where that is above zero.
+
+    The T entry of a three-row gradient is multiplied by `t_factor` first.
+    """
+    if len(grad) == 3 and t_factor != 1.0:
+        grad = torch.cat((grad[:1] * t_factor, grad[1:]))
+    norm = torch.linalg.vector_norm(grad, dim=0, keepdim=True)
+    return torch.where(norm > 0, grad / norm, grad)
+
+
+class _Shift(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, shift, stride, padding, quantize, normalize_grad, t_factor):
+        ctx.save_for_backward(x, shift)
+        ctx.options = stride, padding, quantize
+        ctx.normalize = normalize_grad, t_factor
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return _forward(x.to(exact), _axes(x, shift.to(exact), stride, padding, quantize)).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, shift = ctx.saved_tensors
+        normalize, t_factor = ctx.normalize
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        axes = _axes(x, shift.to(exact), *ctx.options)
+        grad = grad.to(exact)
+        grad_x = grad_shift = None
+        if ctx.needs_input_grad[1]:
+            grad_x, grad_shift = _backward(grad, x.to(exact), axes)
+            if normalize:
+                grad_shift = normalize_shift_grad(grad_shift, t_factor)
+            grad_shift = grad_shift.to(shift.dtype)
+        quantize = ctx.options[2]
+        if quantize or grad_x is None:  # the gradient of x is exact; that of shift passes straight through the rounding
+            grad_x = _grad_x(grad, axes) if ctx.needs_input_grad[0] else None
+        if grad_x is not None:
+            grad_x = grad_x.to(x.dtype)
+        return grad_x, grad_shift, None, None, None, None, None
+
+
+def shift(
+    x: Tensor,
+    shift: Tensor,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    quantize: bool,
+    normalize_grad: bool,
+    normalize_t_factor: float,
+) -> Tensor:
+    """Shift x (N, T, C, H, W) by shift (3, C), rows T, H, W, or (2, C), rows H, W. Arguments are checked by the caller.
+
+    `stride` and `padding` have one entry per row of `shift`. Computes in float64 for float64 x, else in float32.
+    """
+    return _Shift.apply(x, shift, stride, padding, quantize, normalize_grad, normalize_t_factor)

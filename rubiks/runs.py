@@ -1,0 +1,70 @@
+"""The folders of training runs: what is in them, which is the newest, which can go on.
+
+    outputs/NAME/config.yaml             the whole configuration
+    outputs/NAME/checkpoints/best.ckpt   best validation top-1
+    outputs/NAME/checkpoints/last.ckpt   newest, to go on from
+    outputs/NAME/finished.json           how training ended; missing while it has not
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+OUTPUTS = Path("outputs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run's folder."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def finished(self) -> Path:
+        return self.folder / "finished.json"
+
+    def epochs_finished(self) -> int | None:
+        """Epochs of the run if it came to its end, else None."""
+        return json.loads(self.finished.read_text())["epochs"] if self.finished.is_file() else None
+
+    def matches(self, data: str, tier: str, variant: str) -> bool:
+        """Whether the run has a checkpoint and was trained on this data set, with this tier and variant."""
+        if not self.config.is_file() or not (self.best.is_file() or self.last.is_file()):
+            return False
+        try:
+            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            names = tuple(config[key]["name"] for key in ("data", "tier", "variant"))
+        except (yaml.YAMLError, KeyError, TypeError):
+            return False
+        return names == (data, tier, variant)
+
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to evaluate: the best, or the last where training ended before a validation."""
+        return next((path for path in (self.best, self.last) if path.is_file()), None)
+
+
+def newest(data: str, tier: str, variant: str, outputs: Path = OUTPUTS) -> Run | None:
+    """The run of this data set, tier and variant whose checkpoint was written last."""
+    folders = [path for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
+    matching = [run for run in map(Run, folders) if run.matches(data, tier, variant)]
+    return max(matching, key=lambda run: run.checkpoint().stat().st_mtime, default=None)

@@ -1,0 +1,97 @@
+"""What a training run tells the person who watches it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_only
+
+
+class Throughput(Callback):
+    """Logs clips per second over all processes, and the share of time that the training loop waited for data.
+
+    Both are measured from one log step to the next, validation left out. A share near 0 says that the network is the
+    limit, a large one that reading video is.
+    """
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._clips = 0
+        self._waited = 0.0
+        self._since = self._ended = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._restart()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._restart()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._waited += time.perf_counter() - self._ended
+        self._clips += len(batch["label"])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._ended = time.perf_counter()
+        elapsed = self._ended - self._since
+        last = batch_idx + 1 == trainer.num_training_batches
+        if elapsed > 0 and (last or (batch_idx + 1) % trainer.log_every_n_steps == 0):
+            rate = self._clips * trainer.world_size / elapsed
+            module.log_dict({"clips/s": rate, "data wait": self._waited / elapsed}, prog_bar=True)
+            self._restart()
+
+
+class ProgressLines(Callback):
+    """Prints a line about every half minute and one after each validation, where there is no terminal for a bar.
+
+    With ``bar=True`` a progress bar shows what happens inside an epoch, and only the lines of validations are printed.
+    """
+
+    def __init__(self, bar: bool, every_seconds: float = 30.0) -> None:
+        self.bar = bar
+        self.every_seconds = every_seconds
+        self._printed = time.monotonic()
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.bar or time.monotonic() - self._printed < self.every_seconds:
+            return
+        self._printed = time.monotonic()
+        metrics = trainer.callback_metrics
+        parts = [f"batch {batch_idx + 1}/{trainer.num_training_batches}", f"loss {metrics['train/loss_step']:.3f}"]
+        if "clips/s" in metrics:
+            parts += [f"{metrics['clips/s']:.1f} clips/s", f"{metrics['data wait']:.0%} of time waiting for data"]
+        self._print(trainer, parts)
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        metrics = trainer.callback_metrics
+        if "val/top1" in metrics:
+            top1, top5 = metrics["val/top1"], metrics["val/top5"]
+            self._print(trainer, [f"validation top-1 {top1:.1%}", f"top-5 {top5:.1%}", f"loss {metrics['val/loss']:.3f}"])
+
+    def _print(self, trainer: pl.Trainer, parts: list[str]) -> None:
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *parts, sep="  ", flush=True)
+
+
+class SaveOnInterrupt(Callback):
+    """Saves the state of training when it is interrupted (Ctrl-C, an error), so that the run can go on from there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, OSError) or trainer.sanity_checking or trainer.fast_dev_run or not trainer.global_step:
+            return  # a full disk would only fail again; before the first step there is nothing to save
+        trainer.save_checkpoint(self.path)

@@ -1,0 +1,129 @@
+"""Training and scoring of RubiksNet as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from rubiks.models import RubiksNet
+from rubiks.models.checkpoint import META_KEY
+from rubiks.nn import Normalize
+from rubiks.ops import normalize_shift_grad
+from rubiks.training import optim
+from rubiks.training.recipe import Recipe
+
+
+class VideoClassifier(pl.LightningModule):
+    """Trains a RubiksNet on batches of views, and scores videos by the mean of the logits of their views.
+
+    Args:
+        net: the network.
+        recipe: how to train it; None where it only scores.
+        classes: class names in label order, kept in checkpoints.
+        config: the whole configuration as plain data, kept in checkpoints.
+    """
+
+    def __init__(
+        self,
+        net: RubiksNet,
+        recipe: Recipe | None = None,
+        classes: list[str] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.recipe = recipe
+        self.classes = classes
+        self.config = config or {}
+        self.normalize = Normalize()
+        accuracy = MetricCollection(
+            {
+                f"top{k}": MulticlassAccuracy(net.num_classes, top_k=min(k, net.num_classes), average="micro")
+                for k in (1, 5)
+            }
+        )
+        self.train_accuracy = accuracy.clone(prefix="train/")
+        self.val_accuracy = accuracy.clone(prefix="val/")
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Score videos: views uint8 (B, V, T, 3, H, W) -> logits (B, num_classes), the mean over the views."""
+        clips = self.normalize(views.flatten(0, 1))
+        return self.net(clips).unflatten(0, views.shape[:2]).float().mean(1)
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        logits, label = self(batch["views"]), batch["label"]
+        loss = F.cross_entropy(logits, label, label_smoothing=self.recipe.label_smoothing)
+        self.train_accuracy(logits.detach(), label)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(label))
+        self.log_dict(self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(label))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        label = batch["label"]
+        if not len(label):  # no video of the batch could be read
+            return
+        logits = self(batch["views"])
+        self.val_accuracy(logits, label)
+        self.log("val/loss", F.cross_entropy(logits, label), batch_size=len(label), sync_dist=True)
+        self.log_dict(self.val_accuracy, batch_size=len(label))
+
+    def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
+        logits = self(batch["views"]) if len(batch["label"]) else torch.empty(0, self.net.num_classes)
+        return {"logits": logits.cpu(), "label": batch["label"].cpu(), "index": batch["index"].cpu()}
+
+    # ---- optimisation
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        processes = self.trainer.world_size
+        groups = optim.parameter_groups(self.net, self.recipe, self.recipe.scaled_lr(processes))
+        optimizer = optim.optimizer(groups, self.recipe)
+        steps_per_epoch = self.trainer.estimated_stepping_batches / max(1, self.trainer.max_epochs)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.lr_factor(self.recipe, steps_per_epoch))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Once per step, on the gradient summed over batches and processes, so that one GPU and eight take the same step.
+        for parameter in optim.shift_parameters(self.net):
+            if parameter.grad is not None:
+                parameter.grad = normalize_shift_grad(parameter.grad)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Normalised shift gradients have length 1 per channel: thousands of them would use up the limit alone.
+        limit = self.recipe.clip_grad_norm
+        if limit:
+            shifts = {id(parameter) for parameter in optim.shift_parameters(self.net)}
+            others = [parameter for parameter in self.net.parameters() if id(parameter) not in shifts]
+            self.log("train/grad_norm", nn.utils.clip_grad_norm_(others, limit))
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+
+    def on_validation_start(self) -> None:
+        # Each process has its own running statistics; all validate, and the checkpoint holds, those of the first.
+        if self.trainer.world_size > 1:
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[META_KEY] = {
+            "tier": self.net.tier,
+            "variant": self.net.variant,
+            "num_classes": self.net.num_classes,
+            "num_frames": self.net.num_frames,
+            "classes": self.classes,
+            "config": self.config,
+            "epoch": self.trainer.current_epoch + 1,
+        }

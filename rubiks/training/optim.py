@@ -1,0 +1,90 @@
+"""Parameter groups, optimisers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from rubiks.models import RubiksNet
+from rubiks.nn import AttentionShift, LearnableShift
+from rubiks.training.recipe import Recipe
+
+
+def shift_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """The offsets of every learnable shift."""
+    return [module.shift for module in net.modules() if isinstance(module, LearnableShift)]
+
+
+def parameter_groups(net: RubiksNet, recipe: Recipe, lr: float) -> list[dict]:
+    """Every trained parameter once, in named groups with its learning rate and weight decay.
+
+    The groups follow RubiksNet's (weights; biases and norms without decay; shifts slower and without decay), with the AQ
+    logits (no decay: it would pull the attention towards uniform) and the classifier (faster where it is new) besides.
+    """
+    groups: dict[str, list[nn.Parameter]] = {
+        name: [] for name in ("weights", "bias and norm", "shift", "attention", "classifier", "classifier bias")
+    }
+    for module in net.modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if isinstance(module, LearnableShift):
+                name = "shift"
+            elif isinstance(module, AttentionShift):
+                name = "attention"
+            elif module is net.new_fc:
+                name = "classifier" if parameter.dim() > 1 else "classifier bias"
+            else:
+                name = "weights" if parameter.dim() > 1 else "bias and norm"
+            groups[name].append(parameter)
+    scales = {
+        "shift": recipe.shift_lr_scale,
+        "attention": recipe.attention_lr_scale,
+        "classifier": recipe.classifier_lr_scale,
+        "classifier bias": recipe.classifier_lr_scale,
+    }
+    decays = {"weights": recipe.weight_decay, "classifier": recipe.weight_decay}
+    return [
+        {"name": name, "params": params, "lr": lr * scales.get(name, 1.0), "weight_decay": decays.get(name, 0.0)}
+        for name, params in groups.items()
+        if params
+    ]
+
+
+def optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
+    return torch.optim.SGD(groups, momentum=recipe.momentum)
+
+
+def lr_factor(recipe: Recipe, steps_per_epoch: float) -> Callable[[int], float]:
+    """The schedule: from the number of optimiser steps taken to the factor on every learning rate."""
+
+    def factor(step: int) -> float:
+        epoch = step / steps_per_epoch
+        if epoch < recipe.warmup_epochs:
+            return (step + 1) / (recipe.warmup_epochs * steps_per_epoch + 1)
+        if recipe.schedule == "step":
+            return 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)
+        if recipe.schedule == "cosine":
+            span = max(recipe.epochs - recipe.warmup_epochs, 1e-9)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - recipe.warmup_epochs) / span)))
+        return 1.0
+
+    return factor
+
+
+def describe_groups(net: RubiksNet, recipe: Recipe, processes: int) -> str:
+    """The parameter groups with their resolved learning rates, as a table for the screen."""
+    lines = [
+        f"{recipe.optimizer}, {recipe.schedule} schedule, {recipe.epochs} epochs, total batch "
+        f"{recipe.total_batch(processes)} (recipe.lr={recipe.lr:g} is for {recipe.lr_batch})",
+        f"  {'group':<16}{'parameters':>12}{'lr':>12}{'weight decay':>14}",
+    ]
+    for group in parameter_groups(net, recipe, recipe.scaled_lr(processes)):
+        count = sum(parameter.numel() for parameter in group["params"])
+        lines.append(f"  {group['name']:<16}{count:>12,}{group['lr']:>12.3g}{group['weight_decay']:>14.3g}")
+    return "\n".join(lines)

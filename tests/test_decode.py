@@ -1,0 +1,288 @@
+import builtins
+import os
+import pickle
+import wave
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, write_video
+
+from rubiks.data.decode import FrameFolder, VideoFile, open_video
+from rubiks.data.records import VideoRecord
+from rubiks.errors import InputError, VideoError
+
+
+def read(path, indices):
+    with open_video(VideoRecord(str(path), 0)) as video:
+        return video.frames(indices)
+
+
+def as_images(frames):
+    """(T, 3, H, W) tensor -> (T, H, W, 3) array."""
+    return frames.permute(0, 2, 3, 1).numpy()
+
+
+def assert_same_as_in_order(path, indices):
+    expected = decode_in_order(path)
+    with VideoFile(str(path)) as video:
+        assert len(video) == len(expected)
+        frames = video.frames(indices)
+    assert frames.dtype == torch.uint8
+    np.testing.assert_array_equal(as_images(frames), expected[list(indices)])
+
+
+ENCODINGS = {
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "h264.mp4": {"codec": "libx264", "b_frames": 2},
+    "h264.mkv": {"codec": "libx264", "b_frames": 3},
+    "h264.avi": {"codec": "libx264", "b_frames": 2},
+    "h264.ts": {"codec": "libx264", "b_frames": 2},
+    "mpeg4.avi": {"codec": "mpeg4", "b_frames": 0},
+    "mpeg4 with b-frames.avi": {"codec": "mpeg4", "b_frames": 2},
+    "mpeg4 with b-frames.mp4": {"codec": "mpeg4", "b_frames": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for name, options in ENCODINGS.items():
+        write_video(folder / name, moving_square(40), **options)
+    return folder
+
+
+class TestVideoFile:
+    @pytest.mark.parametrize("name", ENCODINGS)
+    @pytest.mark.parametrize("indices", [[39], [17], [2, 11, 23, 38], [30, 4, 4, 39, 0, 30], range(40)], ids=str)
+    def test_any_frames_equal_those_of_a_decode_in_order(self, clips, name, indices):
+        assert_same_as_in_order(clips / name, indices)
+
+    @pytest.mark.parametrize(
+        "name", ["kinetics_demo.mp4", "mpeg4_test.avi", "short_32frames.mp4", "ssv2_like.webm", "ssv2_like_2.webm"]
+    )
+    def test_real_clips(self, name):
+        path = real_clip(name)
+        last = len(decode_in_order(path)) - 1
+        assert_same_as_in_order(path, [last, 0, last // 2, last // 3, last // 3])
+
+    def test_the_truth_tells_frames_apart(self, clips):
+        frames = decode_in_order(clips / "h264.mp4")
+        assert len({frame.tobytes() for frame in frames}) == 40
+        assert abs(frames[20].astype(int) - moving_square(40)[20]).mean() < 12
+
+    @pytest.mark.parametrize(("clip", "first"), [("short_32frames.mp4", 3), ("kinetics_demo.mp4", 131)])
+    def test_frames_before_a_cut_without_encoding_do_not_count(self, tmp_path, clip, first):
+        source = real_clip(clip)
+        path = tmp_path / "cut.mp4"
+        cut_without_encoding(source, path, first)
+        original = decode_in_order(source)
+        assert_same_as_in_order(path, [0, 5, len(original) - first - 1])
+        np.testing.assert_array_equal(as_images(read(path, [0])), original[first : first + 1])
+
+    def test_channels_are_last_in_memory(self, clips):
+        assert read(clips / "h264.mp4", [1, 2]).permute(0, 2, 3, 1).is_contiguous()
+
+    def test_numpy_indices(self, clips):
+        assert read(clips / "h264.mp4", np.array([3, 1])).shape == (2, 3, 64, 80)
+
+    def test_indices_out_of_range_are_the_callers_defect(self, clips):
+        with VideoFile(str(clips / "h264.mp4")) as video:
+            for indices in ([40], [-1]):
+                with pytest.raises(IndexError, match="40 frames"):
+                    video.frames(indices)
+            with pytest.raises(ValueError, match="no frame indices"):
+                video.frames([])
+
+    def test_unicode_and_spaces_in_the_name(self, tmp_path):
+        path = tmp_path / "видео ü 视频.mp4"
+        write_video(path, moving_square(5))
+        assert_same_as_in_order(path, [4, 0])
+
+    def test_closing_frees_the_reader_also_after_an_error(self, clips):
+        video = VideoFile(str(clips / "h264.mp4"))
+        reader = weakref.ref(video._decord)
+        with pytest.raises(KeyError), video:
+            raise KeyError
+        assert reader() is None
+
+
+class TestBadVideoFiles:
+    def reason(self, path):
+        with pytest.raises(VideoError) as caught:
+            read(path, [0, 1])
+        assert caught.value.path == str(path)
+        assert "\n" not in caught.value.reason
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+        return caught.value.reason
+
+    def test_missing(self, tmp_path):
+        assert "No such file" in self.reason(tmp_path / "none.mp4")
+
+    def test_folder(self, tmp_path):
+        assert "is a folder" in self.reason(tmp_path)
+
+    def test_no_bytes(self, tmp_path):
+        (tmp_path / "empty.webm").touch()
+        assert "0 bytes" in self.reason(tmp_path / "empty.webm")
+
+    def test_no_permission(self, tmp_path, clips, monkeypatch):
+        monkeypatch.setattr(os, "access", lambda path, mode: False)  # chmod does not stop root
+        assert "permission" in self.reason(clips / "h264.mp4")
+
+    @pytest.mark.parametrize("kind", ["random", "text", "header", "half of an mp4"])
+    def test_not_a_video(self, tmp_path, clips, kind, capfd):
+        whole = (clips / "h264.mp4").read_bytes()
+        noise = np.random.default_rng(0).bytes(5000)
+        contents = {
+            "random": noise,
+            "text": b"hello\n" * 50,
+            "header": whole[:48] + noise,
+            "half of an mp4": whole[:2000],
+        }
+        path = tmp_path / "bad.mp4"
+        path.write_bytes(contents[kind])
+        assert "Invalid data" in self.reason(path)
+        assert capfd.readouterr().err == ""
+
+    def test_sound_only(self, tmp_path):
+        path = tmp_path / "sound.mp4"
+        with wave.open(str(path), "wb") as sound:
+            sound.setnchannels(1)
+            sound.setsampwidth(2)
+            sound.setframerate(8000)
+            sound.writeframes(bytes(4000))
+        assert "no video" in self.reason(path)
+
+    @pytest.mark.parametrize("name", ["vp9.webm", "h264.avi"])
+    def test_no_frames(self, tmp_path, clips, name):
+        # The headers end where the first frame's data begin.
+        path = tmp_path / name
+        whole = (clips / name).read_bytes()
+        marker = b"movi" if name.endswith("avi") else b"\x1f\x43\xb6\x75"
+        path.write_bytes(whole[: whole.index(marker) + 4])
+        assert self.reason(path)
+
+    @pytest.mark.parametrize("name", ["h264.avi", "h264.ts", "mpeg4.avi"])
+    def test_what_is_left_of_a_file_cut_off(self, tmp_path, clips, name):
+        whole = (clips / name).read_bytes()
+        path = tmp_path / name
+        path.write_bytes(whole[: len(whole) * 8 // 10])
+        with VideoFile(str(path)) as video:
+            assert 4 < len(video) < 40
+            indices = [0, len(video) // 2]
+            np.testing.assert_array_equal(as_images(video.frames(indices)), decode_in_order(clips / name)[indices])
+
+    def test_damage_in_the_middle(self, tmp_path, clips):
+        # Without the packets that hold frames 12 to 39 the container still announces 40.
+        whole = bytearray((clips / "h264.mp4").read_bytes())
+        start = whole.index(b"mdat")
+        moov = whole.index(b"moov")
+        assert start < moov
+        middle = start + (moov - start) // 3
+        whole[middle : moov - 4] = bytes(moov - 4 - middle)
+        path = tmp_path / "damaged.mp4"
+        path.write_bytes(whole)
+        with pytest.raises(VideoError) as caught:
+            read(path, [0, 13, 26, 39])
+        assert "cannot be" in caught.value.reason
+
+    def test_without_decord(self, clips, monkeypatch):
+        real_import = builtins.__import__
+
+        def fake_import(name, *args, **kwargs):
+            if name == "decord":
+                raise ModuleNotFoundError("No module named 'decord'")
+            return real_import(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", fake_import)
+        with pytest.raises(InputError, match="pip install decord") as caught:
+            VideoFile(str(clips / "h264.mp4"))
+        assert not isinstance(caught.value, VideoError)
+
+
+@pytest.fixture(params=["{:05d}.jpg", "img_{:d}.png"])
+def frames(request, tmp_path):
+    """A folder with four frames, as a record."""
+    for number, image in enumerate(moving_square(4, height=30, width=40), start=1):
+        Image.fromarray(image).save(tmp_path / request.param.format(number))
+    return VideoRecord(str(tmp_path), 0, 4, request.param)
+
+
+class TestFrameFolder:
+    def test_equals_pillow(self, frames):
+        with open_video(frames) as video:
+            assert isinstance(video, FrameFolder)
+            assert len(video) == 4
+            images = as_images(video.frames([3, 0, 0]))
+        for image, number in zip(images, (4, 1, 1), strict=True):
+            expected = np.asarray(Image.open(os.path.join(frames.path, frames.pattern.format(number))))
+            np.testing.assert_array_equal(image, expected)
+
+    def test_grey_and_transparent_frames_become_rgb(self, tmp_path):
+        for number, mode in enumerate(("L", "RGBA", "P"), start=1):
+            Image.fromarray(moving_square(1)[0]).convert(mode).save(tmp_path / f"{number}.png")
+        assert open_video(VideoRecord(str(tmp_path), 0, 3, "{}.png")).frames([0, 1, 2]).shape == (3, 3, 64, 80)
+
+    def reason(self, record, indices=(0, 1, 2, 3)):
+        with pytest.raises(VideoError) as caught, open_video(record) as video:
+            video.frames(indices)
+        assert caught.value.path == record.path
+        assert "\n" not in caught.value.reason
+        return caught.value.reason
+
+    def test_a_missing_frame(self, frames):
+        name = frames.pattern.format(3)
+        os.remove(os.path.join(frames.path, name))
+        assert f"{name} is missing" in self.reason(frames)
+        assert "4 frames" in self.reason(frames)
+
+    def test_a_frame_of_another_size(self, frames):
+        name = frames.pattern.format(2)
+        Image.new("RGB", (20, 30)).save(os.path.join(frames.path, name))
+        reason = self.reason(frames)
+        assert name in reason
+        assert "20x30" in reason
+        assert "40x30" in reason
+
+    @pytest.mark.parametrize("kind", ["empty", "text", "cut off"])
+    def test_a_broken_frame(self, frames, kind):
+        name = frames.pattern.format(4)
+        path = os.path.join(frames.path, name)
+        with open(path, "rb") as file:
+            whole = file.read()
+        with open(path, "wb") as file:
+            file.write({"empty": b"", "text": b"hello", "cut off": whole[: len(whole) // 2]}[kind])
+        assert f"{name} cannot be decoded" in self.reason(frames)
+
+    def test_sixteen_bits(self, tmp_path):
+        Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "1.png")
+        assert "1.png has more than 8 bits" in self.reason(VideoRecord(str(tmp_path), 0, 1, "{}.png"), [0])
+
+    @pytest.mark.parametrize("count", [0, -3, None])
+    def test_no_frames(self, tmp_path, count):
+        assert f"{count or 0} frames" in self.reason(VideoRecord(str(tmp_path), 0, count, "{:05d}.jpg"))
+
+    def test_no_folder(self, tmp_path):
+        assert "no such folder" in self.reason(VideoRecord(str(tmp_path / "none"), 0, 4, "{:05d}.jpg"))
+        (tmp_path / "file").touch()
+        assert "not a folder" in self.reason(VideoRecord(str(tmp_path / "file"), 0, 4, "{:05d}.jpg"))
+
+    def test_indices_out_of_range(self, frames):
+        for indices in ([4], [-1]):
+            with pytest.raises(IndexError, match="4 frames"), open_video(frames) as video:
+                video.frames(indices)
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        (VideoRecord("videos/a.b/78687.webm", 0), "78687"),
+        (VideoRecord("/data/x y_000010_000020.mp4", 0), "x y_000010_000020"),
+        (VideoRecord("frames/v_1.5/", 0, 8, "{:05d}.jpg"), "v_1.5"),
+    ],
+)
+def test_record_name(record, name):
+    assert record.name == name

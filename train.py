@@ -1,0 +1,107 @@
+"""Train RubiksNet.
+
+    python train.py                                         tier tiny, on the built-in data set
+    python train.py tier=large variant=rubiks3d-aq data=ssv2 data.root=/data/ssv2
+    python train.py --help                                  everything that can be set
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+
+from rubiks import assemble, runs
+from rubiks.cli.entry import launch
+from rubiks.errors import InputError
+from rubiks.evaluation.report import write_atomically
+from rubiks.models import checkpoint
+from rubiks.training.module import VideoClassifier
+from rubiks.training.optim import describe_groups
+
+
+def train(cfg: DictConfig) -> None:
+    run = runs.Run(assemble.run_folder(cfg))
+    recipe = assemble.recipe(cfg)
+    rehearsal = bool(cfg.trainer.fast_dev_run)  # leaves nothing behind
+    resume = None if rehearsal else unfinished(cfg, run, recipe.epochs)
+    pl.seed_everything(assemble.whole_number("seed", cfg.seed, 0), verbose=False)
+
+    source = assemble.source(cfg)
+    classes = assemble.class_names(cfg, source)
+    train_videos, _ = assemble.records(cfg, source, "train", len(classes))
+    val_videos, _ = assemble.records(cfg, source, "val", len(classes))
+    protocol = assemble.protocol(cfg, cfg.data.num_frames, cfg.data.size)
+    data = assemble.datamodule(
+        cfg, train_videos, val_videos, protocol, recipe.batch_size, recipe.batch_size, recipe.crop_scales
+    )
+    net = assemble.network(cfg, classes, recipe.dropout)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    module = VideoClassifier(net, recipe, classes, config)
+
+    if not rehearsal:
+        write_atomically(run.config, lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True)))
+    trainer = assemble.trainer(
+        cfg,
+        [] if rehearsal else assemble.training_callbacks(run),
+        [] if rehearsal else assemble.loggers(cfg, run, config),
+        max_epochs=recipe.epochs,
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=recipe.clip_grad_norm or None,
+        enable_checkpointing=not rehearsal,
+    )
+    if trainer.is_global_zero:
+        print(net)
+        print(f"{cfg.data.name}: {len(train_videos):,} training and {len(val_videos):,} validation videos, "
+              f"{len(classes)} classes, {cfg.data.num_frames} frames of {cfg.data.size} pixels")
+        print(describe_groups(net, recipe, trainer.world_size))
+        print(f"{f'Going on with' if resume else 'Run in'} {run.folder}", flush=True)
+    try:
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # Lightning ends the program so on Ctrl-C
+        if trainer.is_global_zero and run.last.is_file():
+            print(f"Interrupted. To go on: python train.py run={run.folder.name} and the same choices as before")
+        raise
+    if trainer.is_global_zero and not rehearsal:
+        finish(run, trainer, recipe.epochs, cfg)
+
+
+def unfinished(cfg: DictConfig, run: runs.Run, epochs: int) -> Path | None:
+    """The checkpoint that the run goes on from; None for a new run."""
+    done = run.epochs_finished()
+    if done is not None and done >= epochs:
+        raise InputError(
+            f"{run.folder} holds a finished run of {done} epochs; choose another run=, raise recipe.epochs to go on, "
+            "or remove the folder"
+        )
+    if not run.last.is_file():
+        return None
+    assemble.check_same_network(cfg, checkpoint.read(run.last), "run")
+    return run.last
+
+
+def finish(run: runs.Run, trainer: pl.Trainer, epochs: int, cfg: DictConfig) -> None:
+    """Mark the run as finished, and say what came out and what to do next."""
+    best = trainer.checkpoint_callback.best_model_score
+    result = {"epochs": epochs, "best_val_top1": None if best is None else round(best.item(), 6)}
+    write_atomically(run.finished, lambda path: path.write_text(json.dumps(result) + "\n"))
+    if best is not None:
+        print(f"Best validation top-1: {best:.1%}, in {run.best}")
+    choices = "".join(
+        f" {group}={value}"
+        for group, value, default in (
+            ("tier", cfg.tier.name, "tiny"),
+            ("variant", cfg.variant.name, "rubiks3d"),
+        )
+        if value != default
+    )
+    print(f"To evaluate: python eval.py protocol=two_clip{choices} ckpt={run.folder}")
+
+
+if __name__ == "__main__":
+    # The sampler leaves out the videos that were seen before an interruption, which Lightning cannot know.
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+    launch(train, Path(__file__).parent / "conf", "train")
