@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import re
 import secrets
 import sys
@@ -301,11 +302,11 @@ def loggers(cfg: DictConfig, run: runs.Run, config: dict[str, Any]) -> list[Logg
 
 
 def _wandb(options: DictConfig, run: runs.Run, config: dict[str, Any]) -> WandbLogger:
-    import wandb
+    import wandb  # slow to import
 
     mode = one_of("logger.wandb.mode", options.mode, ("auto", "online", "offline"))
     if mode == "auto":
-        mode = "online" if wandb.api.api_key else "offline"
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
     # The id stays with the run's folder, so that a run that goes on is one run in W&B too.
     id_file = run.folder / "wandb-id"
     if not id_file.is_file():
@@ -317,6 +318,7 @@ def _wandb(options: DictConfig, run: runs.Run, config: dict[str, Any]) -> WandbL
         tags=list(options.tags),
         id=id_file.read_text().strip(),
         save_dir=run.folder,
-        offline=mode == "offline",
+        mode=mode,
+        resume="allow" if mode == "online" else None,
         config=config,
     )

@@ -14,6 +14,8 @@ from rubiks.data.decode import FrameFolder, VideoFile, open_video
 from rubiks.data.records import VideoRecord
 from rubiks.errors import InputError, VideoError
 
+decord = pytest.importorskip("decord")
+
 
 def read(path, indices):
     with open_video(VideoRecord(str(path), 0)) as video:
@@ -73,14 +75,23 @@ class TestVideoFile:
         assert len({frame.tobytes() for frame in frames}) == 40
         assert abs(frames[20].astype(int) - moving_square(40)[20]).mean() < 12
 
-    @pytest.mark.parametrize(("clip", "first"), [("short_32frames.mp4", 3), ("kinetics_demo.mp4", 131)])
-    def test_frames_before_a_cut_without_encoding_do_not_count(self, tmp_path, clip, first):
-        source = real_clip(clip)
+    @pytest.mark.parametrize(("clip", "first"), [("short_32frames.mp4", 3), ("h264.mp4", 17)])
+    def test_frames_before_a_cut_without_encoding_do_not_count(self, tmp_path, clips, clip, first):
+        source = str(clips / clip) if (clips / clip).exists() else real_clip(clip)
         path = tmp_path / "cut.mp4"
         cut_without_encoding(source, path, first)
         original = decode_in_order(source)
         assert_same_as_in_order(path, [0, 5, len(original) - first - 1])
         np.testing.assert_array_equal(as_images(read(path, [0])), original[first : first + 1])
+
+    def test_frames_after_the_end_of_the_edit_list_do_not_count(self, tmp_path, clips):
+        content = bytearray((clips / "h264.mp4").read_bytes())
+        duration = slice(content.index(b"elst") + 12, content.index(b"elst") + 16)  # after version, flags and count
+        content[duration] = (int.from_bytes(content[duration], "big") // 2).to_bytes(4, "big")
+        path = tmp_path / "cut.mp4"
+        path.write_bytes(content)
+        assert len(decode_in_order(path)) == 20
+        assert_same_as_in_order(path, [0, 13, 19])
 
     def test_channels_are_last_in_memory(self, clips):
         assert read(clips / "h264.mp4", [1, 2]).permute(0, 2, 3, 1).is_contiguous()
@@ -188,6 +199,18 @@ class TestBadVideoFiles:
         with pytest.raises(VideoError) as caught:
             read(path, [0, 13, 26, 39])
         assert "cannot be" in caught.value.reason
+
+    @pytest.mark.parametrize("error", [decord.DECORDLimitReachedError, decord.DECORDError, RuntimeError, IndexError])
+    def test_errors_of_decord(self, clips, monkeypatch, error):
+        class Reader:
+            def __init__(self, path, num_threads, fault_tol):
+                assert 0 < fault_tol * 40 < 1  # negative, its default, means that replaced frames are no error
+
+            def get_batch(self, indices):
+                raise error("[15:55:53] /src/video_reader.cc:731: [a.mp4]more than 0 duplicate frames\nStack trace:\n")
+
+        monkeypatch.setattr(decord, "VideoReader", Reader)
+        assert self.reason(clips / "h264.mp4").endswith("cut off: [a.mp4]more than 0 duplicate frames")
 
     def test_without_decord(self, clips, monkeypatch):
         real_import = builtins.__import__

@@ -48,21 +48,21 @@ class VideoFile:
     def __init__(self, path: str) -> None:
         self.path = path
         _check_file(path)
-        self._decord: Any = None
         try:
             with av.open(path) as container:  # fails with a reason, and quietly; decord has neither quality
                 if not container.streams.video:
                     raise VideoError(path, "holds no video, only sound or data")
                 codec = container.streams.video[0].codec_context.codec.canonical_name
-                if container.format.name in _SEEKABLE_FORMATS and codec in _SEEKABLE_CODECS:
-                    self._decord, self._length = _open_with_decord(path)
-                else:
-                    packets = container.demux(video=0)
-                    self._length = sum(1 for packet in packets if packet.size and not packet.is_discard)
+                packets = [packet for packet in container.demux(video=0) if packet.size]
+                # A video cut without encoding it anew keeps frames outside of the cut, which players and decoders drop.
+                # decord counts them and mixes up the numbers.
+                self._length = sum(not packet.is_discard for packet in packets)
+                can_seek = container.format.name in _SEEKABLE_FORMATS and codec in _SEEKABLE_CODECS
         except av.FFmpegError as error:
             raise VideoError(path, f"cannot be opened as a video: {error.strerror}") from error
         if self._length == 0:
             raise VideoError(path, "holds no frames")
+        self._decord: Any = _open_with_decord(path) if can_seek and self._length == len(packets) else None
 
     def __len__(self) -> int:
         """The number of frames that a player shows, by the container."""
@@ -81,9 +81,7 @@ class VideoFile:
             VideoError: a frame cannot be decoded.
         """
         indices = _checked(indices, self._length)
-        if self._decord is None:
-            return _as_tensor(_decode_in_order(self.path, indices))
-        return _as_tensor(self._decode_by_seeking(indices))
+        return _as_tensor(self._decode_in_order(indices) if self._decord is None else self._decode_by_seeking(indices))
 
     def close(self) -> None:
         """Free the reader; the object is of no use afterwards."""
@@ -104,6 +102,24 @@ class VideoFile:
             return reader.get_batch(indices).asnumpy()
         except Exception as error:  # RuntimeError, DECORDError, DECORDLimitReachedError and others, none documented
             raise VideoError(self.path, f"cannot be decoded, broken or cut off: {_first_line(error)}") from error
+
+    def _decode_in_order(self, indices: list[int]) -> np.ndarray:
+        """uint8 (T, H, W, 3)."""
+        last = max(indices)
+        frames = {}
+        try:
+            with av.open(self.path) as container:
+                container.streams.video[0].codec_context.thread_count = 1
+                for index, frame in enumerate(container.decode(video=0)):
+                    if index in indices:
+                        frames[index] = frame.to_ndarray(format="rgb24")
+                    if index == last:
+                        break
+        except av.FFmpegError as error:
+            raise VideoError(self.path, f"cannot be decoded, broken or cut off: {error.strerror}") from error
+        if last not in frames:
+            raise VideoError(self.path, f"ends before frame {last} of the {self._length} announced, broken or cut off")
+        return np.stack([frames[index] for index in indices])
 
 
 class FrameFolder:
@@ -152,7 +168,7 @@ class FrameFolder:
                     self.path,
                     f"frame {self._file(index)} is {_size(image)}, unlike {self._file(indices[0])}, {_size(first)}",
                 )
-        return _as_tensor([images[index] for index in indices])
+        return _as_tensor(np.stack([images[index] for index in indices]))
 
     def close(self) -> None:
         """Nothing stays open between reads."""
@@ -206,8 +222,8 @@ def _check_file(path: str) -> None:
         raise VideoError(path, "cannot be opened: no permission to read it")
 
 
-def _open_with_decord(path: str) -> tuple[Any, int]:
-    """decord's reader of a file, and how many of its frames are shown."""
+def _open_with_decord(path: str) -> Any:
+    """decord's reader of a file."""
     try:
         import decord  # here, in the process that reads video, because it starts threads of its own
     except (ImportError, OSError) as error:
@@ -217,37 +233,14 @@ def _open_with_decord(path: str) -> tuple[Any, int]:
         ) from error
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        # Where decord cannot reach a frame it returns the nearest one and says nothing, unless given a tolerance.
-        reader = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
-        starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+        # Where decord cannot reach a frame it returns the nearest one; with a tolerance it mostly raises instead.
+        return decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
     except Exception as error:  # as in _decode_by_seeking
         raise VideoError(path, f"cannot be opened as a video: {_first_line(error)}") from error
-    # A video cut without encoding it anew keeps the frames from the last key frame before the cut, at negative times.
-    # Players and decoders drop them and number the others from 0; decord counts them.
-    return reader, int((starts >= 0).sum())
 
 
-def _decode_in_order(path: str, indices: list[int]) -> list[np.ndarray]:
-    """T frames, uint8 (H, W, 3), decoded from the first one on without seeking."""
-    last = max(indices)
-    frames = {}
-    try:
-        with av.open(path) as container:
-            container.streams.video[0].codec_context.thread_count = 1
-            for index, frame in enumerate(container.decode(video=0)):
-                if index in indices:
-                    frames[index] = frame.to_ndarray(format="rgb24")
-                if index == last:
-                    return [frames[index] for index in indices]
-    except av.FFmpegError as error:
-        raise VideoError(path, f"cannot be decoded, broken or cut off: {error.strerror}") from error
-    raise VideoError(path, f"ends before frame {last}, which it announces; broken or cut off")
-
-
-def _as_tensor(frames: np.ndarray | list[np.ndarray]) -> Tensor:
-    """uint8 (T, H, W, 3), or a list of its frames, -> uint8 (T, 3, H, W) with channels last in memory."""
-    if isinstance(frames, list):
-        frames = np.stack(frames)
+def _as_tensor(frames: np.ndarray) -> Tensor:
+    """uint8 (T, H, W, 3) -> uint8 (T, 3, H, W), not copied."""
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 

@@ -396,8 +396,8 @@ class _File:
 
     def text(self) -> str:
         try:
-            with open(self.path, encoding="utf-8-sig", newline="") as file:
-                text = file.read()
+            with open(self.path, "rb") as file:
+                text = file.read().decode("utf-8-sig")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read: {error.strerror}; check {self.key}") from error
         except UnicodeDecodeError as error:

@@ -53,14 +53,10 @@ class RubiksBlock(nn.Module):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels_in)
         conv2 = pointwise(channels_in, channels_out)
-        shift = LearnableShift(channels_out, stride, temporal=not temporal_attention)
-        if temporal_attention:
-            self.conv2 = nn.Sequential(AttentionShift(channels_in), conv2)
-            self.as3 = shift
-        else:
-            self.conv2 = conv2
-            self.as3 = nn.Sequential(OrderedDict(rubiks3d=shift))
+        self.conv2 = nn.Sequential(AttentionShift(channels_in), conv2) if temporal_attention else conv2
         self.bn2 = nn.BatchNorm2d(channels_out)
+        shift = LearnableShift(channels_out, stride, temporal=not temporal_attention)
+        self.as3 = shift if temporal_attention else nn.Sequential(OrderedDict(rubiks3d=shift))
         self.se = None if reduction is None else SqueezeExcite(channels_out, reduction)
         self.conv3 = pointwise(channels_out, channels_out)
         changes = stride != 1 or channels_in != channels_out

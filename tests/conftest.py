@@ -1,0 +1,35 @@
+"""What tests share. Large reference data may lie in ../shared beside the checkout; a test that needs it skips without."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+OFFICIAL = Path(__file__).parent / "official"  # numbers computed with the official code
+
+sys.path.insert(0, str(OFFICIAL))
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of the large reference data."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the reference data in ../shared")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
