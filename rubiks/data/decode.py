@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from rubiks.data.records import VideoRecord
-from rubiks.errors import InputError, VideoError
+from rubiks.errors import VideoError
 
 # Here decord's random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time
 # stamps are incomplete, and for MPEG-4 part 2 and HEVC with B-frames, it returns others without an error (0.6.0).
@@ -33,7 +33,7 @@ def open_video(record: VideoRecord) -> VideoFile | FrameFolder:
 
 
 class VideoFile:
-    """A video file: read with decord where its seeking is exact, else decoded in order with PyAV.
+    """A video file: read with decord where it is installed and its seeking is exact, else decoded in order with PyAV.
 
     Open it in the process that reads it and close it at once: an idle decord reader decodes ahead into memory.
 
@@ -42,7 +42,6 @@ class VideoFile:
 
     Raises:
         VideoError: the file cannot be read as a video.
-        InputError: decord is not installed.
     """
 
     def __init__(self, path: str) -> None:
@@ -223,14 +222,11 @@ def _check_file(path: str) -> None:
 
 
 def _open_with_decord(path: str) -> Any:
-    """decord's reader of a file."""
+    """decord's reader of a file; None where decord is not installed (it has no wheels but for x86-64)."""
     try:
         import decord  # here, in the process that reads video, because it starts threads of its own
-    except (ImportError, OSError) as error:
-        raise InputError(
-            f"Reading video files needs decord 0.6, which cannot be imported: {error}. Run `pip install decord` "
-            "(x86-64) or build it (https://github.com/dmlc/decord), or extract the frames and use data=frames."
-        ) from error
+    except ImportError:
+        return None
     decord.logging.set_level(decord.logging.QUIET)
     try:
         # Where decord cannot reach a frame it returns the nearest one; with a tolerance it mostly raises instead.

@@ -37,9 +37,7 @@ _COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (45, 80, 210),
     "purple": (130, 50, 160),
     "pink": (240, 140, 190),
-    "brown": (120, 75, 40),
     "white": (245, 245, 245),
-    "black": (20, 20, 20),
 }
 
 
@@ -127,7 +125,7 @@ def _wobble(rng: np.random.Generator, frames: int, size: float = 0.008) -> Float
 
 def _slide(rng: np.random.Generator, p: Floats, look: Look) -> tuple[Sprite, Floats, Floats]:
     """A sprite without a place yet, its way along the axis of motion, and its much smaller drift across."""
-    radius = rng.uniform(0.1, 0.2)
+    radius = rng.uniform(0.12, 0.22)
     limit = _REACH - radius
     length = rng.uniform(0.38, min(0.75, 2 * limit))
     along = rng.uniform(-limit, limit - length) + length * p
@@ -160,7 +158,7 @@ def _approach(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> lis
 
 
 def _circle(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list[Sprite]:
-    radius = rng.uniform(0.1, 0.17)
+    radius = rng.uniform(0.12, 0.18)
     way = rng.uniform(0.2, min(0.35, _REACH - radius))
     limit = _REACH - radius - way
     turn = rng.uniform(0, 2 * np.pi) + 2 * np.pi * rng.uniform(0.55, 1.1) * p  # clockwise, as y points downwards
@@ -251,13 +249,15 @@ def cast(rng: np.random.Generator, level: str, label: int) -> list[Look]:
 
 
 def _background_colours(rng: np.random.Generator, looks: Sequence[Look], level: str) -> Floats:
-    """Two colours (2, 3) for the background that set off the actors: the same one twice where it is plain."""
-    if level == "plain":
-        choices = np.repeat(rng.uniform(0, 255, (64, 1, 3)), 2, axis=1)
-    else:
-        base = rng.uniform(0, 255, (64, 1, 3))
-        base = 0.5 * base + 0.5 * base.mean(-1, keepdims=True)  # greyish: leaves the strong colours to the objects
-        choices = np.clip(base + rng.choice((-1, 1), (64, 2, 1)) * rng.uniform(10, 35, (64, 2, 3)), 0, 255)
+    """Two colours (2, 3) for the background that set off the actors: the same one twice where it is plain.
+
+    They are dark and greyish. Backgrounds of any colour outweigh what happens in front of them so much that RubiksNet
+    does not begin to learn the actions within thousands of clips.
+    """
+    brightness = rng.uniform(20, 70, (64, 1, 1)) if level == "plain" else rng.uniform(40, 90, (64, 1, 1))
+    choices = np.repeat(brightness + rng.uniform(-8, 8, (64, 1, 3)), 2, axis=1)
+    if level == "textured":
+        choices += np.array([[-1], [1]]) * rng.uniform(10, 35, (64, 1, 3))
     contrast = np.min([_contrast(choices, _rgb(look)).min(-1) for look in looks], axis=0)
     return choices[np.argmax(np.minimum(contrast, 0.45))]  # the first that is clear enough, else the clearest
 

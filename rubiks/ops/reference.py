@@ -27,12 +27,12 @@ class _Axis(NamedTuple):
     out_length: int
     stride: int
     offsets: list[int]
-    forward: Tensor  # (len(offsets), 1, 1, C, 1, 1)
+    forward: Tensor  # (offsets, 1, 1, C, 1, 1), on x's device
     interpolation: Tensor  # the same unless quantised
     derivative: Tensor  # d out / d shift
 
 
-def _axis(dim: int, length: int, shift: Tensor, stride: int, padding: int, quantize: bool) -> _Axis:
+def _axis(dim: int, shift: Tensor, stride: int, padding: int, quantize: bool, length: int, device: torch.device) -> _Axis:
     out_length = (length + 2 * padding - 1) // stride + 1
     # Past this distance every tap lies outside; the limit also keeps infinite and NaN shifts inside int64.
     limit = float(length + 2 * padding + 3)
@@ -49,15 +49,12 @@ def _axis(dim: int, length: int, shift: Tensor, stride: int, padding: int, quant
     forward = torch.stack((zero, 1 - up, up)) if quantize else interpolation
 
     # Few offsets are in use, so each is one slice of x for all channels, weighted by zero where a channel skips it.
-    taps = base.to(torch.int64) - padding + torch.tensor([[-1], [0], [1]], device=shift.device)
+    taps = base.to(torch.int64) - padding + torch.tensor([[-1], [0], [1]])
     used = torch.unique(taps[(interpolation != 0) | (derivative != 0) | (forward != 0)])
     matches = (taps == used.view(-1, 1, 1)).to(shift.dtype)  # (offsets, 3, C)
-
-    def dense(weights: Tensor) -> Tensor:
-        return (matches * weights).sum(1).view(-1, 1, 1, shift.numel(), 1, 1)
-
-    offsets = used.tolist()
-    return _Axis(dim, length, out_length, stride, offsets, dense(forward), dense(interpolation), dense(derivative))
+    tables = torch.stack([(matches * weights).sum(1) for weights in (forward, interpolation, derivative)])
+    tables = tables.view(3, len(used), 1, 1, shift.numel(), 1, 1).to(device)
+    return _Axis(dim, length, out_length, stride, used.tolist(), *tables)
 
 
 def _slices(axis: _Axis, offset: int) -> tuple[tuple, tuple] | None:
@@ -94,9 +91,12 @@ def _transpose(grad: Tensor, axis: _Axis, weights: Tensor) -> Tensor:
 
 def _axes(x: Tensor, shift: Tensor, stride: tuple, padding: tuple, quantize: bool) -> list[_Axis]:
     """The maps to apply in turn, W first. shift has rows T, H, W, or H, W where time is not shifted."""
-    dims = (T_AXIS, H_AXIS, W_AXIS)[-len(shift) :]
-    maps = [_axis(d, x.shape[d], s, st, p, quantize) for d, s, st, p in zip(dims, shift, stride, padding, strict=True)]
-    return maps[::-1]
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    # The tables are small and need whole numbers in Python: making them on the CPU waits for a GPU only once.
+    rows = shift.detach().to("cpu", exact)
+    dims = (T_AXIS, H_AXIS, W_AXIS)[-len(rows) :]
+    settings = zip(dims, rows, stride, padding, strict=True)
+    return [_axis(d, s, st, p, quantize, x.shape[d], x.device) for d, s, st, p in settings][::-1]
 
 
 def _forward(x: Tensor, axes: list[_Axis]) -> Tensor:
@@ -139,29 +139,26 @@ def normalize_shift_grad(grad: Tensor, t_factor: float = 1.0) -> Tensor:
 class _Shift(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, shift, stride, padding, quantize, normalize_grad, t_factor):
-        ctx.save_for_backward(x, shift)
-        ctx.options = stride, padding, quantize
-        ctx.normalize = normalize_grad, t_factor
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return _forward(x.to(exact), _axes(x, shift.to(exact), stride, padding, quantize)).to(x.dtype)
+        ctx.axes = _axes(x, shift, stride, padding, quantize)
+        ctx.exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        ctx.options = quantize, normalize_grad, t_factor, shift.dtype
+        ctx.save_for_backward(x)
+        return _forward(x.to(ctx.exact), ctx.axes).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, shift = ctx.saved_tensors
-        normalize, t_factor = ctx.normalize
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        axes = _axes(x, shift.to(exact), *ctx.options)
-        grad = grad.to(exact)
+        (x,) = ctx.saved_tensors
+        quantize, normalize_grad, t_factor, shift_dtype = ctx.options
+        grad = grad.to(ctx.exact)
         grad_x = grad_shift = None
         if ctx.needs_input_grad[1]:
-            grad_x, grad_shift = _backward(grad, x.to(exact), axes)
-            if normalize:
+            grad_x, grad_shift = _backward(grad, x.to(ctx.exact), ctx.axes)
+            if normalize_grad:
                 grad_shift = normalize_shift_grad(grad_shift, t_factor)
-            grad_shift = grad_shift.to(shift.dtype)
-        quantize = ctx.options[2]
+            grad_shift = grad_shift.to(shift_dtype)
         if quantize or grad_x is None:  # the gradient of x is exact; that of shift passes straight through the rounding
-            grad_x = _grad_x(grad, axes) if ctx.needs_input_grad[0] else None
+            grad_x = _grad_x(grad, ctx.axes) if ctx.needs_input_grad[0] else None
         if grad_x is not None:
             grad_x = grad_x.to(x.dtype)
         return grad_x, grad_shift, None, None, None, None, None

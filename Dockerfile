@@ -1,0 +1,20 @@
+# RubiksNet with CUDA. Build: docker build -t rubiks .
+# Run: docker run --gpus all --ipc=host -v /data:/data -v "$PWD/outputs:/home/rubiks/app/outputs" rubiks \
+#          python train.py tier=large data=ssv2 data.root=/data/ssv2
+FROM nvidia/cuda:13.0.1-devel-ubuntu24.04
+
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends make python3 python3-dev python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+
+RUN useradd --create-home rubiks
+USER rubiks
+WORKDIR /home/rubiks/app
+
+# Packages first: they change less often than the code.
+COPY --chown=rubiks Makefile pyproject.toml README.md LICENSE ./
+RUN mkdir rubiks && touch rubiks/__init__.py && make setup PYTHON=python3 && rm -r rubiks
+COPY --chown=rubiks . .
+
+ENV PATH=/home/rubiks/app/.venv/bin:$PATH
+CMD ["make", "train"]

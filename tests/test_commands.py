@@ -1,0 +1,418 @@
+"""train.py and eval.py as a user runs them: a run's whole life, other data sets, and bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from commands import BASE, Commands
+from conftest import ROOT
+from PIL import Image
+from videos import decode_in_order, moving_square, real_clip, write_video
+
+from rubiks import RubiksNet
+from rubiks.data import builtin
+
+SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4")
+QUICK = ("recipe.batch_size=8", "recipe.epochs=2", "trainer.log_every_n_steps=1")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:.*number of training batches.*",
+    "ignore:.*your dataloader is not resumable.*",
+    "ignore:Checkpoint directory .* exists and is not empty",
+)
+
+
+@pytest.fixture(scope="module")
+def builtin_data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("builtin")
+    builtin.generate(root, "plain", 24, 8, 0, progress=False)
+    return f"data.root={root}"
+
+
+@pytest.fixture
+def commands(monkeypatch, capsys, tmp_path):
+    return Commands(monkeypatch, capsys, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(builtin_data, tmp_path_factory):
+    """A folder in which a run called `first` has been trained, and what the command printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        output = subprocess.run(
+            [sys.executable, ROOT / "train.py", *BASE, "logger=csv", builtin_data, *SMALL, *QUICK, "run=first"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert output.returncode == 0, output.stderr
+    return folder, output.stdout
+
+
+def copy_of(trained, tmp_path):
+    shutil.copytree(trained[0] / "outputs", tmp_path / "outputs")
+
+
+def test_training_prints_and_keeps_what_a_user_needs(trained):
+    folder, output = trained
+    run = folder / "outputs" / "first"
+    for words in ("RubiksNet(tier='tiny'", "24 training and 8 validation videos, 8 classes", "shift", "weight decay"):
+        assert words in output
+    assert "epoch 2/2  validation top-1" in output
+    assert "To evaluate: python eval.py protocol=two_clip ckpt=outputs/first" in output
+    assert yaml.safe_load((run / "config.yaml").read_text())["recipe"]["batch_size"] == 8
+    assert json.loads((run / "finished.json").read_text())["epochs"] == 2
+    (metrics,) = run.glob("csv/version_0/metrics.csv")
+    with metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    for column in ("train/loss_epoch", "train/top1", "train/top5", "val/loss", "val/top1", "val/top5"):
+        assert len([row for row in rows if row.get(column)]) == 2, column
+    assert {"train/lr", "clips/s", "data wait"} <= set(rows[0])
+
+
+def test_checkpoints_are_plain_data_and_describe_themselves(trained):
+    folder, _ = trained
+    for name in ("best.ckpt", "last.ckpt"):
+        path = folder / "outputs/first/checkpoints" / name
+        content = torch.load(path, weights_only=True)
+        described = content["rubiks"]
+        assert (described["tier"], described["variant"], described["num_frames"]) == ("tiny", "rubiks3d", 4)
+        assert described["classes"] == [name.replace("[", "").replace("]", "") for name in builtin.class_names("plain")]
+        assert described["config"]["recipe"]["optimizer"] == "adamw"
+        net = RubiksNet.load_pretrained(path)
+        assert net.num_classes == 8
+    assert content["rubiks"]["epoch"] == 2
+
+
+def test_evaluation_finds_the_newest_run_and_writes_results(trained, builtin_data, commands, tmp_path):
+    copy_of(trained, tmp_path)
+    output = commands.evaluate(
+        builtin_data, *SMALL[:2], "protocol=two_clip", "run=scores", "save_predictions=deep/scores.npz"
+    )
+    assert "two_clip" in output
+    assert "2 clips x 3 crops" in output
+    results = json.loads((tmp_path / "outputs/scores/results.json").read_text())
+    assert results["checkpoint"] == "outputs/first/checkpoints/best.ckpt"
+    assert (results["videos"], results["left_out"], results["size"], results["num_frames"]) == (8, 0, 32, 4)
+    saved = np.load(tmp_path / "deep/scores.npz")
+    assert saved["logits"].shape == (8, 8)
+    assert len(set(saved["names"])) == 8
+    assert 100 * (saved["logits"].argmax(1) == saved["labels"]).mean() == pytest.approx(results["top1"])
+    ranks = (-saved["logits"]).argsort(1)[:, :5]
+    assert 100 * (ranks == saved["labels"][:, None]).any(1).mean() == pytest.approx(results["top5"])
+
+    # The same scores, from the network alone.
+    net = RubiksNet.load_pretrained(tmp_path / "outputs/first/checkpoints/best.ckpt")
+    root = builtin_data.partition("=")[2]
+    video = decode_in_order(f"{root}/plain-24+8-seed0/20bn-something-something-v2/{saved['names'][0]}.webm")
+    views = []
+    for indices in ([int(len(video) / 8 + len(video) / 4 * i) for i in range(4)], [int(len(video) / 4 * i) for i in range(4)]):
+        frames = torch.from_numpy(video[indices]).permute(0, 3, 1, 2)
+        short = round(32 * 256 / 224)
+        frames = torch.nn.functional.interpolate(
+            frames.float(),
+            (short, int(short * frames.shape[3] / frames.shape[2])) if frames.shape[2] <= frames.shape[3]
+            else (int(short * frames.shape[2] / frames.shape[3]), short),
+            mode="bilinear",
+            antialias=True,
+        ).round()
+        step_y, step_x = (frames.shape[2] - 32) // 4, (frames.shape[3] - 32) // 4
+        for left in (0, 4 * step_x, 2 * step_x):
+            views.append(frames[:, :, 2 * step_y : 2 * step_y + 32, left : left + 32] / 255)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = net((torch.stack(views) - mean) / std).mean(0)
+    np.testing.assert_allclose(saved["logits"][0], expected.numpy(), atol=0.02 * expected.abs().max().item())
+
+
+def test_shuffled_frames_are_marked_as_no_score(trained, builtin_data, commands, tmp_path):
+    copy_of(trained, tmp_path)
+    output = commands.evaluate(builtin_data, *SMALL[:2], "frame_order=shuffled", "ckpt=outputs/first")
+    assert "not a score under the protocol" in output
+
+
+def test_interrupted_training_goes_on_as_if_it_had_not_been(trained, builtin_data, tmp_path):
+    """Ctrl-C inside the second epoch, then the same command: the end equals the uninterrupted run's."""
+    command = [sys.executable, ROOT / "train.py", *BASE, "logger=csv", builtin_data, *SMALL, *QUICK, "run=again"]
+    slow = (
+        "import runpy, sys, time, rubiks.training.module as m\n"
+        "step = m.VideoClassifier.training_step\n"
+        "def patched(self, batch, index):\n"
+        "    if self.trainer.current_epoch == 1 and index == 1:\n"
+        "        print('inside', flush=True); time.sleep(60)\n"
+        "    return step(self, batch, index)\n"
+        "m.VideoClassifier.training_step = patched\n"
+        f"sys.path.insert(0, {str(ROOT)!r}); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *command[1:]], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("inside"):
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert "run=again" in rest, "".join(lines) + rest
+    resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on with outputs/again" in resumed.stdout
+    ours, reference = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+        for folder in (tmp_path / "outputs/again", trained[0] / "outputs/first")
+    )
+    assert ours["global_step"] == reference["global_step"] == 6
+    for name, tensor in reference["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_finished_run_is_not_overwritten(trained, builtin_data, commands, tmp_path):
+    copy_of(trained, tmp_path)
+    assert "finished run of 2 epochs" in commands.refused("train", builtin_data, *SMALL, *QUICK, "run=first")
+    output = commands.train(builtin_data, *SMALL, QUICK[0], "recipe.epochs=3", "run=first")
+    assert "Going on with outputs/first" in output
+    assert json.loads((tmp_path / "outputs/first/finished.json").read_text())["epochs"] == 3
+
+
+def test_fine_tuning_says_what_becomes_of_the_classifier(trained, builtin_data, commands, tmp_path, caplog):
+    copy_of(trained, tmp_path)
+    RubiksNet("tiny", 174).save_pretrained(tmp_path / "official.pth.tar")
+    options = (builtin_data, *SMALL, "recipe=finetune", "trainer.fast_dev_run=true")
+    commands.train(*options, "init=official.pth.tar")
+    assert "a new classifier for 8 classes" in caplog.text
+    commands.train(*options, "init=outputs/first/checkpoints/best.ckpt")
+    assert "with its classifier" in caplog.text
+
+
+@pytest.mark.parametrize("tier", ["tiny", "small", "medium", "large"])
+@pytest.mark.parametrize("variant", ["rubiks3d", "rubiks3d-aq"])
+def test_every_tier_and_variant_trains(tier, variant, builtin_data, commands, tmp_path):
+    output = commands.train(
+        builtin_data, *SMALL[:3], "data.num_frames=16", "recipe.batch_size=2", f"tier={tier}", f"variant={variant}",
+        "trainer.fast_dev_run=true",
+    )  # fmt: skip
+    assert f"tier='{tier}', num_classes=8, variant='{variant}', num_frames=16" in output
+    assert not list(tmp_path.glob("outputs/*/*"))
+
+
+def test_wandb_keeps_the_curves_offline(builtin_data, commands, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    commands.train(builtin_data, *SMALL, *QUICK, "logger=default", "run=curves")
+    wandb.finish()
+    (file,) = tmp_path.glob("outputs/curves/wandb/offline-run-*/run-*.wandb")
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, keys = DataStore(), set()
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        keys |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+    assert {"train/loss_step", "train/top1", "val/top1", "val/top5", "clips/s"} <= keys
+
+
+def test_multirun(builtin_data, commands, tmp_path):
+    commands.train(
+        builtin_data, *SMALL, "recipe.epochs=1", "recipe.batch_size=8", "run=sweep", "-m", "seed=1,2"
+    )
+    assert sorted(path.name for path in tmp_path.glob("outputs/*")) == ["sweep-0", "sweep-1"]
+    assert len(list(tmp_path.glob("outputs/*/checkpoints/best.ckpt"))) == 2
+
+
+# ---- other data sets
+
+
+@pytest.fixture
+def real_videos(tmp_path):
+    """The real clips laid out as Something-Something-V2, Kinetics, frames and csv; arguments by name."""
+    ssv2, kinetics, frames = tmp_path / "ssv2", tmp_path / "kinetics", tmp_path / "frames"
+    (ssv2 / "20bn-something-something-v2").mkdir(parents=True)
+    entries = []
+    for number, name in enumerate(("ssv2_like.webm", "ssv2_like_2.webm")):
+        shutil.copy(real_clip(name), ssv2 / "20bn-something-something-v2" / f"{number}.webm")
+        entries.append({"id": str(number), "template": ("Pushing [something]", "Pulling [something]")[number]})
+    (ssv2 / "labels.json").write_text(json.dumps({"Pushing something": "0", "Pulling something": "1"}))
+    for split in ("train", "validation"):
+        (ssv2 / f"{split}.json").write_text(json.dumps(entries))
+
+    rows = []
+    for number, name in enumerate(("kinetics_demo.mp4", "short_32frames.mp4")):
+        label = ("arm wrestling", "clapping")[number]
+        (kinetics / "train" / label).mkdir(parents=True)
+        shutil.copy(real_clip(name), kinetics / "train" / label / f"id_{number}-x_{number:06d}_{number + 10:06d}.mp4")
+        rows.append(f"{label},id_{number}-x,{number},{number + 10},train,0")
+    rows.append("clapping,vanished123,5,15,train,0")
+    for split in ("train", "val"):
+        (kinetics / f"{split}.csv").write_text("\n".join(["label,youtube_id,time_start,time_end,split,is_cc", *rows]))
+
+    for number, name in enumerate(("ssv2_like.webm", "mpeg4_test.avi")):
+        folder = frames / f"video {number}"
+        folder.mkdir(parents=True)
+        for index, image in enumerate(decode_in_order(real_clip(name))[:20], start=1):
+            Image.fromarray(image).save(folder / f"{index:06d}.jpg")
+    (frames / "list.txt").write_text("video 0 20 0\nvideo 1 20 1\n")
+    videos = [real_clip(name) for name in ("mpeg4_test.avi", "kinetics_demo.mp4")]
+    (tmp_path / "list.csv").write_text(f"path,label\n{videos[0]},walking\n{videos[1]},wrestling\n")
+    return {
+        "ssv2": (f"data.root={ssv2}",),
+        "kinetics": (f"data.root={kinetics}",),
+        "frames": (
+            f"data.root={frames}", "data.train_list=list.txt", "data.val_list=list.txt", "data.num_classes=2",
+        ),
+        "csv": ("data.train_list=list.csv", "data.val_list=list.csv"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ssv2", "kinetics", "frames", "csv"])
+def test_training_and_evaluation_on_real_clips(name, real_videos, commands, tmp_path, caplog):
+    options = (f"data={name}", *real_videos[name], "data.size=32", "protocol=two_clip")
+    commands.train(*options, "recipe.epochs=1", "recipe.batch_size=2", "recipe.dropout=0", "run=real")
+    output = commands.evaluate(*options, "run=scores")
+    results = json.loads((tmp_path / "outputs/scores/results.json").read_text())
+    missing = int(name == "kinetics")
+    assert (results["videos"], results["left_out"], results["num_classes"]) == (2, missing, 2)
+    if missing:
+        assert "vanished123_000005_000015.mp4" in caplog.text
+        assert "Not scored: 1 of the 3" in output
+
+
+def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, commands, tmp_path):
+    options = ("data=frames", *real_videos["frames"][:3], "data.size=32")
+    assert "data.num_classes" in commands.refused("train", *options)
+    RubiksNet("tiny", 2).save_pretrained(tmp_path / "net.pth.tar")
+    assert "2" in commands.evaluate(*options, "ckpt=net.pth.tar")
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tier=huge"], ["tier/huge", "large", "medium", "small", "tiny"]),
+        (["variant=rubiks4d"], ["rubiks3d", "rubiks3d-aq"]),
+        (["protocol=ten_clip"], ["one_clip", "two_clip"]),
+        (["data=imagenet"], ["builtin", "csv", "frames", "kinetics", "ssv2"]),
+        (["recipe.learning_rate=1"], ["recipe.learning_rate", "recipe.lr", "recipe.momentum"]),
+        (["epochs=3"], ["epochs", "recipe", "seed"]),
+        (["+recipe.nonsense=1"], ["recipe.nonsense", "batch_size"]),
+        (["+trainer.nonsense=1"], ["trainer.nonsense", "profiler"]),
+        (["aq.budget=0.5"], ["aq.budget"]),
+        (["variant=rubiks3d-aq", "aq.budget=2"], ["aq.budget", "0 to 1"]),
+        (["recipe.optimizer=adam"], ["recipe.optimizer", "sgd, adamw"]),
+        (["recipe.lr=fast"], ["recipe.lr", "fast"]),
+        (["recipe.epochs=-1"], ["recipe.epochs", "-1"]),
+        (["data.size=big"], ["data.size", "big"]),
+        (["data.num_frames=0"], ["data.num_frames", "0"]),
+        (["data.workers=-1"], ["data.workers"]),
+        (["data.on_error=ignore"], ["data.on_error", "raise, skip"]),
+        (["data.level=hard"], ["data.level", "plain", "textured"]),
+        (["device=tpu"], ["device", "auto, cpu, gpu"]),
+        (["precision=7"], ["precision"]),
+        (["run=../elsewhere"], ["run", "../elsewhere"]),
+        (["seed=abc"], ["seed", "abc"]),
+        (["init=nowhere.ckpt"], ["nowhere.ckpt"]),
+        (["data=ssv2"], ["data.root"]),
+        (["data=ssv2", "data.root=nowhere"], ["nowhere", "data.root"]),
+        (["data=kinetics", "data.root=."], ["data.train_list"]),
+        (["data=csv"], ["data.train_list"]),
+        (["tier"], ["tier"]),
+    ],
+)
+def test_bad_arguments_of_train(arguments, words, builtin_data, commands):
+    data = [] if any(argument.startswith("data=") for argument in arguments) else [builtin_data, *SMALL]
+    overridden = {argument.partition("=")[0] for argument in arguments}
+    message = commands.refused("train", *(a for a in data if a.partition("=")[0] not in overridden), *arguments)
+    for word in words:
+        assert word in message
+
+
+def csv_of(tmp_path, *rows):
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    return ("data=csv", "data.train_list=train.csv", "data.val_list=train.csv", "data.size=32", "data.num_classes=2")
+
+
+@pytest.mark.parametrize("problem", ["missing", "corrupt", "empty", "label", "no rows"])
+def test_bad_videos_and_lists(problem, commands, tmp_path):
+    write_video(tmp_path / "good.mp4", moving_square(12, height=48, width=48))
+    (tmp_path / "corrupt.mp4").write_bytes(os.urandom(3000))
+    (tmp_path / "empty.mp4").touch()
+    rows = {
+        "missing": ["good.mp4,0", "gone.mp4,1"],
+        "corrupt": ["good.mp4,0", "corrupt.mp4,1"],
+        "empty": ["good.mp4,0", "empty.mp4,1"],
+        "label": ["good.mp4,0", "good.mp4,2"],
+        "no rows": [""],
+    }[problem]
+    words = {"missing": "gone.mp4", "label": "label 2", "no rows": "lists no videos"}.get(problem, f"{problem}.mp4")
+    options = csv_of(tmp_path, *rows)
+    RubiksNet("tiny", 2).save_pretrained(tmp_path / "net.pth.tar")
+    assert words in commands.refused("eval", *options, "ckpt=net.pth.tar")
+    if problem not in ("corrupt", "empty"):
+        assert words in commands.refused("train", *options)
+    else:  # known only when training has begun
+        status, _, err = commands._run("train", "train", (*BASE, *options, "logger=csv", "recipe.epochs=1"))
+        assert (status, words in err) == (2, True)
+
+
+def test_evaluation_leaves_out_bad_videos_on_request(commands, tmp_path):
+    write_video(tmp_path / "good.mp4", moving_square(12, height=48, width=48))
+    (tmp_path / "bad.mp4").write_text("no video")
+    options = csv_of(tmp_path, "good.mp4,0", "bad.mp4,1", "gone.mp4,1")
+    RubiksNet("tiny", 2).save_pretrained(tmp_path / "net.pth.tar")
+    output = commands.evaluate(*options, "ckpt=net.pth.tar", "data.on_error=skip", "data.max_bad=0.9", "run=scores")
+    assert "Not scored: 2 of the 3" in output
+    assert json.loads((tmp_path / "outputs/scores/results.json").read_text())["videos"] == 1
+
+
+def test_bad_checkpoints_of_eval(builtin_data, commands, tmp_path):
+    options = (builtin_data, *SMALL)
+    message = commands.refused("eval", *options)
+    for words in ("no run of data=builtin-plain tier=tiny variant=rubiks3d", str(tmp_path / "outputs"), "train.py"):
+        assert words in message
+    (tmp_path / "text.ckpt").write_text("nothing")
+    assert "text.ckpt is not a RubiksNet checkpoint" in commands.refused("eval", *options, "ckpt=text.ckpt")
+    RubiksNet("small", 8).save_pretrained(tmp_path / "small.pth.tar")
+    assert "add tier=small variant=rubiks3d" in commands.refused("eval", *options, "ckpt=small.pth.tar")
+    RubiksNet("tiny", 5).save_pretrained(tmp_path / "five.pth.tar")
+    assert "has 5 classes, but the data set has 8" in commands.refused("eval", *options, "ckpt=five.pth.tar")
+    (tmp_path / "folder").mkdir()
+    assert "checkpoints/best.ckpt" in commands.refused("eval", *options, "ckpt=folder")
+    assert "natural, reversed, shuffled" in commands.refused("eval", *options, "ckpt=folder", "frame_order=odd")
+
+
+def test_full_disk_is_one_clear_error(builtin_data, commands, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "outputs/x/checkpoints/best.ckpt")
+
+    monkeypatch.setattr("pytorch_lightning.trainer.trainer.Trainer.save_checkpoint", full)
+    status, _, err = commands._run("train", "train", (*BASE, builtin_data, *SMALL, *QUICK, "logger=csv", "run=x"))
+    assert status == 2
+    assert "no space left" in err
+
+
+def test_help_names_groups_and_keys(commands):
+    for name in ("train", "eval"):
+        status, out, _ = commands._run(name, {"train": "train", "eval": "evaluate"}[name], ("--help",))
+        assert status == 0
+        for words in ("tier", "rubiks3d-aq", "two_clip", "data.root", "python"):
+            assert words in out, words
