@@ -1,8 +1,8 @@
 """Evaluate RubiksNet under a named protocol.
 
-    python eval.py                                          the newest run of tier tiny on the built-in data set
-    python eval.py protocol=two_clip tier=large data=ssv2 data.root=/data/ssv2 ckpt=ssv2_large.pth.tar
-    python eval.py --help                                   everything that can be set
+python eval.py                                          the newest run of tier tiny on the built-in data set
+python eval.py protocol=two_clip tier=large data=ssv2 data.root=/data/ssv2 ckpt=ssv2_large.pth.tar
+python eval.py --help                                   everything that can be set
 """
 
 from __future__ import annotations

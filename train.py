@@ -1,14 +1,13 @@
 """Train RubiksNet.
 
-    python train.py                                         tier tiny, on the built-in data set
-    python train.py tier=large variant=rubiks3d-aq data=ssv2 data.root=/data/ssv2
-    python train.py --help                                  everything that can be set
+python train.py                                         tier tiny, on the built-in data set
+python train.py tier=large variant=rubiks3d-aq data=ssv2 data.root=/data/ssv2
+python train.py --help                                  everything that can be set
 """
 
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -42,21 +41,23 @@ def train(cfg: DictConfig) -> None:
     config = OmegaConf.to_container(cfg, resolve=True)
     module = VideoClassifier(net, recipe, classes, config)
 
-    if not rehearsal:
-        write_atomically(run.config, lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True)))
     trainer = assemble.trainer(
         cfg,
         [] if rehearsal else assemble.training_callbacks(run),
-        [] if rehearsal else assemble.loggers(cfg, run, config),
         max_epochs=recipe.epochs,
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.clip_grad_norm or None,
         enable_checkpointing=not rehearsal,
     )
+    if not rehearsal:  # everything has been checked: now the run's folder is filled
+        write_atomically(run.config, lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True)))
+        trainer.loggers = assemble.loggers(cfg, run, config)
     if trainer.is_global_zero:
         print(net)
-        print(f"{cfg.data.name}: {len(train_videos):,} training and {len(val_videos):,} validation videos, "
-              f"{len(classes)} classes, {cfg.data.num_frames} frames of {cfg.data.size} pixels")
+        print(
+            f"{cfg.data.name}: {len(train_videos):,} training and {len(val_videos):,} validation videos, "
+            f"{len(classes)} classes, {cfg.data.num_frames} frames of {cfg.data.size} pixels"
+        )
         print(describe_groups(net, recipe, trainer.world_size))
         print(f"{f'Going on with' if resume else 'Run in'} {run.folder}", flush=True)
     try:
@@ -102,6 +103,4 @@ def finish(run: runs.Run, trainer: pl.Trainer, epochs: int, cfg: DictConfig) -> 
 
 
 if __name__ == "__main__":
-    # The sampler leaves out the videos that were seen before an interruption, which Lightning cannot know.
-    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
     launch(train, Path(__file__).parent / "conf", "train")

@@ -246,8 +246,8 @@ def on_gpu(cfg: DictConfig) -> bool:
     return device != "cpu" and torch.cuda.is_available()
 
 
-def trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logger] | None = None, **extra: Any) -> pl.Trainer:
-    """Lightning's Trainer with the configured arguments."""
+def trainer(cfg: DictConfig, callbacks: list[Callback], **extra: Any) -> pl.Trainer:
+    """Lightning's Trainer with the configured arguments, without loggers."""
     gpu = on_gpu(cfg)
     arguments = OmegaConf.to_container(cfg.trainer, resolve=True)
     known = inspect.signature(pl.Trainer).parameters
@@ -269,7 +269,7 @@ def trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logger] | 
             enable_model_summary=False,
             enable_progress_bar=bar,
             callbacks=[*callbacks, *([RichProgressBar()] if bar else [])],
-            logger=loggers or False,
+            logger=False,
             **extra,
         )
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:

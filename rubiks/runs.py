@@ -1,9 +1,9 @@
 """The folders of training runs: what is in them, which is the newest, which can go on.
 
-    outputs/NAME/config.yaml             the whole configuration
-    outputs/NAME/checkpoints/best.ckpt   best validation top-1
-    outputs/NAME/checkpoints/last.ckpt   newest, to go on from
-    outputs/NAME/finished.json           how training ended; missing while it has not
+outputs/NAME/config.yaml             the whole configuration
+outputs/NAME/checkpoints/best.ckpt   best validation top-1
+outputs/NAME/checkpoints/last.ckpt   newest, to go on from
+outputs/NAME/finished.json           how training ended; missing while it has not
 """
 
 from __future__ import annotations

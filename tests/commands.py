@@ -28,12 +28,13 @@ class Commands:
         self.folder = folder
         monkeypatch.chdir(folder)
 
-    def _run(self, name: str, job: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
+    def run(self, name: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
         self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        """Exit status, stdout and stderr of train.py or eval.py."""
         self.capsys.readouterr()
         status = 0
         try:
-            launch(getattr(_module(name), job), ROOT / "conf", name)
+            launch(getattr(_module(name), {"train": "train", "eval": "evaluate"}[name]), ROOT / "conf", name)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         out, err = self.capsys.readouterr()
@@ -41,20 +42,19 @@ class Commands:
 
     def train(self, *arguments: str) -> str:
         """Output of a run of train.py that must succeed."""
-        status, out, err = self._run("train", "train", (*BASE, "logger=csv", *arguments))
+        status, out, err = self.run("train", (*BASE, "logger=csv", *arguments))
         assert status == 0, err
         return out
 
     def evaluate(self, *arguments: str) -> str:
-        status, out, err = self._run("eval", "evaluate", (*BASE, *arguments))
+        status, out, err = self.run("eval", (*BASE, *arguments))
         assert status == 0, err
         return out
 
     def refused(self, name: str, *arguments: str) -> str:
         """The message of a run that must end with exit status 2 and one error, leaving no run's folder."""
         before = sorted(self.folder.rglob("outputs/*"))
-        job = {"train": "train", "eval": "evaluate"}[name]
-        status, _, err = self._run(name, job, (*BASE, *arguments))
+        status, _, err = self.run(name, (*BASE, *arguments))
         assert status == 2, err
         assert err.startswith("error: "), err
         assert "Traceback" not in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import av  # noqa: F401  before any test imports decord, whose older libvpx PyAV's encoder would then find
 import pytest
 import torch
 

@@ -31,9 +31,8 @@ def data_module(train, val=(), workers=0, **options) -> VideoDataModule:
 
 
 def batches(data: VideoDataModule, epoch: int) -> list[dict]:
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)
-    return list(loader)
+    data.load_state_dict({"epoch": epoch, "batch": 0})
+    return list(data.train_dataloader())
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(records):
@@ -77,9 +76,10 @@ def test_a_resumed_epoch_leaves_out_what_was_seen():
     sampler = EpochSampler(20, training=True, seed=1)
     sampler.set_epoch(3)
     whole = list(sampler)
-    sampler.resume(8)
+    sampler.set_epoch(0)
+    sampler.resume(3, 8)
     assert list(sampler) == whole[8:]
-    assert list(sampler) == whole
+    assert [epoch for epoch, _ in sampler] == [0] * 20
 
 
 @pytest.fixture
@@ -108,7 +108,11 @@ def test_unreadable_videos_are_left_out_counted_and_named(damaged, caplog):
     seen = pass_all(data, loader)
     assert sorted(index for batch in seen for index in batch["index"].tolist()) == [0, 1, 2, 6, 7, 8, 9]
     assert len(seen[1]["label"]) == 0  # all three of the second batch
-    assert {np.char.rpartition(path, "/")[-1].item() for path in data.bad["val"]} == {"empty.mp4", "text.mp4", "gone.mp4"}
+    assert {np.char.rpartition(path, "/")[-1].item() for path in data.bad["val"]} == {
+        "empty.mp4",
+        "text.mp4",
+        "gone.mp4",
+    }
     assert "empty.mp4" in caplog.text
     pass_all(data, loader)
     assert len(data.bad["val"]) == 3  # each counts once

@@ -210,7 +210,12 @@ class TestBadVideoFiles:
                 raise error("[15:55:53] /src/video_reader.cc:731: [a.mp4]more than 0 duplicate frames\nStack trace:\n")
 
         monkeypatch.setattr(decord, "VideoReader", Reader)
-        assert self.reason(clips / "h264.mp4").endswith("cut off: [a.mp4]more than 0 duplicate frames")
+        assert_same_as_in_order(clips / "h264.mp4", [39, 0, 17])
+
+    def test_sizes_that_decord_cannot_read(self, tmp_path):
+        for width in (20, 48, 50):
+            write_video(tmp_path / f"{width}.mp4", moving_square(6, height=48, width=width))
+            assert_same_as_in_order(tmp_path / f"{width}.mp4", [5, 2])
 
     def test_without_decord(self, clips, monkeypatch):
         real_import = builtins.__import__

@@ -33,7 +33,12 @@ def check_golden(path) -> int:
         x, shift = golden["x"].requires_grad_(), golden["shift"].requires_grad_()
         op = shift3d if meta["dim"] == 3 else shift2d
         out = op(
-            x, shift, tuple(meta["stride"]), tuple(meta["padding"]), meta["quantize"], normalize_grad=meta["normalize_grad"]
+            x,
+            shift,
+            tuple(meta["stride"]),
+            tuple(meta["padding"]),
+            meta["quantize"],
+            normalize_grad=meta["normalize_grad"],
         )
         out.backward(golden["grad_out"])
         torch.testing.assert_close(out, golden["out"], rtol=0, atol=1e-9)
@@ -83,7 +88,9 @@ def test_forward_and_gradient_of_x_equal_the_oracle(case, layout):
     torch.testing.assert_close(x.grad, expected_x.grad, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("stride", "padding"), [((1, 1, 1), (0, 0, 0)), ((1, 2, 2), (0, 0, 0)), ((2, 1, 3), (1, 0, 2))])
+@pytest.mark.parametrize(
+    ("stride", "padding"), [((1, 1, 1), (0, 0, 0)), ((1, 2, 2), (0, 0, 0)), ((2, 1, 3), (1, 0, 2))]
+)
 def test_gradients_equal_finite_differences(stride, padding):
     x = torch.randn(2, 3, 4, 5, 4, dtype=torch.float64, requires_grad=True)
     shift = torch.rand(3, 4, dtype=torch.float64) * 0.8 + 0.1 + torch.randint(-2, 2, (3, 4))

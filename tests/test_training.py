@@ -105,7 +105,9 @@ def clips(count: int) -> list[dict]:
 
 
 def fit(net, batch_size, accumulate, count=8, precision="32-true", **changes):
-    settings = recipe(batch_size=batch_size, accumulate=accumulate, lr_batch=batch_size * accumulate, epochs=1, **changes)
+    settings = recipe(
+        batch_size=batch_size, accumulate=accumulate, lr_batch=batch_size * accumulate, epochs=1, **changes
+    )
     module = VideoClassifier(net, settings)
     trainer = pl.Trainer(
         max_epochs=1,
@@ -192,7 +194,9 @@ def test_one_step_equals_sgd_written_out():
                 grad = grad + 0.1 * p
             p -= rate * grad
     for (name, actual), (_, expected) in zip(net.named_parameters(), twin.named_parameters(), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            actual, expected, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_score_is_the_mean_of_the_views():

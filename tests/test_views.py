@@ -40,7 +40,9 @@ def frames_of(height: int, width: int, count: int) -> torch.Tensor:
     """Smooth random frames uint8 (count, 3, H, W), in the channels-last memory that decoders give."""
     rng = np.random.default_rng(0)
     images = [
-        np.asarray(Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC))
+        np.asarray(
+            Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+        )
         for _ in range(count)
     ]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

@@ -8,8 +8,10 @@ import errno
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -29,30 +31,35 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
     """
     # Hydra would print its own shortened traceback and end the process before the cause can be told.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    folder = None
+    # The data module leaves out the videos that were seen before an interruption, which Lightning cannot know.
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with PyTorch 2.14 and later
 
     def run(cfg: DictConfig) -> None:
-        nonlocal folder
         folder = HydraConfig.get().runtime.output_dir
-        job(cfg)
+        try:
+            job(cfg)
+        except (InputError, OmegaConfBaseException) as error:
+            message = str(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            message = f"no space left on the device that holds {error.filename or folder}; free some and start again"
+        else:
+            return
+        with contextlib.suppress(OSError):  # Hydra makes the folder before the job can refuse; one with files stays
+            os.rmdir(folder)
+        _fail(message)
 
     try:
         hydra.main(config_path=str(config_folder.resolve()), config_name=config_name, version_base="1.3")(run)()
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        message = str(error) if isinstance(error, InputError) else _explain(error, config_folder, config_name)
-        status = 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = error.filename or folder or "the output folder"
-        message, status = f"no space left on the device that holds {where}; free some and start again", 2
-    else:
-        return
-    if folder:
-        with contextlib.suppress(OSError):  # Hydra makes the folder before the job can refuse; one with files stays
-            os.rmdir(folder)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error, config_folder, config_name))
+
+
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)
+    sys.exit(2)
 
 
 def _explain(error: Exception, config_folder: Path, config_name: str) -> str:

@@ -68,13 +68,22 @@ class VideoDataModule(pl.LightningDataModule):
         self.on_error = on_error
         self.max_bad = max_bad
         self.bad: dict[str, dict[str, str]] = {"train": {}, "val": {}}
+        self._resume_at = 0, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """For checkpoints: where training stands in the order of the videos."""
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        epoch, batch = divmod(done, self.trainer.num_training_batches)
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume_at = state["epoch"], state["batch"]
 
     def train_dataloader(self) -> DataLoader:
         loader = self._loader("train")
-        # A run interrupted inside an epoch goes on with the videos that it had not seen.
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
-        if 0 < progress < len(loader):
-            loader.sampler.resume(progress * self.batch_size)
+        # Lightning makes the first iterator before it restores its own count of epochs.
+        epoch, batch = self._resume_at
+        loader.sampler.resume(epoch, batch * self.batch_size)
         return loader
 
     def val_dataloader(self) -> DataLoader:
@@ -98,12 +107,9 @@ class VideoDataModule(pl.LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             prefetch_factor=4 if self.workers > 0 else None,
-            pin_memory=self.trainer is not None and self.trainer.accelerator is not None and self._on_gpu(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             collate_fn=collate,
         )
-
-    def _on_gpu(self) -> bool:
-        return self.trainer.strategy.root_device.type == "cuda"
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         bad = batch.pop("bad")

@@ -88,25 +88,26 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self.done = 0
+        self._resume_at: tuple[int, int] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
-    def resume(self, done: int) -> None:
-        """Leave out the first `done` videos the next time: they were seen before the run was interrupted."""
-        self.done = done
+    def resume(self, epoch: int, done: int) -> None:
+        """Begin with this epoch, whatever `set_epoch` says, and without its first `done` videos: they have been seen."""
+        self._resume_at = epoch, done
 
     def __len__(self) -> int:
         spare = 0 if self.training else self.world_size - 1 - self.rank
         return (self.length + spare) // self.world_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, done = self._resume_at or (self.epoch, 0)
+        self._resume_at = None
         order = np.arange(self.length)
         if self.training:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         mine = order[self.rank :: self.world_size][: len(self)]
-        done, self.done = self.done, 0
         for index in mine[done:]:
-            yield self.epoch, int(index)
+            yield epoch, int(index)

@@ -30,7 +30,9 @@ def print_table(results: dict[str, Any]) -> None:
     table = Table(title=f"{results['data']}, protocol {results['protocol']}")
     for column in ("tier", "variant", "views", "videos", "top-1 %", "top-5 %"):
         table.add_column(column, justify="left" if column in ("tier", "variant") else "right")
-    views = f"{results['clips']} clip{'s'[: results['clips'] > 1]} x {results['crops']} crop{'s'[: results['crops'] > 1]}"
+    views = (
+        f"{results['clips']} clip{'s'[: results['clips'] > 1]} x {results['crops']} crop{'s'[: results['crops'] > 1]}"
+    )
     table.add_row(
         results["tier"],
         results["variant"],
@@ -43,7 +45,9 @@ def print_table(results: dict[str, Any]) -> None:
     if results["frame_order"] != "natural":
         print(f"Frames of each clip were {results['frame_order']} in time: this is not a score under the protocol.")
     if results["left_out"]:
-        print(f"Not scored: {results['left_out']:,} of the {results['listed']:,} listed videos (missing or unreadable).")
+        print(
+            f"Not scored: {results['left_out']:,} of the {results['listed']:,} listed videos (missing or unreadable)."
+        )
 
 
 def write_atomically(path: str | os.PathLike, write: Any) -> None:

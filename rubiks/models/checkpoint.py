@@ -75,7 +75,15 @@ def read(path: str | os.PathLike) -> SavedNetwork:
     if num_classes < 1 or num_frames < 1:
         raise _not_ours(path, f"num_classes={num_classes}, num_frames={num_frames}")
     return SavedNetwork(
-        path, tier, variant, num_classes, num_frames, weights, meta.get("classes"), meta.get("config") or {}, meta.get("epoch")
+        path,
+        tier,
+        variant,
+        num_classes,
+        num_frames,
+        weights,
+        meta.get("classes"),
+        meta.get("config") or {},
+        meta.get("epoch"),
     )
 
 

@@ -32,7 +32,9 @@ class _Axis(NamedTuple):
     derivative: Tensor  # d out / d shift
 
 
-def _axis(dim: int, shift: Tensor, stride: int, padding: int, quantize: bool, length: int, device: torch.device) -> _Axis:
+def _axis(
+    dim: int, shift: Tensor, stride: int, padding: int, quantize: bool, length: int, device: torch.device
+) -> _Axis:
     out_length = (length + 2 * padding - 1) // stride + 1
     # Past this distance every tap lies outside; the limit also keeps infinite and NaN shifts inside int64.
     limit = float(length + 2 * padding + 3)
@@ -44,7 +46,9 @@ def _axis(dim: int, shift: Tensor, stride: int, padding: int, quantize: bool, le
     # of the two one-sided ones, which reaches back to base - 1.
     kink = fraction == 0
     interpolation = torch.stack((zero, 1 - fraction, fraction))
-    derivative = torch.stack((torch.where(kink, -0.5, zero), torch.where(kink, zero, -one), torch.where(kink, 0.5, one)))
+    derivative = torch.stack(
+        (torch.where(kink, -0.5, zero), torch.where(kink, zero, -one), torch.where(kink, 0.5, one))
+    )
     up = ((shift + 0.5).floor() > base).to(shift.dtype)
     forward = torch.stack((zero, 1 - up, up)) if quantize else interpolation
 

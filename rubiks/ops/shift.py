@@ -105,5 +105,7 @@ def _checked(x, shift, stride, padding, quantize, normalize_grad, t_factor, x_ax
 def _per_axis(name: str, key: str, value, rows: int, least: int) -> tuple[int, ...]:
     values = (value,) * rows if isinstance(value, int) else tuple(value)
     if len(values) != rows or any(not isinstance(v, int) or v < least for v in values):
-        raise ValueError(f"{name}: {key} must be {rows} whole numbers of at least {least}, or one for all, got {value!r}")
+        raise ValueError(
+            f"{name}: {key} must be {rows} whole numbers of at least {least}, or one for all, got {value!r}"
+        )
     return values

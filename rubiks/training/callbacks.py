@@ -79,7 +79,9 @@ class ProgressLines(Callback):
         metrics = trainer.callback_metrics
         if "val/top1" in metrics:
             top1, top5 = metrics["val/top1"], metrics["val/top5"]
-            self._print(trainer, [f"validation top-1 {top1:.1%}", f"top-5 {top5:.1%}", f"loss {metrics['val/loss']:.3f}"])
+            self._print(
+                trainer, [f"validation top-1 {top1:.1%}", f"top-5 {top5:.1%}", f"loss {metrics['val/loss']:.3f}"]
+            )
 
     def _print(self, trainer: pl.Trainer, parts: list[str]) -> None:
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *parts, sep="  ", flush=True)
