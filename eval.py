@@ -41,7 +41,7 @@ def evaluate(cfg: DictConfig) -> None:
     data = assemble.datamodule(cfg, [], videos, protocol, batch_size, batch_size)
 
     predictions = CollectPredictions()
-    trainer = assemble.trainer(cfg, [predictions])
+    trainer = assemble.trainer(cfg, [predictions], enable_checkpointing=False)
     if trainer.is_global_zero:
         print(f"Evaluating {saved.path} on {len(videos):,} videos", flush=True)
     start = time.perf_counter()

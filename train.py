@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from rubiks import assemble, runs
 from rubiks.cli.entry import launch
@@ -38,7 +39,7 @@ def train(cfg: DictConfig) -> None:
         cfg, train_videos, val_videos, protocol, recipe.batch_size, recipe.batch_size, recipe.crop_scales
     )
     net = assemble.network(cfg, classes, recipe.dropout)
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = assemble.plain(cfg)
     module = VideoClassifier(net, recipe, classes, config)
 
     trainer = assemble.trainer(
@@ -46,7 +47,6 @@ def train(cfg: DictConfig) -> None:
         [] if rehearsal else assemble.training_callbacks(run),
         max_epochs=recipe.epochs,
         accumulate_grad_batches=recipe.accumulate,
-        gradient_clip_val=recipe.clip_grad_norm or None,
         enable_checkpointing=not rehearsal,
     )
     if not rehearsal:  # everything has been checked: now the run's folder is filled
@@ -59,7 +59,7 @@ def train(cfg: DictConfig) -> None:
             f"{len(classes)} classes, {cfg.data.num_frames} frames of {cfg.data.size} pixels"
         )
         print(describe_groups(net, recipe, trainer.world_size))
-        print(f"{f'Going on with' if resume else 'Run in'} {run.folder}", flush=True)
+        print(f"{'Going on with' if resume else 'Run in'} {run.folder}", flush=True)
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # Lightning ends the program so on Ctrl-C
@@ -67,7 +67,7 @@ def train(cfg: DictConfig) -> None:
             print(f"Interrupted. To go on: python train.py run={run.folder.name} and the same choices as before")
         raise
     if trainer.is_global_zero and not rehearsal:
-        finish(run, trainer, recipe.epochs, cfg)
+        finish(run, trainer, recipe.epochs)
 
 
 def unfinished(cfg: DictConfig, run: runs.Run, epochs: int) -> Path | None:
@@ -84,22 +84,16 @@ def unfinished(cfg: DictConfig, run: runs.Run, epochs: int) -> Path | None:
     return run.last
 
 
-def finish(run: runs.Run, trainer: pl.Trainer, epochs: int, cfg: DictConfig) -> None:
+def finish(run: runs.Run, trainer: pl.Trainer, epochs: int) -> None:
     """Mark the run as finished, and say what came out and what to do next."""
-    best = trainer.checkpoint_callback.best_model_score
+    checkpoints = trainer.checkpoint_callback
+    assert isinstance(checkpoints, ModelCheckpoint)
+    best = checkpoints.best_model_score
     result = {"epochs": epochs, "best_val_top1": None if best is None else round(best.item(), 6)}
     write_atomically(run.finished, lambda path: path.write_text(json.dumps(result) + "\n"))
     if best is not None:
         print(f"Best validation top-1: {best:.1%}, in {run.best}")
-    choices = "".join(
-        f" {group}={value}"
-        for group, value, default in (
-            ("tier", cfg.tier.name, "tiny"),
-            ("variant", cfg.variant.name, "rubiks3d"),
-        )
-        if value != default
-    )
-    print(f"To evaluate: python eval.py protocol=two_clip{choices} ckpt={run.folder}")
+    print("To evaluate: python eval.py protocol=two_clip", *assemble.choices_for_evaluation(), f"ckpt={run.folder}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,13 @@ def whole_number(key: str, value: Any, least: int) -> int:
     return value
 
 
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A section of the configuration as plain data, interpolations resolved."""
+    content: Any = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(content, dict)
+    return content
+
+
 # ---- data
 
 
@@ -89,10 +96,12 @@ def class_names(cfg: DictConfig, data: sources.Source, saved: SavedNetwork | Non
     return names if names is not None else [str(label) for label in range(count)]
 
 
-def records(cfg: DictConfig, data: sources.Source, split: str, num_classes: int) -> tuple[list[VideoRecord], list[str]]:
+def records(
+    cfg: DictConfig, data: sources.Source, split: sources.Split, num_classes: int
+) -> tuple[list[VideoRecord], list[str]]:
     """The present videos of a split, and the paths of the missing ones, by the policy on unreadable videos."""
     present, missing = data.records(split)
-    sources.check_labels(present, num_classes, cfg.data[f"{split}_list"] if f"{split}_list" in cfg.data else split)
+    sources.check_labels(present, num_classes, cfg.data.get(f"{split}_list") or f"the {split} list")
     total = len(present) + len(missing)
     if missing:
         message = f"{len(missing):,} of the {total:,} {split} videos are missing, the first is {missing[0]}"
@@ -147,7 +156,7 @@ def protocol(cfg: DictConfig, num_frames: int, size: int, frame_order: str = "na
 
 
 def recipe(cfg: DictConfig) -> Recipe:
-    values = OmegaConf.to_container(cfg.recipe, resolve=True)
+    values = plain(cfg.recipe)
     for key in ("milestones", "crop_scales"):
         if not isinstance(values[key], list):
             raise InputError(f"recipe.{key} must be a list, got {values[key]!r}")
@@ -239,6 +248,12 @@ def output_folder() -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
+def choices_for_evaluation() -> list[str]:
+    """Those of the command line's choices that an evaluation of the run needs too."""
+    shared = ("tier", "variant", "data", "device", "precision")
+    return [choice for choice in HydraConfig.get().overrides.task if re.split("[.=]", choice)[0] in shared]
+
+
 def on_gpu(cfg: DictConfig) -> bool:
     device = one_of("device", cfg.device, ("auto", "cpu", "gpu"))
     if device == "gpu" and not torch.cuda.is_available():
@@ -249,11 +264,11 @@ def on_gpu(cfg: DictConfig) -> bool:
 def trainer(cfg: DictConfig, callbacks: list[Callback], **extra: Any) -> pl.Trainer:
     """Lightning's Trainer with the configured arguments, without loggers."""
     gpu = on_gpu(cfg)
-    arguments = OmegaConf.to_container(cfg.trainer, resolve=True)
-    known = inspect.signature(pl.Trainer).parameters
+    arguments = plain(cfg.trainer)
+    elsewhere = {"accelerator", "callbacks", "logger", "max_epochs", "max_steps", "precision"}  # other keys decide
+    known = [key for key in inspect.signature(pl.Trainer).parameters if key not in elsewhere]
     for key in arguments:
-        if key not in known or key in ("callbacks", "logger", "max_epochs", "accelerator", "precision"):
-            raise InputError(f"trainer.{key} cannot be set; the choices are {', '.join(known)}")
+        one_of("a key of trainer", key, tuple(known))
     if arguments["strategy"] == "ddp":
         # Each process keeps its own batch statistics; validation uses those of the first (VideoClassifier).
         arguments["strategy"] = DDPStrategy(broadcast_buffers=False)

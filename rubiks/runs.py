@@ -66,5 +66,9 @@ class Run:
 def newest(data: str, tier: str, variant: str, outputs: Path = OUTPUTS) -> Run | None:
     """The run of this data set, tier and variant whose checkpoint was written last."""
     folders = [path for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
-    matching = [run for run in map(Run, folders) if run.matches(data, tier, variant)]
-    return max(matching, key=lambda run: run.checkpoint().stat().st_mtime, default=None)
+    written = {}
+    for run in map(Run, folders):
+        path = run.checkpoint()
+        if path is not None and run.matches(data, tier, variant):
+            written[run] = path.stat().st_mtime
+    return max(written, key=lambda run: written[run], default=None)

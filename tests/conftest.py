@@ -1,4 +1,4 @@
-"""What tests share. Large reference data may lie in ../shared beside the checkout; a test that needs it skips without."""
+"""What tests share. Large reference data may lie in ../shared beside the checkout; tests that need it skip without."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -64,9 +66,9 @@ def test_processes_share_the_list(length, world_size, epoch):
         return lists
 
     evaluation = shares(training=False)
-    assert sorted(sum(evaluation, [])) == list(range(length))
+    assert sorted(chain.from_iterable(evaluation)) == list(range(length))
     training = shares(training=True)
-    seen = sum(training, [])
+    seen = list(chain.from_iterable(training))
     assert len({len(part) for part in training}) == 1
     assert len(set(seen)) == len(seen)
     assert len(seen) > length - world_size

@@ -115,7 +115,6 @@ def fit(net, batch_size, accumulate, count=8, precision="32-true", **changes):
         precision=precision,
         num_sanity_val_steps=0,
         accumulate_grad_batches=accumulate,
-        gradient_clip_val=settings.clip_grad_norm or None,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rubiks.data.sampling import random_segments, segment_centres, segment_starts
-from rubiks.data.views import TrainingViews, multi_scale_crop
-from rubiks.evaluation.protocols import Protocol
+from rubiks.data.views import TrainingViews, multi_scale_crop, random_segments
+from rubiks.evaluation.protocols import Protocol, segment_centres, segment_starts
 
 
 @given(st.integers(1, 400), st.integers(1, 32), st.integers(0, 10))

@@ -90,6 +90,7 @@ def _keys(config_folder: Path, config_name: str) -> list[str]:
         groups = {path.name for path in config_folder.iterdir() if path.is_dir()}
         chosen = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups]
         tree = OmegaConf.to_container(hydra.compose(config_name, chosen), resolve=False)
+    assert isinstance(tree, dict)
     keys: list[str] = []
 
     def walk(node: dict, prefix: str) -> None:

@@ -72,8 +72,9 @@ class VideoDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """For checkpoints: where training stands in the order of the videos."""
+        assert self.trainer is not None
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
-        epoch, batch = divmod(done, self.trainer.num_training_batches)
+        epoch, batch = divmod(done, int(self.trainer.num_training_batches))
         return {"epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -81,6 +82,7 @@ class VideoDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         loader = self._loader("train")
+        assert isinstance(loader.sampler, EpochSampler)
         # Lightning makes the first iterator before it restores its own count of epochs.
         epoch, batch = self._resume_at
         loader.sampler.resume(epoch, batch * self.batch_size)
@@ -112,6 +114,7 @@ class VideoDataModule(pl.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        assert self.trainer is not None
         bad = batch.pop("bad")
         if bad:
             self._note_bad("train" if self.trainer.training else "val", bad)

@@ -57,7 +57,7 @@ class VideoDataset(Dataset):
 def collate(samples: list[dict[str, Any] | VideoError]) -> dict[str, Any]:
     """Batch: views uint8 (B, V, T, 3, H, W), label and index int64 (B,), and the videos that could not be read.
 
-    Unreadable videos make the batch smaller; nothing takes their place. If none could be read, `views` is an empty list.
+    Unreadable videos make the batch smaller; nothing takes their place. If none could be read, `views` is [].
     """
     good = [sample for sample in samples if not isinstance(sample, VideoError)]
     return {
@@ -95,7 +95,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def resume(self, epoch: int, done: int) -> None:
-        """Begin with this epoch, whatever `set_epoch` says, and without its first `done` videos: they have been seen."""
+        """Begin with this epoch, whatever `set_epoch` says, without its first `done` videos: they have been seen."""
         self._resume_at = epoch, done
 
     def __len__(self) -> int:

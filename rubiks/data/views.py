@@ -6,8 +6,6 @@ import numpy as np
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from rubiks.data.sampling import random_segments
-
 
 class TrainingViews:
     """One view per video: random frames, a random crop that all of them share, and a flip where classes allow it.
@@ -55,3 +53,21 @@ def multi_scale_crop(
     places = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(1, 1), (1, 3), (3, 1), (3, 3)]
     y, x = places[rng.integers(len(places))]
     return y * step_y, x * step_x, crop_height, crop_width
+
+
+def random_segments(length: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """One random frame from each of `frames` equal segments, as TSM samples for training.
+
+    A video of fewer frames than segments gives its first frame throughout, as there.
+
+    Args:
+        length: frames of the video, at least 1.
+        frames: T, frames of the clip.
+
+    Returns:
+        (T,) int64, in order.
+    """
+    segment = length // frames
+    if segment == 0:
+        return np.zeros(frames, dtype=np.int64)
+    return np.arange(frames) * segment + rng.integers(segment, size=frames)

@@ -26,7 +26,13 @@ class CollectPredictions(Callback):
         self._outputs: list[dict[str, Tensor]] = []
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._outputs.append(outputs)
 

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from rubiks.data.sampling import segment_centres, segment_starts
-
 FRAME_ORDERS = ("natural", "reversed", "shuffled")
 
 
@@ -51,7 +49,7 @@ class Protocol:
         return indices
 
     def __call__(self, clips: Tensor, rng: np.random.Generator) -> Tensor:
-        """Decoded frames uint8 (clips, T, 3, H, W) -> views uint8 (V, T, 3, size, size), the crops of a clip together."""
+        """Decoded frames uint8 (clips, T, 3, H, W) -> views uint8 (V, T, 3, size, size), a clip's crops together."""
         frames = tv.resize(clips.flatten(0, 1), [round(self.size * 256 / 224)], antialias=True)
         frames = frames.unflatten(0, clips.shape[:2])
         size = self.size
@@ -60,3 +58,15 @@ class Protocol:
         step_y, step_x = (frames.shape[-2] - size) // 4, (frames.shape[-1] - size) // 4
         views = [tv.crop(frames, 2 * step_y, left, size, size) for left in (0, 4 * step_x, 2 * step_x)]
         return torch.stack(views, dim=1).flatten(0, 1)
+
+
+def segment_centres(length: int, frames: int) -> np.ndarray:
+    """The centre of each of `frames` equal segments, TSM's one-clip test sampling: ``int(tick / 2 + tick * i)``."""
+    tick = length / frames
+    return np.array([int(tick / 2 + tick * i) for i in range(frames)], dtype=np.int64)
+
+
+def segment_starts(length: int, frames: int) -> np.ndarray:
+    """The start of each of `frames` equal segments, the second clip of TSM's two-clip test: ``int(tick * i)``."""
+    tick = length / frames
+    return np.array([int(tick * i) for i in range(frames)], dtype=np.int64)

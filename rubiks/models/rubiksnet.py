@@ -32,7 +32,8 @@ class _Backbone(nn.Module):
         self.bn_last = nn.BatchNorm2d(channels)
 
     def layers(self) -> list[nn.ModuleList]:
-        return [self.get_submodule(f"layer{stage}") for stage in range(5)]
+        """Stages 0 to 4."""
+        return [child for child in self.children() if isinstance(child, nn.ModuleList)]
 
     def forward(self, images: Tensor, frames: int) -> Tensor:
         """(N*T, 3, H, W) -> features (N*T, C)."""
@@ -149,10 +150,14 @@ class RubiksNet(nn.Module):
         torch.save(content, path)
 
     def __repr__(self) -> str:
-        head = f"tier={self.tier!r}, num_classes={self.num_classes}, variant={self.variant!r}, num_frames={self.num_frames}"
+        head = (
+            f"tier={self.tier!r}, num_classes={self.num_classes}, variant={self.variant!r}, "
+            f"num_frames={self.num_frames}"
+        )
         lines = [f"RubiksNet({head})", f"  stem    3 -> {self.backbone.conv1.out_channels}, 3x3 convolution, stride 2"]
         for stage, layer in enumerate(self.backbone.layers()):
             first = layer[0]
+            assert isinstance(first, RubiksBlock)
             channels = f"{first.bn1.num_features} -> {first.conv3.out_channels}"
             stride = 1 if stage == 0 else 2
             lines.append(f"  layer{stage}  {channels}, {len(layer)} block{'s'[: len(layer) > 1]}, stride {stride}")
@@ -160,7 +165,7 @@ class RubiksNet(nn.Module):
         kinds = {type(m) for m in self.modules()}
         shift = "3D shift" if AttentionShift not in kinds else "2D shift, temporal attention shift"
         extras = ", squeeze-excite" if TIERS[self.tier].reduction else ""
-        channels = sum(m.shift.shape[1] for m in self.modules() if isinstance(m, LearnableShift))
-        lines.append(f"  {shift} of {channels:,} channels{extras}")
+        shifted = sum(m.shift.shape[1] for m in self.modules() if isinstance(m, LearnableShift))
+        lines.append(f"  {shift} of {shifted:,} channels{extras}")
         lines.append(f"  {sum(p.numel() for p in self.parameters()):,} parameters")
         return "\n".join(lines)

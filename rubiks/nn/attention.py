@@ -21,6 +21,8 @@ class AttentionShift(nn.Module):
         T: the temperature, a scalar buffer that the training schedule sets (2.0 at the start).
     """
 
+    T: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.rand(channels, 3))

@@ -15,6 +15,9 @@ class Normalize(nn.Module):
     It runs where the pixels are, so that batches travel to a GPU as bytes.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         # Constants, not learned state: they stay out of checkpoints.

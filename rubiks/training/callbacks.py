@@ -42,7 +42,8 @@ class Throughput(Callback):
         self._ended = time.perf_counter()
         elapsed = self._ended - self._since
         last = batch_idx + 1 == trainer.num_training_batches
-        if elapsed > 0 and (last or (batch_idx + 1) % trainer.log_every_n_steps == 0):
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set from outside of Lightning's class
+        if elapsed > 0 and (last or (every and (batch_idx + 1) % every == 0)):
             rate = self._clips * trainer.world_size / elapsed
             module.log_dict({"clips/s": rate, "data wait": self._waited / elapsed}, prog_bar=True)
             self._restart()
@@ -94,6 +95,7 @@ class SaveOnInterrupt(Callback):
         self.path = path
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, OSError) or trainer.sanity_checking or trainer.fast_dev_run or not trainer.global_step:
-            return  # a full disk would only fail again; before the first step there is nothing to save
-        trainer.save_checkpoint(self.path)
+        # A full disk would only fail again; before the first batch there is nothing new to save.
+        begun = trainer.global_step > 0 and trainer.num_training_batches != float("inf") and not trainer.sanity_checking
+        if begun and not isinstance(exception, OSError):
+            trainer.save_checkpoint(self.path)

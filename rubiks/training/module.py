@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -38,7 +39,7 @@ class VideoClassifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.net = net
-        self.recipe = recipe
+        self._recipe = recipe
         self.classes = classes
         self.config = config or {}
         self.normalize = Normalize()
@@ -51,10 +52,16 @@ class VideoClassifier(pl.LightningModule):
         self.train_accuracy = accuracy.clone(prefix="train/")
         self.val_accuracy = accuracy.clone(prefix="val/")
 
+    @property
+    def recipe(self) -> Recipe:
+        assert self._recipe is not None, "training needs a recipe"
+        return self._recipe
+
     def forward(self, views: Tensor) -> Tensor:
         """Score videos: views uint8 (B, V, T, 3, H, W) -> logits (B, num_classes), the mean over the views."""
-        clips = self.normalize(views.flatten(0, 1))
-        return self.net(clips).unflatten(0, views.shape[:2]).float().mean(1)
+        # One view at a time: the activations of all views at once would need several times the memory.
+        logits = [self.net(self.normalize(view)).float() for view in views.unbind(1)]
+        return torch.stack(logits).mean(0)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         logits, label = self(batch["views"]), batch["label"]
@@ -79,16 +86,18 @@ class VideoClassifier(pl.LightningModule):
 
     # ---- optimisation
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         processes = self.trainer.world_size
         groups = optim.parameter_groups(self.net, self.recipe, self.recipe.scaled_lr(processes))
         optimizer = optim.optimizer(groups, self.recipe)
-        steps_per_epoch = self.trainer.estimated_stepping_batches / max(1, self.trainer.max_epochs)
+        epochs = self.trainer.max_epochs
+        assert epochs is not None  # Lightning fills it in
+        steps_per_epoch = self.trainer.estimated_stepping_batches / max(1, epochs)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.lr_factor(self.recipe, steps_per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # Once per step, on the gradient summed over batches and processes, so that one GPU and eight take the same step.
+        # Once per step, on the gradient summed over batches and processes, so one GPU and eight take the same step.
         for parameter in optim.shift_parameters(self.net):
             if parameter.grad is not None:
                 parameter.grad = normalize_shift_grad(parameter.grad)
@@ -107,7 +116,7 @@ class VideoClassifier(pl.LightningModule):
             self.log("train/grad_norm", nn.utils.clip_grad_norm_(others, limit))
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_validation_start(self) -> None:
         # Each process has its own running statistics; all validate, and the checkpoint holds, those of the first.

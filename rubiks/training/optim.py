@@ -21,8 +21,8 @@ def shift_parameters(net: nn.Module) -> list[nn.Parameter]:
 def parameter_groups(net: RubiksNet, recipe: Recipe, lr: float) -> list[dict]:
     """Every trained parameter once, in named groups with its learning rate and weight decay.
 
-    The groups follow RubiksNet's (weights; biases and norms without decay; shifts slower and without decay), with the AQ
-    logits (no decay: it would pull the attention towards uniform) and the classifier (faster where it is new) besides.
+    The groups follow RubiksNet's (weights; biases and norms without decay; shifts slower and without decay), with the
+    AQ logits (no decay: it would pull the attention towards uniform) and the classifier (faster where new) besides.
     """
     groups: dict[str, list[nn.Parameter]] = {
         name: [] for name in ("weights", "bias and norm", "shift", "attention", "classifier", "classifier bias")
