@@ -59,7 +59,7 @@ def train(cfg: DictConfig) -> None:
             f"{len(classes)} classes, {cfg.data.num_frames} frames of {cfg.data.size} pixels"
         )
         print(describe_groups(net, recipe, trainer.world_size))
-        print(f"{'Going on with' if resume else 'Run in'} {run.folder}", flush=True)
+        print("Rehearsal" if rehearsal else f"{'Going on with' if resume else 'Run in'} {run.folder}", flush=True)
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # Lightning ends the program so on Ctrl-C

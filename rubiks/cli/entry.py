@@ -37,6 +37,7 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
 
     def run(cfg: DictConfig) -> None:
         folder = HydraConfig.get().runtime.output_dir
+        message = None
         try:
             job(cfg)
         except (InputError, OmegaConfBaseException) as error:
@@ -45,11 +46,10 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             message = f"no space left on the device that holds {error.filename or folder}; free some and start again"
-        else:
-            return
-        with contextlib.suppress(OSError):  # Hydra makes the folder before the job can refuse; one with files stays
+        with contextlib.suppress(OSError):  # Hydra makes the folder in any case; one with files stays
             os.rmdir(folder)
-        _fail(message)
+        if message is not None:
+            _fail(message)
 
     try:
         hydra.main(config_path=str(config_folder.resolve()), config_name=config_name, version_base="1.3")(run)()
