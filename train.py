@@ -32,6 +32,8 @@ def train(cfg: DictConfig) -> None:
 
     source = assemble.source(cfg)
     classes = assemble.class_names(cfg, source)
+    if resume is not None:
+        assemble.check_same_classes(resume, classes)
     train_videos, _ = assemble.records(cfg, source, "train", len(classes))
     val_videos, _ = assemble.records(cfg, source, "val", len(classes))
     protocol = assemble.protocol(cfg, cfg.data.num_frames, cfg.data.size)
@@ -61,7 +63,7 @@ def train(cfg: DictConfig) -> None:
         print(describe_groups(net, recipe, trainer.world_size))
         print("Rehearsal" if rehearsal else f"{'Going on with' if resume else 'Run in'} {run.folder}", flush=True)
     try:
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, data, ckpt_path=None if resume is None else resume.path, weights_only=True)
     except SystemExit:  # Lightning ends the program so on Ctrl-C
         if trainer.is_global_zero and run.last.is_file():
             print(f"Interrupted. To go on: python train.py run={run.folder.name} and the same choices as before")
@@ -70,7 +72,7 @@ def train(cfg: DictConfig) -> None:
         finish(run, trainer, recipe.epochs)
 
 
-def unfinished(cfg: DictConfig, run: runs.Run, epochs: int) -> Path | None:
+def unfinished(cfg: DictConfig, run: runs.Run, epochs: int) -> checkpoint.SavedNetwork | None:
     """The checkpoint that the run goes on from; None for a new run."""
     done = run.epochs_finished()
     if done is not None and done >= epochs:
@@ -80,8 +82,9 @@ def unfinished(cfg: DictConfig, run: runs.Run, epochs: int) -> Path | None:
         )
     if not run.last.is_file():
         return None
-    assemble.check_same_network(cfg, checkpoint.read(run.last), "run")
-    return run.last
+    saved = checkpoint.read(run.last)
+    assemble.check_same_network(cfg, saved, "run")
+    return saved
 
 
 def finish(run: runs.Run, trainer: pl.Trainer, epochs: int) -> None:

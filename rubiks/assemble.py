@@ -49,6 +49,12 @@ def whole_number(key: str, value: Any, least: int) -> int:
     return value
 
 
+def share(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise InputError(f"{key} must be a number from 0 to 1, got {value!r}")
+    return value
+
+
 def plain(node: DictConfig) -> dict[str, Any]:
     """A section of the configuration as plain data, interpolations resolved."""
     content: Any = OmegaConf.to_container(node, resolve=True)
@@ -105,11 +111,12 @@ def records(
     total = len(present) + len(missing)
     if missing:
         message = f"{len(missing):,} of the {total:,} {split} videos are missing, the first is {missing[0]}"
+        limit = share("data.max_bad", cfg.data.max_bad)
         usual = cfg.data.format == "kinetics"  # videos vanish from YouTube
         if not usual and cfg.data.on_error == "raise":
             raise InputError(f"{message}. data.on_error=skip leaves them out and counts them")
-        if not present or (not usual and len(missing) > cfg.data.max_bad * total):
-            raise InputError(f"{message}; more than data.max_bad={cfg.data.max_bad:g} of the list. Check data.root")
+        if not present or (not usual and len(missing) > limit * total):
+            raise InputError(f"{message}; more than data.max_bad={limit:g} of the list. Check data.root")
         log.warning("%s", message)
     return present, missing
 
@@ -136,7 +143,7 @@ def datamodule(
         whole_number("data.workers", workers, 0),
         cfg.seed,
         one_of("data.on_error", cfg.data.on_error, ("raise", "skip")),
-        cfg.data.max_bad,
+        share("data.max_bad", cfg.data.max_bad),
     )
 
 
@@ -171,8 +178,8 @@ def recipe(cfg: DictConfig) -> Recipe:
 def network(cfg: DictConfig, classes: list[str], dropout: float) -> RubiksNet:
     """A new network, or one that starts from the weights of `init`."""
     frames = whole_number("data.num_frames", cfg.data.num_frames, 1)
-    if "aq" in cfg and not (isinstance(cfg.aq.budget, (int, float)) and 0 <= cfg.aq.budget <= 1):
-        raise InputError(f"aq.budget must be a number from 0 to 1, got {cfg.aq.budget!r}")
+    if "aq" in cfg:
+        share("aq.budget", cfg.aq.budget)
     net = RubiksNet(cfg.tier.name, len(classes), cfg.variant.name, frames, dropout)
     if cfg.init is not None:
         saved = checkpoint.read(cfg.init)
@@ -200,11 +207,11 @@ def check_same_network(cfg: DictConfig, saved: SavedNetwork, key: str) -> None:
 def check_same_classes(saved: SavedNetwork, classes: list[str]) -> None:
     """Raise InputError unless a checkpoint's classes are the data set's: their names where the file has them."""
     if saved.num_classes != len(classes):
-        raise InputError(f"ckpt={saved.path} has {saved.num_classes} classes, but the data set has {len(classes)}")
+        raise InputError(f"{saved.path} has {saved.num_classes} classes, but the data set has {len(classes)}")
     if saved.classes is not None and saved.classes != classes:
         label = next(i for i, (a, b) in enumerate(zip(saved.classes, classes, strict=True)) if a != b)
         raise InputError(
-            f"ckpt={saved.path} was trained on other classes: class {label} is {saved.classes[label]!r} there and "
+            f"{saved.path} was trained on other classes: class {label} is {saved.classes[label]!r} there and "
             f"{classes[label]!r} in the data set; set data.labels to the list it was trained with"
         )
 

@@ -343,6 +343,7 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["data.num_frames=0"], ["data.num_frames", "0"]),
         (["data.workers=-1"], ["data.workers"]),
         (["data.on_error=ignore"], ["data.on_error", "raise, skip"]),
+        (["data.max_bad=2"], ["data.max_bad", "0 to 1"]),
         (["data.level=hard"], ["data.level", "plain", "textured"]),
         (["device=tpu"], ["device", "auto, cpu, gpu"]),
         (["precision=7"], ["precision"]),

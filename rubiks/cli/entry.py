@@ -33,6 +33,7 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # The data module leaves out the videos that were seen before an interruption, which Lightning cannot know.
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run that goes on
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with PyTorch 2.14 and later
 
     def run(cfg: DictConfig) -> None:
@@ -53,6 +54,8 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
 
     try:
         hydra.main(config_path=str(config_folder.resolve()), config_name=config_name, version_base="1.3")(run)()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, config_folder, config_name))
 
