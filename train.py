@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from rubiks import assemble, runs
 from rubiks.cli.entry import launch
 from rubiks.errors import InputError
-from rubiks.evaluation.report import write_atomically
+from rubiks.files import write_atomically
 from rubiks.models import checkpoint
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import describe_groups
@@ -52,7 +52,8 @@ def train(cfg: DictConfig) -> None:
         enable_checkpointing=not rehearsal,
     )
     if not rehearsal:  # everything has been checked: now the run's folder is filled
-        write_atomically(run.config, lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True)))
+        if trainer.is_global_zero:
+            write_atomically(run.config, lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True)))
         trainer.loggers = assemble.loggers(cfg, run, config)
     if trainer.is_global_zero:
         print(net)

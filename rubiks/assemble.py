@@ -19,6 +19,7 @@ from omegaconf.errors import MissingMandatoryValue
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from rubiks import runs
 from rubiks.data import builtin, sources
@@ -29,7 +30,8 @@ from rubiks.errors import InputError
 from rubiks.evaluation.protocols import FRAME_ORDERS, Protocol
 from rubiks.models import RubiksNet, checkpoint
 from rubiks.models.checkpoint import SavedNetwork
-from rubiks.training.callbacks import ProgressLines, SaveOnInterrupt, Throughput
+from rubiks.training.callbacks import ProgressLines, Throughput
+from rubiks.training.checkpointing import AtomicCheckpointIO, SaveOnInterrupt
 from rubiks.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -278,7 +280,10 @@ def trainer(cfg: DictConfig, callbacks: list[Callback], **extra: Any) -> pl.Trai
         one_of("a key of trainer", key, tuple(known))
     if arguments["strategy"] == "ddp":
         # Each process keeps its own batch statistics; validation uses those of the first (VideoClassifier).
-        arguments["strategy"] = DDPStrategy(broadcast_buffers=False)
+        known_to_ddp = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known_to_ddp else "broadcast_buffers"  # before 2.15
+        options: dict[str, Any] = {name: False}
+        arguments["strategy"] = DDPStrategy(**options)
     bar = sys.stdout.isatty()
     try:
         return pl.Trainer(
@@ -292,6 +297,7 @@ def trainer(cfg: DictConfig, callbacks: list[Callback], **extra: Any) -> pl.Trai
             enable_progress_bar=bar,
             callbacks=[*callbacks, *([RichProgressBar()] if bar else [])],
             logger=False,
+            plugins=[AtomicCheckpointIO()],
             **extra,
         )
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:

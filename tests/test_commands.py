@@ -420,14 +420,22 @@ def test_bad_checkpoints_of_eval(builtin_data, commands, tmp_path):
     assert "natural, reversed, shuffled" in commands.refused("eval", *options, "ckpt=net.pth.tar", "frame_order=odd")
 
 
-def test_full_disk_is_one_clear_error(builtin_data, commands, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device", "outputs/x/checkpoints/best.ckpt")
-
-    monkeypatch.setattr("pytorch_lightning.trainer.trainer.Trainer.save_checkpoint", full)
-    status, _, err = commands.run("train", (*BASE, builtin_data, *SMALL, *QUICK, "logger=csv", "run=x"))
-    assert status == 2
-    assert "no space left" in err
+def test_checkpoints_that_cannot_be_written_are_one_clear_error(builtin_data, tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))"
+    start = f"{limit}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    options = (*BASE, "logger=csv", builtin_data, *SMALL, *QUICK, "run=full")
+    result = subprocess.run(
+        [sys.executable, "-c", start, ROOT / "train.py", *options],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "best.ckpt cannot be written: File too large" in result.stderr
+    assert not list(tmp_path.glob("outputs/full/checkpoints/*"))
 
 
 def test_help_names_groups_and_keys(commands):

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from rubiks.errors import InputError
+from rubiks.files import write_atomically
 
 
 def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -48,24 +48,6 @@ def print_table(results: dict[str, Any]) -> None:
         print(
             f"Not scored: {results['left_out']:,} of the {results['listed']:,} listed videos (missing or unreadable)."
         )
-
-
-def write_atomically(path: str | os.PathLike, write: Any) -> None:
-    """Write a file through `write(temporary path)` and a rename: it is there whole, or not at all.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_results(path: str | os.PathLike, results: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -86,16 +85,3 @@ class ProgressLines(Callback):
 
     def _print(self, trainer: pl.Trainer, parts: list[str]) -> None:
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *parts, sep="  ", flush=True)
-
-
-class SaveOnInterrupt(Callback):
-    """Saves the state of training when it is interrupted (Ctrl-C, an error), so that the run can go on from there."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        # A full disk would only fail again; before the first batch there is nothing new to save.
-        begun = trainer.global_step > 0 and trainer.num_training_batches != float("inf") and not trainer.sanity_checking
-        if begun and not isinstance(exception, OSError):
-            trainer.save_checkpoint(self.path)

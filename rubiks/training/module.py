@@ -67,7 +67,8 @@ class VideoClassifier(pl.LightningModule):
         logits, label = self(batch["views"]), batch["label"]
         loss = F.cross_entropy(logits, label, label_smoothing=self.recipe.label_smoothing)
         self.train_accuracy(logits.detach(), label)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(label))
+        self.log("train/loss_step", loss, on_step=True, on_epoch=False)
+        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(label), sync_dist=True)
         self.log_dict(self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(label))
         return loss
 

@@ -1,0 +1,46 @@
+"""How checkpoints reach the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback
+
+from rubiks.errors import InputError
+from rubiks.files import write_atomically
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it.
+
+    Lightning's own writer copies from the system's temporary folder: a full disk or a crash in the middle leaves half a
+    file in the place of a good one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any | None = None
+    ) -> None:
+        content = io.BytesIO()  # torch.save to a file reports a full disk without its reason
+        torch.save(checkpoint, content)
+        write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
+
+
+class SaveOnInterrupt(Callback):
+    """Saves the state of training when it is interrupted (Ctrl-C, an error), so that the run can go on from there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        # Before the first batch there is nothing new to save.
+        begun = trainer.global_step > 0 and trainer.num_training_batches != float("inf") and not trainer.sanity_checking
+        if begun:
+            with contextlib.suppress(InputError):  # where saving fails, the first error is the one to tell
+                trainer.save_checkpoint(self.path)
