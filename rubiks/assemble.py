@@ -223,7 +223,8 @@ def evaluated_checkpoint(cfg: DictConfig) -> SavedNetwork:
     path = cfg.ckpt
     if path == "latest":
         wanted = f"data={cfg.data.name} tier={cfg.tier.name} variant={cfg.variant.name}"
-        run = runs.newest(cfg.data.name, cfg.tier.name, cfg.variant.name)
+        named = runs.Run(run_folder(cfg))  # run=NAME may name a training run: then that one is meant
+        run = named if named.checkpoint() else runs.newest(cfg.data.name, cfg.tier.name, cfg.variant.name)
         if run is None:
             raise InputError(
                 f"ckpt=latest: no run of {wanted} with a checkpoint in {runs.OUTPUTS.resolve()}. "

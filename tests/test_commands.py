@@ -152,6 +152,14 @@ def test_shuffled_frames_are_marked_as_no_score(trained, builtin_data, commands,
     assert "not a score under the protocol" in output
 
 
+def test_a_run_can_be_evaluated_by_its_name(trained, builtin_data, commands, tmp_path):
+    copy_of(trained, tmp_path)
+    shutil.copytree(tmp_path / "outputs/first", tmp_path / "outputs/second")
+    output = commands.evaluate(builtin_data, *SMALL[:2], "run=first")
+    assert "Evaluating outputs/first/checkpoints/best.ckpt" in output
+    assert (tmp_path / "outputs/first/results.json").is_file()
+
+
 def test_interrupted_training_goes_on_as_if_it_had_not_been(trained, builtin_data, tmp_path):
     """Ctrl-C inside the second epoch, then the same command: the end equals the uninterrupted run's."""
     command = [sys.executable, ROOT / "train.py", *BASE, "logger=csv", builtin_data, *SMALL, *QUICK, "run=again"]
