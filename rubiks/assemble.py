@@ -250,10 +250,6 @@ def run_folder(cfg: DictConfig) -> Path:
     """The folder that `run` names."""
     if not re.fullmatch(r"[\w.,=+-]+", str(cfg.run)) or set(str(cfg.run)) <= {"."}:
         raise InputError(f"run must be a name of letters, digits and ._,=+- (it names a folder), got {cfg.run!r}")
-    return output_folder()
-
-
-def output_folder() -> Path:
     folder = Path(HydraConfig.get().runtime.output_dir)
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 

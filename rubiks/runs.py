@@ -48,8 +48,8 @@ class Run:
         return json.loads(self.finished.read_text())["epochs"] if self.finished.is_file() else None
 
     def matches(self, data: str, tier: str, variant: str) -> bool:
-        """Whether the run has a checkpoint and was trained on this data set, with this tier and variant."""
-        if not self.config.is_file() or not (self.best.is_file() or self.last.is_file()):
+        """Whether the run was trained on this data set, with this tier and variant."""
+        if not self.config.is_file():
             return False
         try:
             config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
