@@ -11,6 +11,7 @@ opposite order and, for the gradient of the shift, the derivative of each map (R
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,24 +94,59 @@ def _transpose(grad: Tensor, axis: _Axis, weights: Tensor) -> Tensor:
     return out
 
 
-def _axes(x: Tensor, shift: Tensor, stride: tuple, padding: tuple, quantize: bool) -> list[_Axis]:
+def _axes(x: Tensor, shift: Tensor, stride: Sequence[int], padding: Sequence[int], quantize: bool) -> list[_Axis]:
     """The maps to apply in turn, W first. shift has rows T, H, W, or H, W where time is not shifted."""
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     # The tables are small and need whole numbers in Python: making them on the CPU waits for a GPU only once.
     rows = shift.detach().to("cpu", exact)
-    dims = (T_AXIS, H_AXIS, W_AXIS)[-len(rows) :]
-    settings = zip(dims, rows, stride, padding, strict=True)
+    first = 3 - len(rows)
+    settings = zip((T_AXIS, H_AXIS, W_AXIS)[first:], rows, stride[first:], padding[first:], strict=True)
     return [_axis(d, s, st, p, quantize, x.shape[d], x.device) for d, s, st, p in settings][::-1]
 
 
-def _forward(x: Tensor, axes: list[_Axis]) -> Tensor:
-    for axis in axes:
-        x = _apply(x, axis, axis.forward)
-    return x
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _backward(grad: Tensor, x: Tensor, axes: list[_Axis]) -> tuple[Tensor, Tensor]:
-    """Gradients of x and of shift of the interpolated op."""
+def forward(x: Tensor, shift: Tensor, stride: Sequence[int], padding: Sequence[int], quantize: bool) -> Tensor:
+    """Shift x (N, T, C, H, W) by shift (3, C), rows T, H, W, or (2, C), rows H, W, where time is not shifted.
+
+    `stride` and `padding` are of T, H and W. Computes in float64 for float64 x, else in float32. Arguments are checked
+    by the caller.
+    """
+    out = x.to(_exact(x))
+    for axis in _axes(x, shift, stride, padding, quantize):
+        out = _apply(out, axis, axis.forward)
+    return out.to(x.dtype)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    shift: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    quantize: bool,
+    need_x: bool,
+    need_shift: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of shift for the gradient of `forward`'s result; an empty tensor for one not needed."""
+    axes = _axes(x, shift, stride, padding, quantize)
+    upstream = grad.to(_exact(x))
+    grad_x = grad_shift = None
+    if need_shift:
+        grad_x, grad_shift = _interpolation_backward(upstream, x.to(_exact(x)), axes)
+    if need_x and (quantize or grad_x is None):  # exact for x; that of shift passes straight through the rounding
+        grad_x = upstream
+        for axis in reversed(axes):
+            grad_x = _transpose(grad_x, axis, axis.forward)
+    return (
+        grad_x.to(x.dtype) if need_x and grad_x is not None else x.new_empty(0),
+        shift.new_empty(0) if grad_shift is None else grad_shift.to(shift.dtype),
+    )
+
+
+def _interpolation_backward(grad: Tensor, x: Tensor, axes: list[_Axis]) -> tuple[Tensor, Tensor]:
     inputs = []  # of each axis's map
     for axis in axes:
         inputs.append(x)
@@ -121,64 +157,3 @@ def _backward(grad: Tensor, x: Tensor, axes: list[_Axis]) -> tuple[Tensor, Tenso
         rows.append((grad * _apply(x, axis, axis.derivative)).sum((0, 1, 3, 4)))
         grad = _transpose(grad, axis, axis.interpolation)
     return grad, torch.stack(rows)
-
-
-def _grad_x(grad: Tensor, axes: list[_Axis]) -> Tensor:
-    for axis in reversed(axes):
-        grad = _transpose(grad, axis, axis.forward)
-    return grad
-
-
-def normalize_shift_grad(grad: Tensor, t_factor: float = 1.0) -> Tensor:
-    """Divide each channel's column of a shift gradient (3 or 2, C) by its L2 norm where that is above zero.
-
-    The T entry of a three-row gradient is multiplied by `t_factor` first.
-    """
-    if len(grad) == 3 and t_factor != 1.0:
-        grad = torch.cat((grad[:1] * t_factor, grad[1:]))
-    norm = torch.linalg.vector_norm(grad, dim=0, keepdim=True)
-    return torch.where(norm > 0, grad / norm, grad)
-
-
-class _Shift(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, shift, stride, padding, quantize, normalize_grad, t_factor):
-        ctx.axes = _axes(x, shift, stride, padding, quantize)
-        ctx.exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        ctx.options = quantize, normalize_grad, t_factor, shift.dtype
-        ctx.save_for_backward(x)
-        return _forward(x.to(ctx.exact), ctx.axes).to(x.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        quantize, normalize_grad, t_factor, shift_dtype = ctx.options
-        grad = grad.to(ctx.exact)
-        grad_x = grad_shift = None
-        if ctx.needs_input_grad[1]:
-            grad_x, grad_shift = _backward(grad, x.to(ctx.exact), ctx.axes)
-            if normalize_grad:
-                grad_shift = normalize_shift_grad(grad_shift, t_factor)
-            grad_shift = grad_shift.to(shift_dtype)
-        if quantize or grad_x is None:  # the gradient of x is exact; that of shift passes straight through the rounding
-            grad_x = _grad_x(grad, ctx.axes) if ctx.needs_input_grad[0] else None
-        if grad_x is not None:
-            grad_x = grad_x.to(x.dtype)
-        return grad_x, grad_shift, None, None, None, None, None
-
-
-def shift(
-    x: Tensor,
-    shift: Tensor,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    quantize: bool,
-    normalize_grad: bool,
-    normalize_t_factor: float,
-) -> Tensor:
-    """Shift x (N, T, C, H, W) by shift (3, C), rows T, H, W, or (2, C), rows H, W. Arguments are checked by the caller.
-
-    `stride` and `padding` have one entry per row of `shift`. Computes in float64 for float64 x, else in float32.
-    """
-    return _Shift.apply(x, shift, stride, padding, quantize, normalize_grad, normalize_t_factor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rubiks.ops import reference
+from rubiks.ops import operator
 
 X_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -93,13 +93,43 @@ def _checked(x, shift, stride, padding, quantize, normalize_grad, t_factor, x_ax
         raise ValueError(f"{name}: x and shift must be on one device, got {x.device} and {shift.device}")
     stride = _per_axis(name, "stride", stride, rows, least=1)
     padding = _per_axis(name, "padding", padding, rows, least=0)
-    clip = x if rows == 3 else x.unsqueeze(1)
-    if 0 in clip.shape[1:]:
+    clip = x if rows == 3 else x.unsqueeze(0)  # images are frames of one clip whose time is not shifted
+    if 0 in x.shape[1:]:
         raise ValueError(f"{name}: x must not be empty but for N, got shape {tuple(x.shape)}")
-    if shift.device.type == "cpu" and not shift.isfinite().all():
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if normalize_grad:
+        shift = _NormalizeGrad.apply(shift, float(t_factor))
+    shift = shift.to(exact)
+    # A compiled graph cannot look at values; there the kernel itself refuses.
+    if shift.device.type == "cpu" and not torch.compiler.is_compiling() and not shift.isfinite().all():
         raise ValueError(f"{name}: shift holds NaN or infinity; check the learning rate of the shift parameters")
-    out = reference.shift(clip, shift, stride, padding, bool(quantize), bool(normalize_grad), float(t_factor))
-    return out if rows == 3 else out.squeeze(1)
+    operator.prepare()
+    out = torch.ops.rubiks.shift(clip, shift, (1, *stride)[-3:], (0, *padding)[-3:], bool(quantize))
+    return out if rows == 3 else out.squeeze(0)
+
+
+class _NormalizeGrad(torch.autograd.Function):
+    """The shift itself; its gradient has each channel's column normalised."""
+
+    @staticmethod
+    def forward(ctx, shift: Tensor, t_factor: float) -> Tensor:
+        ctx.t_factor = t_factor
+        return shift.view_as(shift)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return normalize_shift_grad(grad, ctx.t_factor), None
+
+
+def normalize_shift_grad(grad: Tensor, t_factor: float = 1.0) -> Tensor:
+    """Divide each channel's column of a shift gradient (3 or 2, C) by its L2 norm where that is above zero.
+
+    The T entry of a three-row gradient is multiplied by `t_factor` first.
+    """
+    if len(grad) == 3 and t_factor != 1.0:
+        grad = torch.cat((grad[:1] * t_factor, grad[1:]))
+    norm = torch.linalg.vector_norm(grad, dim=0, keepdim=True)
+    return torch.where(norm > 0, grad / norm, grad)
 
 
 def _per_axis(name: str, key: str, value, rows: int, least: int) -> tuple[int, ...]:

@@ -1,0 +1,82 @@
+"""The operator as PyTorch knows it: kernels of the compiled library or of the reference, fake kernels and autograd."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rubiks.ops import library, reference
+
+# As in ext/shift.cpp; defined here where there is no compiled library.
+SCHEMAS = (
+    "shift(Tensor x, Tensor shift, int[] stride, int[] padding, bool quantize) -> Tensor",
+    "shift_backward(Tensor grad, Tensor x, Tensor shift, int[] stride, int[] padding, bool quantize, "
+    "bool need_x, bool need_shift) -> (Tensor, Tensor)",
+)
+DEVICES = ("CPU", "CUDA")
+_registrations = torch.library.Library("rubiks", "FRAGMENT")
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def prepare() -> None:
+    """Make torch.ops.rubiks ready for use, once: load the compiled library and let the reference stand in for the rest."""
+    library.load()
+    if not hasattr(torch.ops.rubiks, "shift"):
+        for schema in SCHEMAS:
+            _registrations.define(schema)
+    for device in DEVICES:
+        if not compiled(device):
+            _registrations.impl("shift", reference.forward, device)
+            _registrations.impl("shift_backward", reference.backward, device)
+    torch.library.register_fake("rubiks::shift", _fake_shift, lib=_registrations)
+    torch.library.register_fake("rubiks::shift_backward", _fake_shift_backward, lib=_registrations)
+    torch.library.register_autograd("rubiks::shift", _backward, setup_context=_save, lib=_registrations)
+    torch.library.register_autograd("rubiks::shift_backward", _refuse, lib=_registrations)
+
+
+def compiled(device: str) -> bool:
+    """Whether the compiled library has kernels for the dispatch key "CPU" or "CUDA"."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("rubiks::shift", device)
+
+
+def _volume(x: Tensor, t: int, h: int, w: int) -> Tensor:
+    """As empty_volume of ext/shift.cpp: channel-major where x is, otherwise contiguous."""
+    n, c = x.shape[0], x.shape[2]
+    if x.stride(2) > x.stride(1) and x.stride(2) >= x.stride(0):
+        return x.new_empty(c, n, t, h, w).permute(1, 2, 0, 3, 4)
+    return x.new_empty(n, t, c, h, w)
+
+
+def _fake_shift(x: Tensor, shift: Tensor, stride: Sequence[int], padding: Sequence[int], quantize: bool) -> Tensor:
+    lengths = (x.shape[d] for d in (reference.T_AXIS, reference.H_AXIS, reference.W_AXIS))
+    return _volume(x, *((n + 2 * p - 1) // s + 1 for n, s, p in zip(lengths, stride, padding, strict=True)))
+
+
+def _fake_shift_backward(grad, x, shift, stride, padding, quantize, need_x, need_shift) -> tuple[Tensor, Tensor]:
+    _, t, _, h, w = x.shape
+    return (
+        _volume(x, t, h, w) if need_x else x.new_empty(0),
+        torch.empty_like(shift, memory_format=torch.contiguous_format) if need_shift else shift.new_empty(0),
+    )
+
+
+def _save(ctx, inputs, output) -> None:
+    x, shift, ctx.stride, ctx.padding, ctx.quantize = inputs
+    ctx.save_for_backward(x, shift)
+
+
+def _backward(ctx, grad: Tensor):
+    x, shift = ctx.saved_tensors
+    need_x, need_shift = ctx.needs_input_grad[:2]
+    grad_x, grad_shift = torch.ops.rubiks.shift_backward(
+        grad, x, shift, ctx.stride, ctx.padding, ctx.quantize, need_x, need_shift
+    )
+    return grad_x if need_x else None, grad_shift if need_shift else None, None, None, None
+
+
+def _refuse(ctx, *grads):
+    raise RuntimeError("the shift operator has no second derivative; take its gradient without create_graph=True")
