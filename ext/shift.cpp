@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <string>
 
 STABLE_TORCH_LIBRARY(rubiks, m) {
@@ -28,10 +29,12 @@ Axis axis(const Tensor& x, int64_t dim, int64_t stride, int64_t padding) {
   STD_TORCH_CHECK(padding >= 0, "shift: padding must be at least 0, got ", padding);
   const int64_t length = x.size(dim);
   STD_TORCH_CHECK(length >= 1, "shift: x must not be empty but for N, got shape ", shape(x));
-  // Lengths stay far from overflow in the sums that the kernels form.
-  constexpr int64_t limit = int64_t{1} << 40;
-  STD_TORCH_CHECK(stride < limit && padding < limit, "shift: stride and padding must be below 2^40");
-  return {length, (length + 2 * padding - 1) / stride + 1, stride, padding};
+  // Positions along one axis fit 32 bits, with room for the sums that the kernels form; offsets in memory take 64.
+  constexpr int64_t limit = int64_t{1} << 28;
+  STD_TORCH_CHECK(length <= limit && padding <= limit, "shift: lengths and padding must be at most 2^28, got ", length,
+                  " and ", padding);
+  // Beyond the padded length a stride makes no difference.
+  return {length, (length + 2 * padding - 1) / stride + 1, std::min(stride, length + 2 * padding), padding};
 }
 
 }  // namespace

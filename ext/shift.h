@@ -43,7 +43,7 @@ Problem problem(const Tensor& x, const Tensor& shift, const std::vector<int64_t>
 void check_grad(const Problem& p, const Tensor& grad, const Tensor& x);
 
 // New tensor (N, t, C, h, w) with x's dtype and device: channel-major, (C, N, T, H, W) in memory, if x is; otherwise
-// contiguous. registration.py has the same rule for fake tensors.
+// contiguous. rubiks/ops/operator.py has the same rule for fake tensors.
 Tensor empty_volume(const Tensor& x, int64_t t, int64_t h, int64_t w);
 
 // The two taps that a shift reads along one axis: base and base + 1, weighted 1 - fraction and fraction.

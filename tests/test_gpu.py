@@ -26,21 +26,86 @@ def _float32_arithmetic():
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
 
 
-@pytest.mark.parametrize("quantize", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_operator_equals_the_cpu(dtype, quantize):
-    x, shift = torch.randn(2, 5, 6, 9, 7, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64) * 2
-    shift[:, 0] = torch.tensor([1.0, -2.0, 0.0])
-    results = []
-    for device in ("cpu", "cuda"):
-        a = x.to(device, dtype, copy=True).requires_grad_()
-        s = shift.to(device, torch.float64 if dtype == torch.float64 else torch.float32, copy=True).requires_grad_()
-        out = shift3d(a, s, (1, 2, 2), (0, 1, 0), quantize)
-        out.backward(torch.linspace(-1, 1, out.numel(), device=device).view_as(out).to(dtype))
-        results.append([t.cpu().double() for t in (out.detach(), a.grad, s.grad)])
-    rtol = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
-    for cpu, gpu in zip(*results, strict=True):
-        torch.testing.assert_close(gpu, cpu, rtol=rtol, atol=rtol * cpu.abs().max().item())
+def results(x, shift, grad):
+    """The operator's output and gradients."""
+    out = torch.ops.rubiks.shift(x, shift, (1, 2, 2), (0, 1, 0), False)
+    return out, *torch.ops.rubiks.shift_backward(grad, x, shift, (1, 2, 2), (0, 1, 0), False, True, True)
+
+
+def case(device="cuda"):
+    x = torch.randn(4, 5, 6, 30, 34, device=device)
+    return x, torch.randn(3, 6, device=device), torch.randn(4, 5, 6, 16, 17, device=device)
+
+
+def test_cuda_graph_replays_the_operator():
+    x, shift, grad = case()
+    results(x, shift, grad)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = results(x, shift, grad)
+    for tensor in (x, shift, grad):
+        tensor.normal_()
+    graph.replay()
+    for replayed, expected in zip(captured, results(x, shift, grad), strict=True):
+        assert torch.equal(replayed, expected)
+
+
+def test_operator_runs_on_the_current_stream():
+    """Work on a side stream waits for what that stream does before, not for the default stream."""
+    x, shift, grad = case()
+    expected = results(x, shift, grad)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        source = torch.zeros_like(x)
+        torch.cuda._sleep(50_000_000)
+        source.copy_(x)
+        got = results(source, shift, grad)
+    stream.synchronize()
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_operator_runs_on_the_gpu_of_its_arguments():
+    x, shift, grad = case()
+    expected = results(x, shift, grad)
+    got = results(*(tensor.to("cuda:1") for tensor in (x, shift, grad)))  # cuda:0 stays the current device
+    for a, b in zip(got, expected, strict=True):
+        assert a.device == torch.device("cuda:1")
+        assert torch.equal(a.cpu(), b.cpu())
+
+
+def test_more_than_two_to_the_31_elements():
+    free, _ = torch.cuda.mem_get_info()
+    if free < 25e9:
+        pytest.skip("needs 25 GB of GPU memory")
+    x = torch.zeros(3, 8, 96, 992, 1000, dtype=torch.bfloat16, device="cuda")
+    assert x.numel() > 2**31
+    x[-1] = torch.randint(0, 100, (8, 96, 992, 1000), device="cuda")
+    shift = torch.zeros(3, 96, device="cuda")
+    shift[1] = 1
+    out = shift3d(x, shift)
+    assert torch.equal(out[-1, :, :, :-1], x[-1, :, :, 1:])
+    assert not out[:2].any()
+    del out
+    grad_x, _ = torch.ops.rubiks.shift_backward(x, x, shift, (1, 1, 1), (0, 0, 0), False, True, False)
+    assert torch.equal(grad_x[-1, :, :, 1:], x[-1, :, :, :-1])
+
+
+def test_compiled_by_inductor():
+    def loss(x, shift):
+        return F.relu(shift3d(F.relu(x) * 2, shift)).square().sum()
+
+    gradients = []
+    for function in (loss, torch.compile(loss, fullgraph=True)):
+        x, shift, _ = case()
+        torch.manual_seed(1)
+        x.normal_()
+        leaves = x.requires_grad_(), shift.copy_(torch.linspace(-2, 2, 18).view(3, 6)).requires_grad_()
+        gradients.append(torch.autograd.grad(function(*leaves), leaves))
+    for eager, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-3)
 
 
 def test_shift_that_is_not_finite_gives_zeros_on_a_gpu():

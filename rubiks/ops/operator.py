@@ -20,16 +20,23 @@ DEVICES = ("CPU", "CUDA")
 _registrations = torch.library.Library("rubiks", "FRAGMENT")
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
 def prepare() -> None:
-    """Make torch.ops.rubiks ready for use, once: load the compiled library and let the reference stand in for the rest."""
+    """Make torch.ops.rubiks ready for use: load the compiled library, and the reference for what it lacks."""
+    _prepare_once()
+
+
+# What torch.compiler.assume_constant_result does, without the two seconds that its import of the compiler takes.
+prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _prepare_once() -> None:
     library.load()
     if not hasattr(torch.ops.rubiks, "shift"):
         for schema in SCHEMAS:
             _registrations.define(schema)
     for device in DEVICES:
-        if not compiled(device):
+        if not torch._C._dispatch_has_kernel_for_dispatch_key("rubiks::shift", device):
             _registrations.impl("shift", reference.forward, device)
             _registrations.impl("shift_backward", reference.backward, device)
     torch.library.register_fake("rubiks::shift", _fake_shift, lib=_registrations)
@@ -38,28 +45,16 @@ def prepare() -> None:
     torch.library.register_autograd("rubiks::shift_backward", _refuse, lib=_registrations)
 
 
-def compiled(device: str) -> bool:
-    """Whether the compiled library has kernels for the dispatch key "CPU" or "CUDA"."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("rubiks::shift", device)
-
-
-def _volume(x: Tensor, t: int, h: int, w: int) -> Tensor:
-    """As empty_volume of ext/shift.cpp: channel-major where x is, otherwise contiguous."""
-    n, c = x.shape[0], x.shape[2]
-    if x.stride(2) > x.stride(1) and x.stride(2) >= x.stride(0):
-        return x.new_empty(c, n, t, h, w).permute(1, 2, 0, 3, 4)
-    return x.new_empty(n, t, c, h, w)
-
-
 def _fake_shift(x: Tensor, shift: Tensor, stride: Sequence[int], padding: Sequence[int], quantize: bool) -> Tensor:
     lengths = (x.shape[d] for d in (reference.T_AXIS, reference.H_AXIS, reference.W_AXIS))
-    return _volume(x, *((n + 2 * p - 1) // s + 1 for n, s, p in zip(lengths, stride, padding, strict=True)))
+    settings = zip(lengths, stride, padding, strict=True)
+    return reference.empty_volume(x, *((n + 2 * p - 1) // s + 1 for n, s, p in settings))
 
 
 def _fake_shift_backward(grad, x, shift, stride, padding, quantize, need_x, need_shift) -> tuple[Tensor, Tensor]:
     _, t, _, h, w = x.shape
     return (
-        _volume(x, t, h, w) if need_x else x.new_empty(0),
+        reference.empty_volume(x, t, h, w) if need_x else x.new_empty(0),
         torch.empty_like(shift, memory_format=torch.contiguous_format) if need_shift else shift.new_empty(0),
     )
 

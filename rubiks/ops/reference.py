@@ -108,16 +108,29 @@ def _exact(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def empty_volume(x: Tensor, t: int, h: int, w: int) -> Tensor:
+    """New tensor (N, t, C, h, w) like x: channel-major, (C, N, T, H, W) in memory, if x is, otherwise contiguous.
+
+    Every implementation lays out its results so (empty_volume in ext/shift.cpp).
+    """
+    n, c = x.shape[0], x.shape[2]
+    if x.stride(2) > x.stride(1) and x.stride(2) >= x.stride(0):
+        return x.new_empty(c, n, t, h, w).permute(1, 2, 0, 3, 4)
+    return x.new_empty(n, t, c, h, w)
+
+
 def forward(x: Tensor, shift: Tensor, stride: Sequence[int], padding: Sequence[int], quantize: bool) -> Tensor:
     """Shift x (N, T, C, H, W) by shift (3, C), rows T, H, W, or (2, C), rows H, W, where time is not shifted.
 
     `stride` and `padding` are of T, H and W. Computes in float64 for float64 x, else in float32. Arguments are checked
     by the caller.
     """
+    if x.device.type == "cpu" and not shift.isfinite().all():
+        raise ValueError("shift holds NaN or infinity")
     out = x.to(_exact(x))
     for axis in _axes(x, shift, stride, padding, quantize):
         out = _apply(out, axis, axis.forward)
-    return out.to(x.dtype)
+    return empty_volume(x, out.shape[T_AXIS], *out.shape[H_AXIS:]).copy_(out)
 
 
 def backward(
@@ -140,10 +153,11 @@ def backward(
         grad_x = upstream
         for axis in reversed(axes):
             grad_x = _transpose(grad_x, axis, axis.forward)
-    return (
-        grad_x.to(x.dtype) if need_x and grad_x is not None else x.new_empty(0),
-        shift.new_empty(0) if grad_shift is None else grad_shift.to(shift.dtype),
-    )
+    if need_x and grad_x is not None:
+        grad_x = empty_volume(x, x.shape[T_AXIS], *x.shape[H_AXIS:]).copy_(grad_x)
+    else:
+        grad_x = x.new_empty(0)
+    return grad_x, shift.new_empty(0) if grad_shift is None else grad_shift.to(shift.dtype)
 
 
 def _interpolation_backward(grad: Tensor, x: Tensor, axes: list[_Axis]) -> tuple[Tensor, Tensor]:

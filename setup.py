@@ -1,0 +1,63 @@
+"""Compiles the operator while the package is built, if PyTorch and a compiler are there; pyproject.toml has the rest.
+
+Without them the package is built all the same, and rubiks/ops/library.py compiles the operator at first use.
+"""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+EXT = Path(__file__).resolve().parent / "ext"
+
+
+def compile_into(folder: Path) -> bool:
+    """Whether the library was built into the folder."""
+    try:
+        spec = importlib.util.spec_from_file_location("rubiks_build", EXT / "build.py")
+        builder = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(builder)
+        facts = builder.build(folder)
+    except Exception as error:  # whatever it is, the package works without
+        hint = " (pip install --no-build-isolation uses the one installed)" if isinstance(error, ImportError) else ""
+        print(f"rubiks: the operator is not compiled now, but at first use: {error}{hint}")
+        return False
+    print(f"rubiks: compiled the operator {'with' if facts['cuda'] else 'without'} CUDA: {facts.get('cuda_error', '')}")
+    return True
+
+
+class BuildPackage(build_py):
+    """The modules, the operator's sources as rubiks/ext, and its library in rubiks/ops."""
+
+    compiled = False
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            self.compiled = compile_into(EXT.parent / "rubiks" / "ops")
+            return
+        package = Path(self.build_lib) / "rubiks"
+        for leftover in (package / "ops").glob("librubiks.*"):  # of an earlier build
+            leftover.unlink()
+        shutil.copytree(EXT, package / "ext", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        self.compiled = compile_into(package / "ops")
+
+
+class Wheel(bdist_wheel):
+    """With the library for one platform, without it for any; for every Python in both cases."""
+
+    def run(self) -> None:
+        self.run_command("build_py")
+        if self.get_finalized_command("build_py").compiled:
+            self.root_is_pure = False
+            self.distribution.has_ext_modules = lambda: True
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(cmdclass={"build_py": BuildPackage, "bdist_wheel": Wheel})
