@@ -63,32 +63,38 @@ def test_logits_equal_the_official_code(variant):
         torch.testing.assert_close(net(clips.unflatten(1, (8, 3))), logits)
 
 
+def training_pass(variant, dtype):
+    """Logits, loss and gradients, those of shifts normalised, of one pass with the official weights."""
+    net = official_net(variant).train().to(dtype)
+    logits = net(recipe.clip(4, 8, 64, seed=11).to(dtype))
+    loss = F.cross_entropy(logits, torch.tensor([3, 50, 101, 173]))
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
+    shifts = {name: normalize_shift_grad(value) for name, value in gradients.items() if name.endswith("shift")}
+    return logits.detach(), loss.item(), gradients | shifts
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_pass_equals_the_official_code(variant):
     golden = GOLDEN[f"tiny/{variant}"]
-    net = official_net(variant).train()
-    logits = net(recipe.clip(4, 8, 64, seed=11))
-    loss = F.cross_entropy(logits, torch.tensor([3, 50, 101, 173]))
-    assert relative_error(logits.detach(), LOGITS[f"tiny_{variant}_train_logits"]) < 1e-5
-    assert loss.item() == pytest.approx(golden["train_loss"], rel=1e-6)
-    loss.backward()
-    for name, parameter in net.named_parameters():
+    logits, loss, gradients = training_pass(variant, torch.float32)
+    assert relative_error(logits, LOGITS[f"tiny_{variant}_train_logits"]) < 1e-5
+    assert loss == pytest.approx(golden["train_loss"], rel=1e-6)
+    _, _, exact = training_pass(variant, torch.float64)
+    for name, gradient in gradients.items():
         norm, dot = golden["grads"][name]
-        if name.endswith("shift"):
-            gradient = normalize_shift_grad(parameter.grad)
-            if variant == "rubiks3d":
-                # Official 3D shift gradients are wrong at whole numbers (every 16th channel); elsewhere lengths are 1.
-                lengths = gradient.norm(dim=0)
-                fractional = torch.arange(len(lengths)) % 16 != 0
-                torch.testing.assert_close(lengths[fractional], torch.ones_like(lengths[fractional]))
-                continue
-        else:
-            gradient = parameter.grad
+        if name.endswith("shift") and variant == "rubiks3d":
+            # Official 3D shift gradients are wrong at whole numbers (every 16th channel); elsewhere lengths are 1.
+            lengths = gradient.norm(dim=0)
+            fractional = torch.arange(len(lengths)) % 16 != 0
+            torch.testing.assert_close(lengths[fractional], torch.ones_like(lengths[fractional]))
+            continue
         own_norm, own_dot = recipe.project(name, gradient)
         assert own_norm == pytest.approx(norm, rel=1e-3), name
-        # Rounding moves activations across the kink of ReLU: the same network in float64 is 2.1e-3 from the official
-        # float32 numbers in this projection.
-        assert abs(own_dot - dot) < 3e-3 * norm, name
+        # Rounding moves activations across the kink of ReLU: the official numbers, in float32, are up to 1.2e-2 from the
+        # same pass in float64. Ours may be as far from them as that pass is, and a little more.
+        _, exact_dot = recipe.project(name, exact[name].float())
+        assert abs(own_dot - dot) < 3e-3 * norm + abs(exact_dot - dot), name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
