@@ -89,11 +89,11 @@ def test_training_pass_equals_the_official_code(variant):
             fractional = torch.arange(len(lengths)) % 16 != 0
             torch.testing.assert_close(lengths[fractional], torch.ones_like(lengths[fractional]))
             continue
+        # Rounding moves activations across the kink of ReLU: the same pass in float64 is up to 1.2e-2 from the official
+        # numbers, which are float32. Ours may be as far from them as that pass is, and a little more.
         own_norm, own_dot = recipe.project(name, gradient)
-        assert own_norm == pytest.approx(norm, rel=1e-3), name
-        # Rounding moves activations across the kink of ReLU: the official numbers, in float32, are up to 1.2e-2 from the
-        # same pass in float64. Ours may be as far from them as that pass is, and a little more.
-        _, exact_dot = recipe.project(name, exact[name].float())
+        exact_norm, exact_dot = recipe.project(name, exact[name].float())
+        assert abs(own_norm - norm) < 1e-3 * norm + abs(exact_norm - norm), name
         assert abs(own_dot - dot) < 3e-3 * norm + abs(exact_dot - dot), name
 
 
