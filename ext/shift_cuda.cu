@@ -32,7 +32,7 @@ Copy copies(const Volume& v, int64_t rows, int64_t cols, int64_t width, bool all
   // A run may start anywhere in a unit of 16 bytes, but at the same distance for every clip.
   const bool planes = all && v.strides.w == 1 && v.strides.h == width && (items == 1 || v.strides.n * size % 16 == 0);
   const int64_t bytes = planes ? ceil_div(rows * width * size + 30, 16) * 16 : rows * cols * size;
-  return {planes, static_cast<int>(bytes / size), 1};
+  return {planes, static_cast<int>(bytes / size), 1, 0};
 }
 
 // Whether threads can make pairs of pixels and write them at once.
@@ -86,6 +86,11 @@ Plan plan(const Arguments& a, int size) {
   const int64_t runs = std::min(std::min<int64_t>(sets, kRuns), std::max<int64_t>(blocks / kBlocks, 1));
   p.runs = a.n % items ? 1 : static_cast<int>(runs);
   p.groups = static_cast<int>(ceil_div(sets, p.runs));
+  const auto span = [&](const Volume& v, int64_t frames, int64_t elements) {
+    return ((p.runs * items - 1) * v.strides.n + (frames - 1) * v.strides.t + elements) * size + 15;
+  };
+  p.source.span = span(a.source, a.t.source, window_length(a.h, rows) * a.w.source);
+  p.x.span = span(a.x, a.t.result, rows * a.w.result);
   return p;
 }
 

@@ -49,6 +49,7 @@ struct Copy {
   bool planes;     // its rows adjoin and the tile spans their width: in units of 16 bytes; otherwise element by element
   int item_pitch;  // elements of shared memory for one clip
   int lanes;       // threads that copy one clip, where planes
+  int64_t span;    // bytes from the start of a block's first window to the end of its last, whole units included
 };
 
 struct Plan {
@@ -140,7 +141,7 @@ struct Map {  // the taps of one axis: base and base + 1
   real w0, w1;
 };
 
-// below: a whole shift i stands as (i - 1) + 1. The gradient of the shift at the kink there is the mean over both forms.
+// below: a whole shift i stands as (i - 1) + 1. The shift's gradient at the kink there is the mean over both forms.
 template <typename real, bool backward>
 __device__ inline Map<real> map_of(const Line& a, real shift, bool quantize, bool below) {
   Taps<real> t = taps(shift, a.reach, quantize);
@@ -208,47 +209,49 @@ __device__ __noinline__ void copy_elements(unsigned target, const scalar* from, 
   }
 }
 
-// A volume as one thread of a block reads it: a window of some clips of one channel, frame by frame.
+// a / b for numbers up to a few hundred, in a third of the instructions.
+__device__ inline int divide(int a, int b) { return static_cast<int>(__fdividef(a + 0.5f, b)); }
+
+// A volume as one thread of a block reads it: a window of some clips of one channel, frame by frame, clips in turn.
 template <typename scalar>
 struct Reader {
   static constexpr int size = sizeof(scalar);
-  const char* start;  // of the window in the first clip and frame; where planes, this thread's first unit there
-  int target;         // where that goes in a stage, in bytes
-  int bytes;          // of a clip's run, from there on
+  // The window in the first frame of the clips at hand and in the next frame to copy. Where planes, a run of bytes is
+  // copied for each clip, and these point at this thread's first unit of 16 bytes.
+  const char *clip, *next;
+  int clip_low, low;  // the lower bits of the same for the frame in use
+  int target;         // where `next` goes in a stage, in bytes
+  int bytes;          // of the run, from there on
   int inside;         // units that reach over the ends of a run stay inside the tensor
   int rows, cols;
 
+  // frame: the first that is read.
   __device__ void open(const Volume& v, const Copy& how, const Tile& tile, int row, int row_count, int col,
-                       int col_count, int frames, int offset) {
+                       int col_count, int frame, int offset) {
     rows = row_count, cols = col_count;
-    start = static_cast<const char*>(v.data) +
-            (tile.c * v.strides.c + tile.item * v.strides.n + row * v.strides.h + col * v.strides.w) * size;
-    const char* end = start + ((tile.runs * tile.items - 1) * v.strides.n + (frames - 1) * v.strides.t +
-                               rows * cols) * size;
-    inside = start - 15 >= v.begin && end + 15 <= v.end;
+    clip = static_cast<const char*>(v.data) + (tile.c * v.strides.c + tile.item * v.strides.n + row * v.strides.h +
+                                               col * v.strides.w) * size;
+    inside = clip - v.begin >= 15 && v.end - clip >= how.span;
+    clip += frame * v.strides.t * size;
     target = offset, bytes = 0;
     if (how.planes) {
-      const int item = tile.items == 1 ? 0 : threadIdx.x / how.lanes, unit = (threadIdx.x - item * how.lanes) * 16;
-      start += item * v.strides.n * size + unit;
+      const int item = tile.items == 1 ? 0 : divide(threadIdx.x, how.lanes);
+      const int unit = (threadIdx.x - item * how.lanes) * 16;
+      clip += item * v.strides.n * size + unit;
       target += item * how.item_pitch * size + unit;
       bytes = item < tile.items ? rows * cols * size - unit : -16;  // a thread without a clip copies nothing
     }
-    keep(start), keep(target), keep(bytes), keep(inside);
+    keep(clip), keep(target), keep(bytes), keep(inside);
+    next = clip;
+    low = clip_low = static_cast<int>(reinterpret_cast<uintptr_t>(clip));
   }
 
-  // How far past a multiple of 16 bytes frame u's runs start: they keep that distance in shared memory.
-  __device__ int skew(const Volume& v, const Copy& how, int clip, int u) const {
-    const int n = static_cast<int>(v.strides.n) * size, t = static_cast<int>(v.strides.t) * size;
-    return how.planes ? (static_cast<int>(reinterpret_cast<uintptr_t>(start)) + clip * n + u * t) & 15 : 0;
-  }
-
-  // Starts the copy of frame u of `items` clips to a stage.
-  __device__ void load(unsigned stage, const Volume& v, const Copy& how, int clip, int u, int items) const {
-    const char* from = start + (clip * v.strides.n + u * v.strides.t) * size;
+  // Starts the copy of the next frame of `items` clips to a stage.
+  __device__ void load(unsigned stage, const Volume& v, const Copy& how, int items) {
     unsigned to = stage + target;
     if (how.planes) {
-      const int before = static_cast<int>(reinterpret_cast<uintptr_t>(from)) & 15;
-      from -= before;
+      const int before = static_cast<int>(reinterpret_cast<uintptr_t>(next)) & 15;
+      const char* from = next - before;
 #pragma unroll 1
       for (int left = bytes + before; left > 0; left -= how.lanes * 16) {
         if (inside || (from >= v.begin && from + 16 <= v.end)) {
@@ -259,8 +262,19 @@ struct Reader {
         from += how.lanes * 16, to += how.lanes * 16;
       }
     } else {
-      copy_elements(to, reinterpret_cast<const scalar*>(from), &v.strides, items, how.item_pitch, rows, cols);
+      copy_elements(to, reinterpret_cast<const scalar*>(next), &v.strides, items, how.item_pitch, rows, cols);
     }
+    next += v.strides.t * size;
+  }
+
+  // How far past a multiple of 16 bytes the runs of the frame in use start: they keep that distance in shared memory.
+  __device__ int skew(const Copy& how) const { return how.planes ? low & 15 : 0; }
+  __device__ void pass(const Volume& v) { low += static_cast<int>(v.strides.t) * size; }
+
+  // The next run's clips, to copy or to use.
+  __device__ void copy_next_clips(const Volume& v, int items) { next = clip += items * v.strides.n * size; }
+  __device__ void use_next_clips(const Volume& v, int items) {
+    low = clip_low += items * static_cast<int>(v.strides.n) * size;
   }
 };
 
@@ -270,11 +284,11 @@ struct Sums {  // the gradient of the shift
 };
 
 // One walk over the source's frames. Writes the result where `write`, and returns this thread's part of the gradient of
-// the shift where `sum`. A thread makes a patch of tall x wide pixels, which share their taps: row i of pixels reads rows
+// the shift if `sum`. A thread makes a patch of tall x wide pixels, which share their taps: row i of pixels reads rows
 // i * step and i * step + 1 of taps. step is 1, or 2 where the gather is strided.
-template <typename scalar, typename real, bool backward, int tall, int wide, int step>
+template <typename scalar, typename real, bool backward, bool sum, int tall, int wide, int step>
 __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Map<real>& mt, const Map<real>& mh,
-                                  const Map<real>& mw, bool write, bool sum) {
+                                  const Map<real>& mw, bool write) {
   extern __shared__ __align__(16) char memory[];
   unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(memory));
   keep(shared);
@@ -283,16 +297,18 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
 
   const int2 h = window<backward>(a.h, mh.base, tile.row, tile.rows);
   const int2 w = plan.source.planes ? int2{0, a.w.source - 1} : window<backward>(a.w, mw.base, tile.col, tile.cols);
+  const int2 t = window<backward>(a.t, mt.base, 0, a.t.result);
   Reader<scalar> source, x;
-  source.open(a.source, plan.source, tile, h.x, max(h.y - h.x + 1, 0), w.x, max(w.y - w.x + 1, 0), a.t.source, kHead);
-  if constexpr (backward) {
-    x.open(a.x, plan.x, tile, tile.row, tile.rows, tile.col, tile.cols, a.t.result, kHead + plan.x_offset);
+  source.open(a.source, plan.source, tile, h.x, max(h.y - h.x + 1, 0), w.x, max(w.y - w.x + 1, 0), min(t.x, t.y),
+              kHead);
+  if constexpr (sum) {
+    x.open(a.x, plan.x, tile, tile.row, tile.rows, tile.col, tile.cols, 0, kHead + plan.x_offset);
   }
 
   // This thread's patch: where its taps lie in a stage, in bytes, and where its pixels go.
   const int patch_cols = (tile.cols + wide - 1) / wide, patch_rows = (tile.rows + tall - 1) / tall;
-  const int line = threadIdx.x / patch_cols, col = (threadIdx.x - line * patch_cols) * wide;
-  const int item = line / patch_rows, row = (line - item * patch_rows) * tall;
+  const int line = divide(threadIdx.x, patch_cols), col = (threadIdx.x - line * patch_cols) * wide;
+  const int item = divide(line, patch_rows), row = (line - item * patch_rows) * tall;
   const int rows = item < tile.items ? min(tall, tile.rows - row) : 0;  // pixel rows of the patch that there are
   const auto position = [](const Line& line, int first, int i) {        // of tap i of a patch's line of taps
     return step == 1 ? first + i : (first + i / 2) * line.stride + i % 2;
@@ -309,7 +325,6 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
       tap[i][j] = r >= 0 && q >= 0 ? kHead + (line_of_taps + q) * size : 0;
     }
   }
-  const int pitch = static_cast<int>(a.result_strides.h);
   scalar* result = static_cast<scalar*>(a.result) + (tile.item + item) * a.result_strides.n +
                    tile.c * a.result_strides.c + (tile.row + row) * a.result_strides.h + tile.col + col;
   scalar* to = result;
@@ -324,19 +339,22 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
   const auto fetch = [&](int stage) {
     if (next_run < tile.runs) {
       const unsigned to = shared + stage * plan.stage_bytes;
-      const int u = locate<backward>(a.t, mt.base + next_frame), clip = next_run * tile.items;
-      if (u >= 0) source.load(to, a.source, plan.source, clip, u, tile.items);
-      if constexpr (backward) {
-        if (sum && next_frame < frames - 1) x.load(to, a.x, plan.x, clip, next_frame, tile.items);
+      if (locate<backward>(a.t, mt.base + next_frame) >= 0) source.load(to, a.source, plan.source, tile.items);
+      if constexpr (sum) {
+        if (next_frame < frames - 1) x.load(to, a.x, plan.x, tile.items);
       }
-      if (++next_frame == frames) next_frame = 0, ++next_run;
+      if (++next_frame == frames) {
+        next_frame = 0, ++next_run;
+        source.copy_next_clips(a.source, tile.items);
+        if constexpr (sum) x.copy_next_clips(a.x, tile.items);
+      }
     }
     commit();
   };
 #pragma unroll 1
   for (int i = 0; i < kStages - 1; ++i) fetch(i);
 
-  real before[tall][wide] = {}, x_before[backward ? tall : 1][wide] = {};
+  real before[tall][wide] = {}, x_before[sum ? tall : 1][wide] = {};
   Sums<real> sums = {0, 0, 0};
   int stage = 0, run = 0, frame = 0, due = 1;
 #pragma unroll 1
@@ -344,14 +362,20 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
     wait<kStages - 2>();
     __syncthreads();  // the frame is there, and everyone has left the stage that is filled next
     fetch(stage == 0 ? kStages - 1 : stage - 1);
-    const int u = locate<backward>(a.t, mt.base + frame);
+    const bool read = locate<backward>(a.t, mt.base + frame) >= 0;
     unsigned here = shared + stage * plan.stage_bytes;
     unsigned x_here = here + kHead + plan.x_offset + x_place;
-    if (u >= 0) here += source.skew(a.source, plan.source, run * tile.items, u);
-    if (backward && sum) x_here += x.skew(a.x, plan.x, run * tile.items, frame);
+    if (read) {
+      here += source.skew(plan.source);
+      source.pass(a.source);
+    }
+    if constexpr (sum) {
+      x_here += x.skew(plan.x);
+      x.pass(a.x);
+    }
     const bool complete = backward ? frame > 0 : frame == due;
     real value[tap_rows][tap_cols];
-    if (u >= 0) {
+    if (read) {
 #pragma unroll
       for (int i = 0; i < tap_rows * tap_cols; ++i) {
         real one[1];
@@ -370,10 +394,11 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
       across[i / wide][i % wide] = mw.w0 * v[0] + mw.w1 * v[1];
       slope[i / wide][i % wide] = v[0] - v[1];
     }
+    scalar* row_to = to;
 #pragma unroll
     for (int i = 0; i < tall; ++i) {
       real out[wide], x_now[wide] = {};
-      if (backward && sum && frame < frames - 1 && i < rows) {
+      if (sum && frame < frames - 1 && i < rows) {
         load<scalar>(x_here + i * tile.cols * size, x_now);
       }
 #pragma unroll
@@ -382,7 +407,7 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
         const real now = mh.w0 * top + mh.w1 * bottom;
         out[j] = mt.w0 * before[i][j] + mt.w1 * now;
         before[i][j] = now;
-        if (backward && sum) {
+        if constexpr (sum) {
           // This frame is the second tap of result frame - 1 and the first of result frame.
           const real x_step = x_now[j] - x_before[i][j], x_both = x_now[j] - mt.w1 * x_step;
           sums.t += now * x_step;
@@ -391,14 +416,17 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
           x_before[i][j] = x_now[j];
         }
       }
-      if (complete && write && i < rows) store(to + i * pitch, out);
+      if (complete && write && i < rows) store(row_to, out);
+      row_to += a.result_strides.h;
     }
     if (complete) to += a.result_strides.t, due += a.t.stride;
     if (++stage == kStages) stage = 0;
     if (++frame == frames) {
       frame = 0, due = 1, ++run;
       to = result += tile.items * a.result_strides.n;
-      if (backward) {
+      source.use_next_clips(a.source, tile.items);
+      if constexpr (sum) {
+        x.use_next_clips(a.x, tile.items);
 #pragma unroll
         for (int i = 0; i < tall * wide; ++i) x_before[i / wide][i % wide] = 0;
       }
@@ -426,7 +454,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kB
     shift_kernel(const __grid_constant__ Arguments a) {
   const Plan& plan = a.plan;
   const unsigned tiles = plan.row_tiles * plan.col_tiles;
-  const unsigned index = blockIdx.x % tiles, rest = blockIdx.x / tiles;
+  const unsigned rest = tiles == 1 ? blockIdx.x : blockIdx.x / tiles, index = blockIdx.x - rest * tiles;
   const int c = rest % a.c, group = rest / a.c;
   const int item = group * plan.items * plan.runs;
   const int row = index / plan.col_tiles * plan.rows, col = index % plan.col_tiles * plan.cols;
@@ -439,27 +467,33 @@ __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kB
   const int rows = a.temporal ? 3 : 2;
   const real st = a.temporal ? shift[0] : 0;
   const real sh = shift[(rows - 2) * a.shift_row], sw = shift[(rows - 1) * a.shift_row];
-  const auto run = [&](bool quantize, bool below, bool write, bool sum) {
-    return walk<scalar, real, backward, tall, wide, step>(
-        a, tile, map_of<real, backward>(a.t, st, quantize, below), map_of<real, backward>(a.h, sh, quantize, below),
-        map_of<real, backward>(a.w, sw, quantize, below), write, sum);
+  const auto map = [&](const Line& line, real s, bool quantize, bool below) {
+    return map_of<real, backward>(line, s, quantize, below);
   };
   if constexpr (!backward) {
-    run(a.quantize, false, true, false);
+    walk<scalar, real, false, false, tall, wide, step>(a, tile, map(a.t, st, a.quantize, false),
+                                                       map(a.h, sh, a.quantize, false),
+                                                       map(a.w, sw, a.quantize, false), true);
   } else {
-    // The gradient of x is that of the rounding, the gradient of the shift that of the interpolation.
-    // Pass 0 makes the first alone, pass 1 both, pass 2 the second from the other side of a kink.
-    const bool alone = a.need_x && (a.quantize || !a.need_shift);
+    // The gradient of x is that of the rounding, the gradient of the shift that of the interpolation: one walk where
+    // both are the same, and one more for the other side of a kink.
+    const bool apart = a.quantize || !a.need_shift;
+    if (a.need_x && apart) {
+      walk<scalar, real, true, false, tall, wide, step>(a, tile, map(a.t, st, a.quantize, false),
+                                                        map(a.h, sh, a.quantize, false),
+                                                        map(a.w, sw, a.quantize, false), true);
+    }
+    if (!a.need_shift) return;
     const bool kink = (a.temporal && whole(a.t, st)) || whole(a.h, sh) || whole(a.w, sw);
     const real scale = kink ? 0.5 : 1;
     Sums<real> sums = {0, 0, 0};
 #pragma unroll 1
-    for (int pass = alone ? 0 : 1; pass <= (!a.need_shift ? 0 : kink ? 2 : 1); ++pass) {
-      const auto part = run(pass == 0 && a.quantize, pass == 2, pass == 0 || (pass == 1 && a.need_x && !alone),
-                            pass > 0);
+    for (int side = 0; side <= kink; ++side) {
+      const auto part = walk<scalar, real, true, true, tall, wide, step>(
+          a, tile, map(a.t, st, false, side), map(a.h, sh, false, side), map(a.w, sw, false, side),
+          a.need_x && !apart && side == 0);
       sums = {sums.t + part.t * scale, sums.h + part.h * scale, sums.w + part.w * scale};
     }
-    if (!a.need_shift) return;
     sums = {block_sum(sums.t), block_sum(sums.h), block_sum(sums.w)};
     if (threadIdx.x == 0) {
       const int64_t slots = int64_t{plan.groups} * tiles;
