@@ -1,118 +1,348 @@
-"""Clips per second of RubiksNet, in inference and in training, and the share of time that the shift takes.
+"""Speed and memory of RubiksNet, in inference and in training, beside TSM-ResNet-50 and MViTv2-S.
 
-    python benchmarks/network.py [--tiers tiny large] [--size 224] [--batch 32] [--json FILE]
+    python benchmarks/network.py [--models rubiks-large tsm] [--modes eager compiled] [--batches 1 32]
+                                 [--precisions bf16 tf32] [--phases inference training] [--json FILE]
 
-Times are medians over repetitions on the GPU where there is one, else on the CPU.
+Models: rubiks-TIER and rubiks-TIER-aq; tsm, torchvision's ResNet-50 with the temporal shift of TSM (Lin et al., ICCV
+2019) before the first convolution of every block; mvit, torchvision's MViTv2-S on twice the frames. All have random
+weights and 174 classes. Modes, of which each model has its own:
+
+    eager             as built (rubiks, tsm, mvit)
+    channels-last     weights and images in channels-last order (tsm)
+    compiled          torch.compile, for tsm on top of channels-last (rubiks, tsm, mvit)
+    compiled-graphs   the same with mode="reduce-overhead", that is CUDA graphs; only where --modes asks for it
+    optimized         RubiksNet.optimize_for_inference (rubiks, inference only)
+
+bf16 is autocast from float32 weights, but optimized networks hold bfloat16 weights and take bfloat16 clips, cast within
+the timed call; tf32 is float32 with TF32 matrix products and convolutions. A training step is forward, cross entropy,
+backward and a step of SGD with momentum. Times are medians over --repeats calls after --warmup calls; on a GPU they are
+the intervals between events recorded after successive calls, so that launches overlap the work before as they do in
+use. Memory is the peak that PyTorch allocated during the timed calls, weights included. The last column divides the
+clips per second by those of the fastest mode of tsm at the same batch and precision in this run. GFLOPs are those of
+convolutions and matrix products, two a multiply-add; shifts count nothing. What fails (out of memory, say) is reported,
+and the rest goes on. The JSON file is written anew after every measurement.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import Bottleneck
 
 from rubiks import RubiksNet
 from rubiks.models import TIERS, VARIANTS
-from rubiks.nn import LearnableShift
+from rubiks.ops import library, operator
+
+CLASSES = 174
+PHASES = ("inference", "training")
+PRECISIONS = ("bf16", "tf32", "float32")
+FAMILY_MODES = {
+    "rubiks": ("eager", "compiled", "compiled-graphs", "optimized"),
+    "tsm": ("eager", "channels-last", "compiled", "compiled-graphs"),
+    "mvit": ("eager", "compiled", "compiled-graphs"),
+}
+MODES = ("eager", "channels-last", "compiled", "compiled-graphs", "optimized")
+# Without --modes; on a CPU one for each of the others, since everything takes seconds there.
+DEFAULT_MODES: dict[str, dict[str, tuple[str, ...]]] = {
+    "cuda": dict.fromkeys(FAMILY_MODES, ("eager", "channels-last", "compiled", "optimized")),
+    "cpu": {"rubiks": ("eager", "optimized"), "tsm": ("channels-last",), "mvit": ("eager",)},
+}
+RUBIKS = {f"rubiks-{tier}{variant[len('rubiks3d') :]}": (tier, variant) for tier in TIERS for variant in VARIANTS}
+MODELS = ("tsm", *RUBIKS, "mvit")
 
 
-def seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Median time of a call, the device's work included."""
-    times = []
-    for _ in range(repeats + 2):  # the first two warm up
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+class TemporalShift(nn.Module):
+    """Move an eighth of the channels one frame back and an eighth one frame ahead; zeros enter at a clip's ends.
+
+    Frames stay four-dimensional throughout, so that channels-last order survives without a conversion.
+    """
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N*T, C, H, W) -> the same shape."""
+        part = x.shape[1] // 8
+        back, ahead, stay = x.split([part, part, x.shape[1] - 2 * part], dim=1)
+        frame = (torch.arange(len(x), device=x.device) % self.frames).view(-1, 1, 1, 1)
+        back = F.pad(back, (0, 0, 0, 0, 0, 0, -1, 1)) * (frame < self.frames - 1)
+        ahead = F.pad(ahead, (0, 0, 0, 0, 0, 0, 1, -1)) * (frame > 0)
+        return torch.cat((back, ahead, stay), dim=1)
 
 
-def shift_seconds(net: RubiksNet, clips: torch.Tensor, training: bool, repeats: int) -> float:
-    """Time of all the network's shifts alone, on inputs of the shapes that they meet."""
-    calls: list[tuple[LearnableShift, torch.Tensor]] = []
-    modules = [module for module in net.modules() if isinstance(module, LearnableShift)]
-    hooks = [m.register_forward_pre_hook(lambda m, args: calls.append((m, args[0].detach()))) for m in modules]
-    with torch.no_grad():
-        net(clips)
-    for hook in hooks:
-        hook.remove()
+class TSM(nn.Module):
+    """ResNet-50 on every frame with residual temporal shifts; the logits are averaged over the frames."""
 
-    def run() -> None:
-        for module, x in calls:
-            with torch.set_grad_enabled(training):
-                out = module(x.requires_grad_(training))
-            if training:
-                out.backward(out.detach())
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.net = torchvision.models.resnet50(weights=None, num_classes=CLASSES)
+        for block in self.net.modules():
+            if isinstance(block, Bottleneck):
+                block.conv1 = nn.Sequential(TemporalShift(frames), block.conv1)
 
-    return seconds(run, repeats)
+    def forward(self, clips: Tensor) -> Tensor:
+        """(N, T, 3, H, W) -> (N, classes)."""
+        return self.net(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]).mean(1)
 
 
-def measure(tier: str, variant: str, arguments: argparse.Namespace, device: str) -> dict[str, Any]:
-    net = RubiksNet(tier, 174, variant).to(device)
-    clips = torch.randn(arguments.batch, arguments.frames, 3, arguments.size, arguments.size, device=device)
-    labels = torch.randint(174, (arguments.batch,), device=device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
+class MViT(nn.Module):
+    """MViTv2-S, for clips with the time axis before the channels; its position tables are for one clip size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torchvision.models.video.mvit_v2_s(weights=None, num_classes=CLASSES)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(N, 16, 3, 224, 224) -> (N, classes)."""
+        if clips.shape[1:] != (16, 3, 224, 224):
+            raise ValueError("torchvision's MViTv2-S takes 16 frames of 224 x 224 (--frames 8 --size 224)")
+        return self.net(clips.transpose(1, 2))
+
+
+def family(model: str) -> str:
+    return model.partition("-")[0]
+
+
+def clip_frames(model: str, frames: int) -> int:
+    return 2 * frames if model == "mvit" else frames
+
+
+def build(model: str, frames: int) -> nn.Module:
+    if model == "tsm":
+        return TSM(clip_frames(model, frames))
+    if model == "mvit":
+        return MViT()
+    tier, variant = RUBIKS[model]
+    return RubiksNet(tier, CLASSES, variant, clip_frames(model, frames))
+
+
+def in_mode(net: nn.Module, mode: str) -> nn.Module:
+    """The network as the mode runs it."""
+    if isinstance(net, TSM) and mode != "eager":
+        net = net.to(memory_format=torch.channels_last)
+    if mode.startswith("compiled"):
+        torch._dynamo.reset()
+        net.compile(dynamic=False, mode="reduce-overhead" if mode == "compiled-graphs" else "default")
+    return net.optimize_for_inference() if mode == "optimized" else net  # type: ignore[operator]
+
+
+def step(
+    model: str, mode: str, phase: str, precision: str, batch: int, frames: int, size: int, device: str
+) -> tuple[nn.Module, Callable[[], Any]]:
+    """A fresh network on the device and the call to time."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    net = in_mode(build(model, frames).to(device).train(phase == "training"), mode)
+    dtype = torch.bfloat16 if mode == "optimized" and precision == "bf16" else torch.float32
+    net = net.to(dtype)
+    clips = torch.randn(batch, clip_frames(model, frames), size, size, 3, device=device).movedim(-1, 2)
+    if not (model == "tsm" and mode != "eager"):
+        clips = clips.contiguous()
+    labels = torch.randint(CLASSES, (batch,), device=device)
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
     def infer() -> None:
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            net(clips)
+        with torch.inference_mode(), autocast():
+            net(clips.to(dtype))
+
+    if phase == "inference":
+        return net, infer
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
 
     def train() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with autocast():
             loss = F.cross_entropy(net(clips), labels)
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-    row: dict[str, Any] = {"tier": tier, "variant": variant}
-    for name, mode, run in (("inference", False, infer), ("training", True, train)):
-        net.train(mode)
-        duration = seconds(run, arguments.repeats)
-        row[f"{name}_clips_per_second"] = arguments.batch / duration
-        row[f"{name}_shift_share"] = shift_seconds(net, clips, mode, arguments.repeats) / duration
+    return net, train
+
+
+def timed(run: Callable[[], Any], warmup: int, repeats: int, device: str) -> tuple[float, float | None]:
+    """Median milliseconds of a call and, on a GPU, the peak memory in GiB."""
+    for _ in range(warmup):
+        run()
+    if device == "cpu":
+        marks = [time.perf_counter()]
+        for _ in range(repeats):
+            run()
+            marks.append(time.perf_counter())
+        return 1e3 * statistics.median(end - start for start, end in itertools.pairwise(marks)), None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        run()
+        event.record()
+    torch.cuda.synchronize()
+    duration = statistics.median(start.elapsed_time(end) for start, end in itertools.pairwise(events))
+    return duration, torch.cuda.max_memory_allocated() / 2**30
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def numbers(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    _, run = step(**key, frames=arguments.frames, size=arguments.size, device=arguments.device)
+    duration, peak = timed(run, arguments.warmup, arguments.repeats, arguments.device)
+    row = {"ms": duration, "clips_per_second": 1e3 * key["batch"] / duration}
+    return row if peak is None else row | {"peak_gib": peak}
+
+
+def measure(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The row of one model, mode, phase, precision and batch, with its numbers or its error."""
+    try:
+        row = key | numbers(key, arguments)
+    except Exception as error:  # any failure is a result
+        row = key | {"error": first_line(error)}
+    gc.collect()  # networks hold themselves in cycles once compiled
+    if arguments.device == "cuda":
+        torch.cuda.empty_cache()
     return row
 
 
-def main() -> None:
+def describe(model: str, frames: int, size: int) -> dict[str, Any]:
+    """Parameters and arithmetic of a model, counted without running it."""
+    length = clip_frames(model, frames)
+    with torch.device("meta"):
+        net = build(model, frames).eval()
+        clip = torch.empty(1, length, 3, size, size)
+    row: dict[str, Any] = {
+        "model": model,
+        "frames": length,
+        "parameters": sum(p.numel() for p in net.parameters()),
+    }
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(clip)
+    except Exception as error:  # an input that the model refuses fails in each measurement too
+        return row | {"error": first_line(error)}
+    return row | {"gflops_per_clip": counter.get_total_flops() / 1e9}
+
+
+def keys(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What to measure, in order: TSM comes first at every batch and precision, as what others are compared with."""
+    found = []
+    for precision, batch, model in itertools.product(arguments.precisions, arguments.batches, arguments.models):
+        wanted = arguments.modes or DEFAULT_MODES[arguments.device][family(model)]
+        for mode, phase in itertools.product(FAMILY_MODES[family(model)], arguments.phases):
+            exists = hasattr(RubiksNet, "optimize_for_inference") and phase == "inference"
+            if mode in wanted and (mode != "optimized" or exists):
+                found.append({"model": model, "mode": mode, "phase": phase, "precision": precision, "batch": batch})
+    return found
+
+
+def best_tsm(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float | None:
+    """Clips per second of TSM's fastest mode so far, in the row's setting."""
+    same = ("phase", "precision", "batch")
+    rates = [
+        other["clips_per_second"]
+        for other in rows
+        if other["model"] == "tsm" and "error" not in other and all(other[k] == row[k] for k in same)
+    ]
+    return max(rates, default=None)
+
+
+def text(row: dict[str, Any]) -> str:
+    head = f"{row['precision']:<8}{row['batch']:>5}  {row['model']:<18}{row['mode']:<16}{row['phase']:<10}"
+    if "error" in row:
+        return f"{head}  failed: {row['error']}"
+    peak = f"{row['peak_gib']:>8.2f}" if "peak_gib" in row else f"{'':>8}"
+    share = f"{row['over_tsm']:>8.2f}" if "over_tsm" in row and row["model"] != "tsm" else ""
+    return f"{head}{row['clips_per_second']:>9.1f}{row['ms']:>10.2f}{peak}{share}"
+
+
+def machine(device: str) -> dict[str, Any]:
+    operator.prepare()
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "cudnn": torch.backends.cudnn.version() if device == "cuda" else None,
+        "python": platform.python_version(),
+        "shift": "compiled" if library.load().compiled(device.upper()) else "reference",
+    }
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=["tiny"])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="default all but compiled-graphs, on a CPU fewer")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="default bf16 tf32; on a CPU float32")
+    parser.add_argument("--batches", type=int, nargs="+", help="default 1 8 32 64; on a CPU 1")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--warmup", type=int, help="calls before the timed ones; default 5, on a CPU 2")
+    parser.add_argument("--repeats", type=int, help="timed calls; default 20, on a CPU 5")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the results to this file")
-    arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = (
-        torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
-    )
-    print(f"{name}, PyTorch {torch.__version__}, batch {arguments.batch}, {arguments.frames} x {arguments.size} pixels")
-    print(f"{'tier':<8}{'variant':<14}{'inference/s':>12}{'of it shift':>12}{'training/s':>12}{'of it shift':>12}")
-    rows = []
-    for tier in arguments.tiers:
-        for variant in arguments.variants:
-            row = measure(tier, variant, arguments, device)
-            rows.append(row)
-            print(
-                f"{tier:<8}{variant:<14}{row['inference_clips_per_second']:>12.1f}{row['inference_shift_share']:>12.0%}"
-                f"{row['training_clips_per_second']:>12.1f}{row['training_shift_share']:>12.0%}"
-            )
-    if arguments.json:
-        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-        content = {"device": name, "torch": torch.__version__, "settings": settings, "rows": rows}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+    arguments = parser.parse_args(words)
+    cuda = arguments.device == "cuda"
+    arguments.models = [model for model in MODELS if model in (arguments.models or MODELS)]
+    arguments.precisions = arguments.precisions or (["bf16", "tf32"] if cuda else ["float32"])
+    arguments.batches = arguments.batches or ([1, 8, 32, 64] if cuda else [1])
+    arguments.warmup = (5 if cuda else 2) if arguments.warmup is None else arguments.warmup
+    arguments.repeats = arguments.repeats or (20 if cuda else 5)
+    return arguments
+
+
+def ratio(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> dict[str, float]:
+    best = best_tsm(rows, row)
+    return {} if best is None or "error" in row else {"over_tsm": row["clips_per_second"] / best}
+
+
+def print_models(rows: Sequence[dict[str, Any]]) -> None:
+    print(f"{'model':<18}{'frames':>7}{'parameters':>12}{'GFLOPs/clip':>13}")
+    for row in rows:
+        flops = f"  failed: {row['error']}" if "error" in row else f"{row['gflops_per_clip']:>13.1f}"
+        print(f"{row['model']:<18}{row['frames']:>7}{row['parameters'] / 1e6:>10.2f} M{flops}")
+
+
+def main() -> None:
+    arguments = parse()
+    torch.backends.cudnn.benchmark = True
+    command = [word for word in sys.argv[1:] if word not in ("--json", str(arguments.json))]
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("models", "json", "device")}
+    report = {"command": " ".join(["python benchmarks/network.py", *command]), **machine(arguments.device), **settings}
+    print(f"{report['device']}, PyTorch {report['torch']}, {report['threads']} threads, {report['shift']} shift")
+    print(f"{arguments.frames} x {arguments.size} x {arguments.size}; medians of {arguments.repeats} calls\n")
+    report["models"] = [describe(model, arguments.frames, arguments.size) for model in arguments.models]
+    print_models(report["models"])
+    columns = f"{'phase':<10}{'clips/s':>9}{'ms':>10}{'GiB':>8}{'/ TSM':>8}"
+    print(f"\n{'':<8}{'batch':>5}  {'model':<18}{'mode':<16}{columns}")
+    report["rows"] = rows = []
+    for key in keys(arguments):
+        row = measure(key, arguments)
+        rows.append(row)
+        for each in rows:
+            each.update(ratio(rows, each))  # TSM's own modes too, once all are known
+        print(text(row), flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
