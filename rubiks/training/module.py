@@ -59,8 +59,11 @@ class VideoClassifier(pl.LightningModule):
 
     def forward(self, views: Tensor) -> Tensor:
         """Score videos: views uint8 (B, V, T, 3, H, W) -> logits (B, num_classes), the mean over the views."""
+        return self._score(self.net, views)
+
+    def _score(self, net: nn.Module, views: Tensor) -> Tensor:
         # One view at a time: the activations of all views at once would need several times the memory.
-        logits = [self.net(self.normalize(view)).float() for view in views.unbind(1)]
+        logits = [net(self.normalize(view)).float() for view in views.unbind(1)]
         return torch.stack(logits).mean(0)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
@@ -81,8 +84,17 @@ class VideoClassifier(pl.LightningModule):
         self.log("val/loss", F.cross_entropy(logits, label), batch_size=len(label), sync_dist=True)
         self.log_dict(self.val_accuracy, batch_size=len(label))
 
+    def on_predict_start(self) -> None:
+        self.scorer = self.net.optimize_for_inference() if self.device.type == "cpu" else self.net
+
+    def on_predict_end(self) -> None:
+        del self.scorer  # a checkpoint holds the network alone
+
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
-        logits = self(batch["views"]) if len(batch["label"]) else torch.empty(0, self.net.num_classes)
+        if len(batch["label"]):
+            logits = self._score(self.scorer, batch["views"])
+        else:  # no video of the batch could be read
+            logits = torch.empty(0, self.net.num_classes)
         return {"logits": logits.cpu(), "label": batch["label"].cpu(), "index": batch["index"].cpu()}
 
     # ---- optimisation

@@ -1,0 +1,97 @@
+"""The module that optimize_for_inference returns computes the network's logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rubiks import RubiksNet
+from rubiks.models import inference
+from rubiks.models.tiers import TIERS, VARIANTS
+
+
+def trained(tier: str, variant: str, dtype: torch.dtype = torch.float64) -> RubiksNet:
+    """A network whose norms are those of a trained one and worse: scales of both signs, and channels switched off."""
+    torch.manual_seed(0)
+    net = RubiksNet(tier, 7, variant)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 0.6, 0.4)
+            nn.init.normal_(module.bias, 0, 0.5)
+            module.running_mean.normal_(0, 0.5)
+            module.running_var.uniform_(0.5, 2)
+            with torch.no_grad():
+                module.weight[3] = 0
+    nn.init.normal_(net.new_fc.weight)
+    return net.to(dtype).eval()
+
+
+def check(net: RubiksNet, clips: torch.Tensor, tolerance: float, module: nn.Module | None = None) -> None:
+    with torch.no_grad():
+        expected = net(clips)
+    logits = (module or net.optimize_for_inference())(clips)
+    assert logits.dtype == expected.dtype
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("tier", TIERS)
+def test_same_logits(tier, variant, dtype, tolerance):
+    check(trained(tier, variant, dtype), torch.randn(2, 3, 3, 64, 47, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_size_number_of_frames_and_layout(variant, monkeypatch):
+    net = trained("small", variant)
+    module = net.optimize_for_inference()
+    for shape in ((1, 1, 3, 16, 16), (3, 5, 3, 33, 48), (1, 8, 3, 80, 64), (2, 2, 3, 1, 1), (0, 8, 3, 32, 32)):
+        clips = torch.randn(shape, dtype=torch.float64)
+        if len(clips):
+            check(net, clips, 1e-13, module)
+            check(net, clips.flatten(1, 2), 1e-13, module)
+        else:
+            assert module(clips).shape == (0, 7)
+    # Larger work is taken apart.
+    monkeypatch.setattr(inference, "PIXELS_AT_ONCE", 2 * 4 * 64 * 64)
+    monkeypatch.setattr(inference, "ELEMENTS_AT_ONCE", 3 * 72 * 32 * 32)
+    check(net, torch.randn(3, 4, 3, 64, 64, dtype=torch.float64), 1e-13, module)
+
+
+def test_own_weights_whatever_the_mode():
+    net = trained("small", "rubiks3d").train()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    module = net.optimize_for_inference()
+    clips = torch.randn(1, 4, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    logits = module(clips)
+    assert net.training
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(module(clips), logits, rtol=0, atol=0)
+    net.load_state_dict(state)
+    check(net.eval(), clips, 1e-13, module.train())
+
+
+def test_autocast_and_bfloat16():
+    net = trained("tiny", "rubiks3d", torch.float32)
+    clips = torch.randn(2, 4, 3, 32, 32)
+    module = net.optimize_for_inference()
+    with torch.autocast("cpu", torch.bfloat16):  # it computes in the type of its weights
+        logits = module(clips)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, net(clips), rtol=0, atol=1e-4 * logits.abs().max().item())
+    low = module.bfloat16()(clips.bfloat16())
+    assert low.dtype == torch.bfloat16
+    assert (low - logits).abs().max() < 0.05 * logits.abs().max()
+
+
+def test_bad_inputs():
+    module = RubiksNet("tiny", 3).optimize_for_inference()
+    with pytest.raises(ValueError, match=r"\(N, T, 3, H, W\)"):
+        module(torch.randn(1, 8, 4, 32, 32))
+    with pytest.raises(TypeError, match="uint8"):
+        module(torch.zeros(1, 8, 3, 32, 32, dtype=torch.uint8))
