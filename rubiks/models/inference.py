@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rubiks.models.clips import as_clips
 from rubiks.nn import AttentionShift, LearnableShift, RubiksBlock
-from rubiks.ops import shift2d, shift3d
+from rubiks.nn.attention import mix_frames
 
 if TYPE_CHECKING:
     from rubiks.models.rubiksnet import RubiksNet
@@ -101,7 +101,6 @@ class Block(nn.Module):
     conv2: Tensor
     bias2: Tensor
     conv3: Tensor
-    shift: Tensor
     shortcut: Tensor | None
     attention: Tensor | None
 
@@ -119,11 +118,10 @@ class Block(nn.Module):
             conv2 = conv2[1]
         shift = next(module for module in block.as3.modules() if isinstance(module, LearnableShift))
         weight2 = scale2[:, None] * matrix(conv2)
-        self.stride = shift.stride
         self.register_buffer("attention", attention)
         self.register_buffer("conv2", (weight2 * scale1).to(dtype))
         self.register_buffer("bias2", (weight2 @ bias1 + bias2)[:, None].to(dtype))
-        self.register_buffer("shift", shift.shift.clone())
+        self.shift: LearnableShift = copy.deepcopy(shift)
         self.register_buffer("conv3", block.conv3.weight.flatten(1).clone())
         self.register_buffer("shortcut", None)
         self.offset = offset
@@ -135,10 +133,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """(B, C_in, P), which is overwritten -> (B, C_out, P')."""
         h = self._first_half(x, grid)
-        z = self._shift(grid.volume(h))
+        z = self.shift(grid.volume(h))
         if self.shortcut is not None:
-            every = grid.volume(x)[..., :: self.stride, :: self.stride]
-            grid = grid.strided(self.stride)
+            stride = self.shift.stride
+            every = grid.volume(x)[..., ::stride, ::stride]
+            grid = grid.strided(stride)
             a = self.rectify(grid.matrices(every))
             x = torch.bmm(self.shortcut.expand(len(a), -1, -1), a)
         if self.se is not None:
@@ -161,21 +160,13 @@ class Block(nn.Module):
     def _attend(self, x: Tensor, grid: Grid) -> Tensor:
         """The attention shift: (N, T, C, H, W) -> (B, C, P)."""
         assert self.attention is not None
-        back, stay, ahead = self.attention
+        back, _, ahead = self.attention
         # Frames outside the clip count as zero, which is the threshold here.
         zero = self.rectify.threshold[:, :, None]
-        out = x * stay
-        out[:, 1:] += x[:, :-1] * back
-        out[:, :-1] += x[:, 1:] * ahead
+        out = mix_frames(x, self.attention)
         out[:, 0] += zero * back
         out[:, -1] += zero * ahead
         return grid.matrices(out)
-
-    def _shift(self, x: Tensor) -> Tensor:
-        """(N, T, C, H, W) -> (N, T, C, H', W')."""
-        if len(self.shift) == 3:
-            return shift3d(x, self.shift, (1, self.stride, self.stride))
-        return shift2d(x.flatten(0, 1), self.shift, self.stride).unflatten(0, x.shape[:2])
 
 
 class InferenceNet(nn.Module):

@@ -6,6 +6,15 @@ import torch
 from torch import Tensor, nn
 
 
+def mix_frames(x: Tensor, weights: Tensor) -> Tensor:
+    """(N, T, C, H, W), weights (3, C, 1, 1) of the previous, the same and the next frame -> the same shape."""
+    back, stay, ahead = weights
+    out = x * stay
+    out[:, 1:] += x[:, :-1] * back
+    out[:, :-1] += x[:, 1:] * ahead
+    return out
+
+
 class AttentionShift(nn.Module):
     """Mix each channel with its previous and next frame by attention weights (RubiksNet, ECCV 2020, section 3.3).
 
@@ -35,11 +44,7 @@ class AttentionShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C, H, W) -> the same shape and dtype, for any number of frames."""
-        back, stay, ahead = self.attention().to(x.dtype).t().reshape(3, 1, 1, -1, 1, 1)
-        out = x * stay
-        out[:, 1:] += x[:, :-1] * back
-        out[:, :-1] += x[:, 1:] * ahead
-        return out
+        return mix_frames(x, self.attention().to(x.dtype).t()[:, :, None, None])
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, temperature={self.T.item():g}"

@@ -96,15 +96,15 @@ def _transpose(grad: Tensor, axis: _Axis, weights: Tensor) -> Tensor:
 
 def _axes(x: Tensor, shift: Tensor, stride: Sequence[int], padding: Sequence[int], quantize: bool) -> list[_Axis]:
     """The maps to apply in turn, W first. shift has rows T, H, W, or H, W where time is not shifted."""
-    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     # The tables are small and need whole numbers in Python: making them on the CPU waits for a GPU only once.
-    rows = shift.detach().to("cpu", exact)
+    rows = shift.detach().to("cpu", exact(x))
     first = 3 - len(rows)
     settings = zip((T_AXIS, H_AXIS, W_AXIS)[first:], rows, stride[first:], padding[first:], strict=True)
     return [_axis(d, s, st, p, quantize, x.shape[d], x.device) for d, s, st, p in settings][::-1]
 
 
-def _exact(x: Tensor) -> torch.dtype:
+def exact(x: Tensor) -> torch.dtype:
+    """The type that arithmetic on x is done in, by every implementation."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -127,7 +127,7 @@ def forward(x: Tensor, shift: Tensor, stride: Sequence[int], padding: Sequence[i
     """
     if x.device.type == "cpu" and not shift.isfinite().all():
         raise ValueError("shift holds NaN or infinity")
-    out = x.to(_exact(x))
+    out = x.to(exact(x))
     for axis in _axes(x, shift, stride, padding, quantize):
         out = _apply(out, axis, axis.forward)
     return empty_volume(x, out.shape[T_AXIS], *out.shape[H_AXIS:]).copy_(out)
@@ -145,10 +145,10 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of shift for the gradient of `forward`'s result; an empty tensor for one not needed."""
     axes = _axes(x, shift, stride, padding, quantize)
-    upstream = grad.to(_exact(x))
+    upstream = grad.to(exact(x))
     grad_x = grad_shift = None
     if need_shift:
-        grad_x, grad_shift = _interpolation_backward(upstream, x.to(_exact(x)), axes)
+        grad_x, grad_shift = _interpolation_backward(upstream, x.to(exact(x)), axes)
     if need_x and (quantize or grad_x is None):  # exact for x; that of shift passes straight through the rounding
         grad_x = upstream
         for axis in reversed(axes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rubiks.ops import operator
+from rubiks.ops import operator, reference
 
 X_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -96,10 +96,9 @@ def _checked(x, shift, stride, padding, quantize, normalize_grad, t_factor, x_ax
     clip = x if rows == 3 else x.unsqueeze(0)  # images are frames of one clip whose time is not shifted
     if 0 in x.shape[1:]:
         raise ValueError(f"{name}: x must not be empty but for N, got shape {tuple(x.shape)}")
-    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     if normalize_grad:
         shift = _NormalizeGrad.apply(shift, float(t_factor))
-    shift = shift.to(exact)
+    shift = shift.to(reference.exact(x))
     # A compiled graph cannot look at values; there the kernel itself refuses.
     if shift.device.type == "cpu" and not torch.compiler.is_compiling() and not shift.isfinite().all():
         raise ValueError(f"{name}: shift holds NaN or infinity; check the learning rate of the shift parameters")
