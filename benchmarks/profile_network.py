@@ -4,7 +4,8 @@
                                          [--precision bf16] [--mode eager] [--json FILE]
 
 Kernels (on a CPU: operators) of one step are listed by their share of all kernels' time. A table gives the same time by
-stage and part of the block: a backward kernel counts for the part whose forward it belongs to; kernels of a replayed
+stage and part of the block (of fused blocks, by stage alone): a backward kernel counts for the part whose forward it
+belongs to; kernels of a replayed
 CUDA graph, which no operator launches, are unlinked. Last come the bytes of the least number of passes over the
 activations, against the step's time, measured without the profiler, and the bandwidth of a large copy, measured in the
 same run. The passes assumed for a block, each tensor in the step's precision and each pass reading and writing it once,
@@ -24,6 +25,7 @@ attention count nothing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -39,7 +41,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from rubiks.models import TIERS, VARIANTS
+from rubiks.models import TIERS, VARIANTS, features
 from rubiks.nn import AttentionShift, RubiksBlock
 
 MARK = "part/"  # of the profiler's annotations that are ours
@@ -77,6 +79,18 @@ def annotate_network(net: nn.Module) -> None:
                     annotate(each, f"stage {stage[1]}", part)
         elif last in ("conv1", "bn_last", "new_fc") and not stage:
             annotate(module, "stem" if last == "conv1" else "head", "")
+
+
+def annotate_fused_blocks() -> None:
+    """Mark the stages of the fused blocks, which hooks on the modules would turn off."""
+    stages = itertools.cycle(range(5))
+    original = features.train_blocks
+
+    def annotated(*arguments: Any) -> Any:
+        with record_function(f"{MARK}stage {next(stages)}/"):
+            return original(*arguments)
+
+    features.train_blocks = annotated  # type: ignore[assignment]
 
 
 def least_bytes(net: nn.Module, run: Callable[[], Any], training: bool, itemsize: int) -> dict[str, int]:
@@ -254,7 +268,9 @@ def analyse(arguments: argparse.Namespace) -> dict[str, Any]:
     moved = {name: n * arguments.batch for name, n in least_bytes(net, run, training, itemsize).items()}
     net, run = step(model, arguments.mode, **setting)
     duration, peak = timed(run, 5 if arguments.device == "cuda" else 2, arguments.repeats, arguments.device)
-    if not arguments.mode.startswith("compiled"):  # whose kernels span parts
+    if arguments.device == "cuda" and training and itemsize == 2 and features.replaceable(net.backbone):  # type: ignore[arg-type]
+        annotate_fused_blocks()
+    elif not arguments.mode.startswith("compiled"):  # whose kernels span parts
         annotate_network(net)
     trace = traced(run, arguments.device)
     copy = bandwidth(arguments.device)

@@ -26,8 +26,27 @@ import torch
 HERE = Path(__file__).resolve().parent
 LIBRARY, FACTS = "librubiks.so", "librubiks.json"
 CPU_SOURCES = ("shift.cpp", "shift_cpu.cpp")
-CUDA_SOURCE = "shift_cuda.cu"
-FILES = ("build.py", "shift.h", "shift_cuda.cuh", *CPU_SOURCES, CUDA_SOURCE)  # what the library depends on
+CUDA_SOURCES = (
+    "shift_cuda.cu",
+    "pointwise_cuda.cu",
+    "weight_grad_cuda.cu",
+    "norm_cuda.cu",
+    "stream_cuda.cu",
+    "block_cuda.cu",
+)
+HEADERS = (
+    "shift.h",
+    "shift_cuda.cuh",
+    "shift_planes.cuh",
+    "matrix_cuda.h",
+    "mma.cuh",
+    "pointwise_cuda.cuh",
+    "weight_grad_cuda.cuh",
+    "norm_cuda.cuh",
+    "stream_cuda.cuh",
+    "fused_cuda.h",
+)
+FILES = ("build.py", *HEADERS, *CPU_SOURCES, *CUDA_SOURCES)  # what the library depends on
 
 TORCH = Path(torch.__file__).resolve().parent
 INCLUDE = ["-isystem", str(TORCH / "include")]
@@ -116,11 +135,11 @@ def build(folder: Path) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory(prefix="rubiks-build-") as temporary, ThreadPoolExecutor() as pool:
         work = Path(temporary)
-        cuda_object = pool.submit(_compile_cuda, cxx, work, facts)
+        cuda_objects = pool.submit(_compile_cuda, cxx, work, facts)
         objects = list(pool.map(lambda name: _compile([*cxx, *CXX_FLAGS], name, work), CPU_SOURCES))
         library = str(work / LIBRARY)
         try:
-            with_cuda = [*objects, cuda_object.result()]
+            with_cuda = [*objects, *cuda_objects.result()]
             _run([facts["nvcc"], *_host(cxx), "-o", library, *with_cuda, *CUDA_LINK_FLAGS])
             facts["cuda"] = True
         except BuildError as error:
@@ -140,11 +159,12 @@ def hash_of(library: Path) -> str:
     return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
-def _compile_cuda(cxx: list[str], work: Path, facts: dict[str, Any]) -> str:
+def _compile_cuda(cxx: list[str], work: Path, facts: dict[str, Any]) -> list[str]:
     nvcc = find_nvcc()
     flags = [*NVCC_FLAGS, *_code(architectures())]
     facts |= {"nvcc": nvcc, "architectures": architectures(), "cuda_flags": flags, "nvcc_version": _version([nvcc])}
-    return _compile([nvcc, *_host(cxx), *flags], CUDA_SOURCE, work)
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda name: _compile([nvcc, *_host(cxx), *flags], name, work), CUDA_SOURCES))
 
 
 def _code(architectures: str) -> list[str]:

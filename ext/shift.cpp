@@ -1,6 +1,7 @@
 // Schemas of the operator, the checks of its arguments and the layout of its results.
 #include "shift.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -70,11 +71,18 @@ void check_grad(const Problem& p, const Tensor& grad, const Tensor& x) {
 }
 
 Tensor empty_volume(const Tensor& x, int64_t t, int64_t h, int64_t w) {
-  const int64_t n = x.size(0), c = x.size(2);
+  const int64_t n = x.size(0), c = x.size(2), plane = h * w;
   const bool channel_major = x.stride(2) > x.stride(1) && x.stride(2) >= x.stride(0);
-  if (!channel_major) return torch::stable::new_empty(x, {n, t, c, h, w});
-  auto out = torch::stable::new_empty(x, {c, n, t, h, w});
-  return torch::stable::transpose(torch::stable::transpose(out, 0, 1), 1, 2);
+  const int64_t sizes[] = {n, t, c, h, w};
+  const int64_t contiguous[] = {t * c * plane, c * plane, plane, w, 1};
+  const int64_t channels_first[] = {t * plane, plane, n * t * plane, w, 1};
+  int32_t dtype = 0, device = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device));
+  AtenTensorHandle result = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(5, sizes, channel_major ? channels_first : contiguous, dtype, device,
+                                                  x.get_device_index(), &result));
+  return Tensor(result);
 }
 
 }  // namespace rubiks

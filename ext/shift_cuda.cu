@@ -1,11 +1,13 @@
 // The learnable shift on NVIDIA GPUs: plans the tiles of a launch, launches, and registers the operator.
-#include "shift_cuda.cuh"
+#include "fused_cuda.h"
+#include "shift_planes.cuh"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
 #include <algorithm>
+#include <cstring>
 
 namespace rubiks {
 namespace {
@@ -94,6 +96,39 @@ Plan plan(const Arguments& a, int size) {
   return p;
 }
 
+// The pack of planes that a warp makes; without planes where shift_kernel has to serve.
+Pack pack(const Arguments& a, bool backward, int size) {
+  Pack p = {};
+  for (const Line* l : {&a.t, &a.h, &a.w}) {
+    if (l->source != l->result || l->stride > 1 || l->dilation > 1) return p;
+  }
+  const int64_t t = a.t.source, plane = int64_t{a.h.source} * a.w.source;
+  p.lanes = static_cast<int>(std::min<int64_t>(ceil_div(a.h.source, kTall) * (a.w.source / kWide), 33));
+  const Strides& s = a.source.strides;
+  const auto suits = [&](const void* data, const Strides& v) {  // laid out as the source, in whole units
+    return std::memcmp(&v, &s, sizeof(Strides)) == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  };
+  if (size > 4 || a.w.source % kWide || p.lanes > 32 || s.w != 1 || s.h != a.w.source) return p;
+  if (!suits(a.source.data, s) || (a.x.data && !suits(a.x.data, a.x.strides))) return p;
+  if (a.result && !suits(a.result, a.result_strides)) return p;
+  p.clips = s.t == plane && s.n == t * plane;
+  if (!p.clips && (s.c != plane || a.scale)) return p;  // a norm is that of one channel
+  const int64_t others = p.clips ? s.c : (s.t | s.n), piece = (p.clips ? t : 1) * plane * size;
+  const int items = p.clips ? a.n : a.c, rest = p.clips ? a.c : a.n;
+  int planes = 32 / p.lanes;
+  while (planes && (items % planes || planes * piece % 16)) --planes;
+  if (others * size % 16 || planes * p.lanes < 16 || rest > 65535) return p;
+  p.runs = p.clips ? 1 : a.t.source;
+  const int64_t head = p.clips ? ceil_div((t - 1) * plane * size + kZeros, 16) * 16 : kZeros;
+  const int64_t bytes = head + planes * piece;
+  if (bytes * (p.clips ? 1 : t) * (backward && a.need_shift ? 2 : 1) + kZeros > kSharedBytes) return p;
+  p.run_bytes = static_cast<int>(planes * piece), p.data = static_cast<int>(head);
+  p.plane = static_cast<int>(piece), p.frame = static_cast<int>(p.clips ? plane * size : bytes);
+  p.bytes = static_cast<int>(bytes * (p.clips ? 1 : t));
+  p.planes = planes;
+  return p;
+}
+
 // Frames of a clip whose time is not shifted are walked over in runs of up to 8, so that there are blocks enough.
 void split_frames(Arguments& a) {
   if (a.temporal || a.n != 1) return;
@@ -104,37 +139,50 @@ void split_frames(Arguments& a) {
   for (Strides* s : {&a.source.strides, &a.x.strides, &a.result_strides}) s->n = length * s->t;
 }
 
-template <typename scalar, typename real, bool backward, int tall, int wide, int step>
+template <typename scalar, typename real, bool backward, bool norm, int tall, int wide, int step>
 void launch(const Arguments& a, cudaStream_t stream) {
   const int64_t blocks = int64_t{a.plan.groups} * a.c * a.plan.row_tiles * a.plan.col_tiles;
   STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "shift: x is too large, it takes ", blocks, " blocks");
-  shift_kernel<scalar, real, backward, tall, wide, step>
+  shift_kernel<scalar, real, backward, norm, tall, wide, step>
       <<<static_cast<unsigned>(blocks), a.plan.threads, kStages * a.plan.stage_bytes, stream>>>(a);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <bool backward, typename scalar, typename real>
-void choose(const Arguments& a, cudaStream_t stream) {
+template <typename scalar, bool backward, bool norm>
+void launch(const Arguments& a, const Pack& p, cudaStream_t stream) {
+  const dim3 blocks((p.clips ? a.n : a.c) / p.planes, p.clips ? a.c : a.n);
+  const int bytes = p.bytes * (backward && a.need_shift ? 2 : 1) + kZeros;
+  planes_kernel<scalar, backward, norm><<<blocks, 32, bytes, stream>>>(a, p);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Shifts by the kernel for small planes where there is a pack of them, and otherwise by the other one.
+template <typename scalar, typename real, bool backward, bool norm>
+void choose(const Arguments& a, const Pack& p, cudaStream_t stream) {
+  if constexpr (sizeof(real) == 4) {
+    if (p.planes) return launch<scalar, backward, norm>(a, p, stream);
+  }
   if constexpr (!backward) {
-    if (a.plan.step == 2) return launch<scalar, real, backward, 4, 1, 2>(a, stream);
+    if (a.plan.step == 2) return launch<scalar, real, backward, norm, 4, 1, 2>(a, stream);
   }
   if constexpr (sizeof(scalar) == 2) {
-    if (a.plan.wide == 2) return launch<scalar, real, backward, 4, 2, 1>(a, stream);
+    if (a.plan.wide == 2) return launch<scalar, real, backward, norm, 4, 2, 1>(a, stream);
   }
-  launch<scalar, real, backward, 8, 1, 1>(a, stream);
+  launch<scalar, real, backward, norm, 8, 1, 1>(a, stream);
 }
 
 template <bool backward>
-void dispatch(const Arguments& a, ScalarType type, cudaStream_t stream) {
+void dispatch(const Arguments& a, const Pack& p, ScalarType type, cudaStream_t stream) {
+  if (a.scale) return choose<__nv_bfloat16, float, backward, true>(a, p, stream);
   switch (type) {
     case ScalarType::Double:
-      return choose<backward, double, double>(a, stream);
+      return choose<double, double, backward, false>(a, p, stream);
     case ScalarType::Float:
-      return choose<backward, float, float>(a, stream);
+      return choose<float, float, backward, false>(a, p, stream);
     case ScalarType::Half:
-      return choose<backward, __half, float>(a, stream);
+      return choose<__half, float, backward, false>(a, p, stream);
     default:
-      return choose<backward, __nv_bfloat16, float>(a, stream);
+      return choose<__nv_bfloat16, float, backward, false>(a, p, stream);
   }
 }
 
@@ -160,62 +208,120 @@ Arguments arguments(const Problem& p, const Tensor& shift, bool backward) {
   return a;
 }
 
-Tensor shift_cuda(const Tensor& x, const Tensor& shift, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                  bool quantize) {
+// A batch norm's scale and bias (C), with a ReLU after it, that x passes before it is shifted.
+void set_norm(Arguments& a, const Tensor& x, const Tensor& scale, const Tensor& bias) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "norm_shift: x must be bfloat16");
+  for (const Tensor* t : {&scale, &bias}) {
+    STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->dim() == 1 && t->size(0) == a.c &&
+                        t->is_contiguous() && t->device() == x.device(),
+                    "norm_shift: scale and bias must be float32, contiguous, of length ", a.c, " and on x's device");
+  }
+  a.scale = static_cast<const float*>(scale.const_data_ptr());
+  a.bias = static_cast<const float*>(bias.const_data_ptr());
+}
+
+Tensor forward(const Tensor& x, const Tensor* scale, const Tensor* bias, const Tensor& shift,
+               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, bool quantize) {
   const Problem p = problem(x, shift, stride, padding, quantize);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = empty_volume(x, p.t.out_length, p.h.out_length, p.w.out_length);
   if (out.numel() == 0) return out;
   Arguments a = arguments(p, shift, false);
+  if (scale) set_norm(a, x, *scale, *bias);
   a.source = volume(x);
   a.result = out.mutable_data_ptr(), a.result_strides = strides(out);
   split_frames(a);
-  a.plan = plan(a, static_cast<int>(x.element_size()));
-  dispatch<false>(a, x.scalar_type(), current_stream(x));
+  const int size = static_cast<int>(x.element_size());
+  a.plan = plan(a, size);
+  dispatch<false>(a, pack(a, false, size), x.scalar_type(), current_stream(x));
   return out;
+}
+
+// The gradients of x, of the shift and, with a norm, the sums (1, 2, C) of the first and of its product with x.
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor* scale,
+                                            const Tensor* bias, const Tensor& shift,
+                                            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                                            bool quantize, bool need_x, bool need_shift) {
+  const Problem p = problem(x, shift, stride, padding, quantize);
+  check_grad(p, grad, x);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const auto none = torch::stable::new_empty(shift, {0});
+  Tensor grad_x = need_x ? empty_volume(x, x.size(1), x.size(3), x.size(4)) : torch::stable::new_empty(x, {0});
+  if (x.numel() == 0 || !(need_x || need_shift)) {
+    return {grad_x, need_shift ? torch::stable::new_zeros(shift, {shift.size(0), p.c}) : none,
+            scale ? torch::stable::new_zeros(shift, {1, 2, p.c}) : none};
+  }
+  Arguments a = arguments(p, shift, true);
+  a.need_x = need_x, a.need_shift = need_shift;
+  if (scale) set_norm(a, x, *scale, *bias);
+  a.source = volume(grad);
+  a.x = volume(x);
+  if (need_x) a.result = grad_x.mutable_data_ptr(), a.result_strides = strides(grad_x);
+  split_frames(a);
+  const int size = static_cast<int>(x.element_size());
+  a.plan = plan(a, size);
+  const Pack planes = pack(a, true, size);
+  const int64_t slots = planes.planes ? a.n : int64_t{a.plan.groups} * a.plan.row_tiles * a.plan.col_tiles;
+  const Tensor sums = torch::stable::new_empty(shift, {need_shift ? p.c * slots : 0, 5});
+  a.sums = sums.mutable_data_ptr();
+  const cudaStream_t stream = current_stream(x);
+  dispatch<true>(a, planes, x.scalar_type(), stream);
+  if (!need_shift) return {grad_x, none, none};
+  Tensor grad_shift = torch::stable::new_empty(shift, {shift.size(0), p.c});
+  Tensor norm_sums = scale ? torch::stable::new_empty(shift, {1, 2, p.c}) : none;
+  const auto add = [&](auto real) {
+    using type = decltype(real);
+    sum_kernel<<<static_cast<unsigned>(p.c), 32, 0, stream>>>(
+        static_cast<const Sums<type>*>(sums.const_data_ptr()), static_cast<type*>(grad_shift.mutable_data_ptr()),
+        scale ? static_cast<type*>(norm_sums.mutable_data_ptr()) : nullptr, a.c, slots, a.temporal);
+  };
+  shift.scalar_type() == ScalarType::Double ? add(double{}) : add(float{});
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {grad_x, grad_shift, norm_sums};
+}
+
+Tensor shift_cuda(const Tensor& x, const Tensor& shift, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                  bool quantize) {
+  return forward(x, nullptr, nullptr, shift, stride, padding, quantize);
 }
 
 std::tuple<Tensor, Tensor> shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& shift,
                                                std::vector<int64_t> stride, std::vector<int64_t> padding, bool quantize,
                                                bool need_x, bool need_shift) {
-  const Problem p = problem(x, shift, stride, padding, quantize);
-  check_grad(p, grad, x);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor grad_x = need_x ? empty_volume(x, x.size(1), x.size(3), x.size(4)) : torch::stable::new_empty(x, {0});
-  if (x.numel() == 0 || !(need_x || need_shift)) {
-    return {grad_x, need_shift ? torch::stable::new_zeros(shift, {shift.size(0), p.c})
-                               : torch::stable::new_empty(shift, {0})};
-  }
-  Arguments a = arguments(p, shift, true);
-  a.need_x = need_x, a.need_shift = need_shift;
-  a.source = volume(grad);
-  a.x = volume(x);
-  if (need_x) a.result = grad_x.mutable_data_ptr(), a.result_strides = strides(grad_x);
-  split_frames(a);
-  a.plan = plan(a, static_cast<int>(x.element_size()));
-  const int64_t slots = int64_t{a.plan.groups} * a.plan.row_tiles * a.plan.col_tiles;
-  const Tensor sums = torch::stable::new_empty(shift, {need_shift ? p.c * slots : 0, 3});
-  a.sums = sums.mutable_data_ptr();
-  const cudaStream_t stream = current_stream(x);
-  dispatch<true>(a, x.scalar_type(), stream);
-  if (!need_shift) return {grad_x, torch::stable::new_empty(shift, {0})};
-  Tensor grad_shift = torch::stable::new_empty(shift, {shift.size(0), p.c});
-  const auto add = [&](auto real) {
-    using type = decltype(real);
-    sum_kernel<<<static_cast<unsigned>(p.c), 32, 0, stream>>>(static_cast<const Sums<type>*>(sums.const_data_ptr()),
-                                                              static_cast<type*>(grad_shift.mutable_data_ptr()), a.c,
-                                                              slots, a.temporal);
-  };
-  shift.scalar_type() == ScalarType::Double ? add(double{}) : add(float{});
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  const auto [grad_x, grad_shift, sums] =
+      backward(grad, x, nullptr, nullptr, shift, stride, padding, quantize, need_x, need_shift);
   return {grad_x, grad_shift};
 }
 
 }  // namespace
 
+Tensor norm_shift_cuda(const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& shift,
+                       std::vector<int64_t> stride, std::vector<int64_t> padding) {
+  return forward(x, &scale, &bias, shift, stride, padding, false);
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& scale,
+                                                            const Tensor& bias, const Tensor& shift,
+                                                            std::vector<int64_t> stride,
+                                                            std::vector<int64_t> padding) {
+  return backward(grad, x, &scale, &bias, shift, stride, padding, false, true, true);
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
+  // shift(relu(scale * x + bias)), for bfloat16 x (N, T, C, H, W); scale, bias (C) float32.
+  m.def(
+      "norm_shift(Tensor x, Tensor scale, Tensor bias, Tensor shift, int[] stride, int[] padding) -> Tensor");
+  // The gradient of scale * x + bias, that of shift, and the sums (1, 2, C) of the first and of its product with x.
+  m.def(
+      "norm_shift_backward(Tensor grad, Tensor x, Tensor scale, Tensor bias, Tensor shift, int[] stride, "
+      "int[] padding) -> (Tensor, Tensor, Tensor)");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {
   m.impl("shift", TORCH_BOX(&shift_cuda));
   m.impl("shift_backward", TORCH_BOX(&shift_backward_cuda));
+  m.impl("norm_shift", TORCH_BOX(&norm_shift_cuda));
+  m.impl("norm_shift_backward", TORCH_BOX(&norm_shift_backward_cuda));
 }
 
 }  // namespace rubiks

@@ -8,6 +8,7 @@ from torch import nn
 
 from rubiks import RubiksNet
 from rubiks.models import inference
+from rubiks.models.inference_cuda import CudaInferenceNet
 from rubiks.models.tiers import TIERS, VARIANTS
 
 
@@ -41,6 +42,18 @@ def check(net: RubiksNet, clips: torch.Tensor, tolerance: float, module: nn.Modu
 @pytest.mark.parametrize("tier", TIERS)
 def test_same_logits(tier, variant, dtype, tolerance):
     check(trained(tier, variant, dtype), torch.randn(2, 3, 3, 64, 47, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("tier", ["tiny", "small"])
+def test_the_form_for_gpus_has_the_same_logits(tier, variant):
+    net = trained(tier, variant)
+    module = CudaInferenceNet(net, torch.float64)
+    for shape in ((2, 3, 3, 64, 47), (1, 1, 3, 16, 16), (2, 2, 3, 1, 1)):
+        clips = torch.randn(shape, dtype=torch.float64)
+        check(net, clips, 1e-13, module)
+        check(net, clips.flatten(1, 2), 1e-13, module)
+    assert module(clips[:0]).shape == (0, 7)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

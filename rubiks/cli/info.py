@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import rubiks
-from rubiks.ops import library, operator
+from rubiks.ops import fused, library, operator
 
 
 def add_to(commands) -> None:
@@ -46,6 +46,7 @@ def collect() -> dict[str, dict[str, str | list[str]]]:
     facts: dict[str, dict[str, str | list[str]]] = {
         "operator": {device: _implementation(device, status) for device in operator.DEVICES}
     }
+    facts["network"] = _network()
     if status.reasons:
         facts["operator"]["reasons"] = list(status.reasons)
     if status.library:
@@ -66,6 +67,20 @@ def _implementation(device: str, status: library.Status) -> str:
     if status.library and status.compiled(device):
         return f"compiled, {status.library.path}"
     return "PyTorch reference"
+
+
+def _network() -> dict[str, str | list[str]]:
+    """What trains and evaluates the network: kernels for whole blocks, or module by module."""
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    served = [str(gpu) for gpu in gpus if fused.available(torch.device("cuda", gpu))]
+    if not served:
+        reason = "need the compiled CUDA kernels" if gpus else "need a GPU"
+        return {"fused blocks": f"no: they {reason}" + (" on a GPU such as A100 or H100" if gpus else "")}
+    where = f"GPU {', '.join(served)}"
+    return {
+        "fused blocks": f"in bfloat16 on {where}; elsewhere, and for squeeze-excite, synchronised or frozen batch norm "
+        "and a stage whose pixels are no multiple of 8, the modules"
+    }
 
 
 def _build(facts: dict[str, Any]) -> dict[str, str | list[str]]:

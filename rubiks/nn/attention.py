@@ -15,6 +15,15 @@ def mix_frames(x: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
+def attention(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Weights (C, 3) of the previous, the same and the next frame from logits (C, 3); each row sums to 1.
+
+    `temperature` is a scalar or (C, 1).
+    """
+    scale = logits.std(dim=1, keepdim=True) + 1e-6
+    return torch.softmax(logits / scale / temperature, dim=1)
+
+
 class AttentionShift(nn.Module):
     """Mix each channel with its previous and next frame by attention weights (RubiksNet, ECCV 2020, section 3.3).
 
@@ -39,8 +48,7 @@ class AttentionShift(nn.Module):
 
     def attention(self) -> Tensor:
         """The weights (C, 3) of the previous, the same and the next frame; each row sums to 1."""
-        scale = self.weight.std(dim=1, keepdim=True) + 1e-6
-        return torch.softmax(self.weight / scale / self.T, dim=1)
+        return attention(self.weight, self.T)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C, H, W) -> the same shape and dtype, for any number of frames."""

@@ -85,7 +85,11 @@ class VideoClassifier(pl.LightningModule):
         self.log_dict(self.val_accuracy, batch_size=len(label))
 
     def on_predict_start(self) -> None:
-        self.scorer = self.net.optimize_for_inference() if self.device.type == "cpu" else self.net
+        self.scorer: nn.Module = self.net
+        if self.device.type == "cpu":
+            self.scorer = self.net.optimize_for_inference()
+        elif self.device.type == "cuda" and str(self.trainer.precision).startswith("bf16"):
+            self.scorer = self.net.optimize_for_inference(torch.bfloat16)
 
     def on_predict_end(self) -> None:
         del self.scorer  # a checkpoint holds the network alone

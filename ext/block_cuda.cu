@@ -1,0 +1,211 @@
+// A residual block in training, forward and backward, as one operator each: rubiks/nn/fused.py is the definition. With
+// some twenty kernels a block, calling them one by one from Python would take longer than they run.
+//
+// Products may begin early: their weights are cast at the start of forward, with other kernels in between.
+#include "fused_cuda.h"
+#include "matrix_cuda.h"
+
+#include <array>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
+  // x (C_in, P) bfloat16, its row sums, geometry N, T, H, W, and of both norms: weight, bias, running mean and variance,
+  // number of batches, momentum, eps. attention (C_in, 3).
+  // -> y (C_out, P'), its row sums; for the backward h (C_out, P), z (C_out, P'), the coefficients of both norms, and the
+  // weights of conv2, conv3 and the shortcut in bfloat16, each as it is and transposed.
+  m.def(
+      "block_forward(Tensor x, Tensor sums, int[] geometry, int stride, Tensor weight1, Tensor bias1, "
+      "Tensor(a!) mean1, Tensor(b!) var1, Tensor(c!) batches1, float momentum1, float eps1, Tensor weight2, "
+      "Tensor bias2, Tensor(d!) mean2, Tensor(e!) var2, Tensor(f!) batches2, float momentum2, float eps2, "
+      "Tensor conv2, Tensor shift, Tensor conv3, Tensor? shortcut, Tensor? attention) -> (Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor)");
+  // gy (C_out, P') and what block_forward took and gave -> the gradients of x, weight1, bias1, conv2, weight2, bias2,
+  // shift, conv3, shortcut and attention; the last two empty where there are none.
+  m.def(
+      "block_backward(Tensor gy, Tensor x, Tensor h, Tensor z, Tensor stats1, Tensor stats2, Tensor weights, "
+      "int[] geometry, int stride, Tensor shift, Tensor? attention, bool has_shortcut) -> (Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+namespace rubiks {
+namespace {
+
+constexpr int kMatrices = 3, kCastThreads = 256;
+
+struct Cast {  // (rows, columns) float32, to bfloat16 and to its transpose
+  const float* from;
+  __nv_bfloat16 *to, *transposed;
+  int rows, columns;
+};
+
+struct Casts {
+  Cast at[kMatrices];
+};
+
+__global__ void cast_kernel(const __grid_constant__ Casts casts) {
+  const Cast& c = casts.at[blockIdx.y];
+  const int i = blockIdx.x * kCastThreads + threadIdx.x;
+  if (i >= c.rows * c.columns) return;
+  c.to[i] = __float2bfloat16_rn(c.from[i]);
+  const int row = i % c.rows, column = i / c.rows;
+  c.transposed[i] = __float2bfloat16_rn(c.from[row * c.columns + column]);
+}
+
+// Where the matrices of a block lie in one tensor of bfloat16, for each the matrix and its transpose.
+class Weights {
+ public:
+  Weights(int64_t in, int64_t out, bool shortcut) : in_(in), out_(out), count_(shortcut ? 3 : 2) {
+    int64_t end = 0;
+    for (int i = 0; i < count_; ++i) {
+      for (int transposed = 0; transposed < 2; ++transposed) {
+        offset_[i][transposed] = end;
+        end += ceil_div(out_ * columns(i), kUnitElements) * kUnitElements;
+      }
+    }
+    size_ = end;
+  }
+
+  // conv2 (0), conv3 (1) or the shortcut (2).
+  Tensor get(const Tensor& all, int i, bool transposed) const {
+    const Sizes sizes = transposed ? Sizes{columns(i), out_} : Sizes{out_, columns(i)};
+    return view(all, sizes, contiguous(sizes), offset_[i][transposed]);
+  }
+
+  Tensor cast(const Tensor& x, const std::array<const Tensor*, kMatrices>& from) const {
+    const Tensor all = empty(x, {size_}, ScalarType::BFloat16);
+    auto* to = static_cast<__nv_bfloat16*>(all.mutable_data_ptr());
+    Casts casts = {};
+    int64_t largest = 0;
+    for (int i = 0; i < count_; ++i) {
+      const Tensor& weight = *from[i];
+      STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.is_contiguous() &&
+                          weight.size(0) == out_ && weight.numel() == out_ * columns(i),
+                      "block_forward: weights must be float32, contiguous, of shape ", text({out_, columns(i), 1, 1}),
+                      ", got ", text(shape(weight)));
+      casts.at[i] = {pointer(weight), to + offset_[i][0], to + offset_[i][1], static_cast<int>(out_),
+                     static_cast<int>(columns(i))};
+      largest = std::max(largest, out_ * columns(i));
+    }
+    const dim3 blocks(static_cast<unsigned>(ceil_div(largest, kCastThreads)), count_);
+    cast_kernel<<<blocks, kCastThreads, 0, current_stream(x)>>>(casts);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    return all;
+  }
+
+ private:
+  int64_t columns(int i) const { return i == 1 ? out_ : in_; }
+
+  int64_t in_, out_;
+  int count_;
+  int64_t offset_[kMatrices][2], size_;
+};
+
+// (C, P) -> view (N, T, C, H, W).
+Tensor volume(const Tensor& x, const Sizes& g) {
+  const int64_t plane = g[2] * g[3];
+  return view(x, {g[0], g[1], x.size(0), g[2], g[3]}, {g[1] * plane, plane, x.size(1), g[3], 1});
+}
+
+// A channel-major (N, T, C, H, W) -> view (C, P).
+Tensor matrix(const Tensor& v) {
+  const Sizes sizes = {v.size(2), v.size(0) * v.size(1) * v.size(3) * v.size(4)};
+  return view(v, sizes, contiguous(sizes));
+}
+
+Sizes strided(Sizes geometry, int64_t stride) {
+  geometry[2] = ceil_div(geometry[2], stride), geometry[3] = ceil_div(geometry[3], stride);
+  return geometry;
+}
+
+// weight @ g. From this size on cuBLAS is the faster one (measured on an H100).
+Tensor product(const Tensor& weight, const Tensor& g) {
+  if (weight.size(0) * weight.size(1) >= 200 * 200) return torch::stable::matmul(weight, g);
+  return std::get<0>(pointwise_cuda(g, weight, {}, {}, {}, {}, false, false, true));
+}
+
+// Scale and bias are rows 2 and 3 of a norm's coefficients (4, C).
+Tensor scale(const Tensor& stats) { return view(stats, {stats.size(1)}, {1}, 2 * stats.size(1)); }
+Tensor bias(const Tensor& stats) { return view(stats, {stats.size(1)}, {1}, 3 * stats.size(1)); }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward_cuda(
+    const Tensor& x, const Tensor& sums, Sizes geometry, int64_t stride, const Tensor& weight1, const Tensor& bias1,
+    const Tensor& mean1, const Tensor& var1, const Tensor& batches1, double momentum1, double eps1,
+    const Tensor& weight2, const Tensor& bias2, const Tensor& mean2, const Tensor& var2, const Tensor& batches2,
+    double momentum2, double eps2, const Tensor& conv2, const Tensor& shift, const Tensor& conv3,
+    MaybeTensor shortcut, MaybeTensor attention) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Weights weights(x.size(0), conv3.size(0), shortcut.has_value());
+  const Tensor cast = weights.cast(x, {&conv2, &conv3, shortcut ? &*shortcut : nullptr});
+  const Tensor stats1 =
+      norm_coefficients_cuda(sums, x.size(1), weight1, bias1, mean1, var1, batches1, momentum1, eps1);
+  const Tensor scale1 = scale(stats1), offset1 = bias(stats1);
+  const auto [h, h_sums] =
+      attention ? pointwise_cuda(norm_mix_cuda(x, scale1, offset1, *attention, geometry), weights.get(cast, 0, false),
+                                 {}, {}, {}, {}, false, true, true)
+                : pointwise_cuda(x, weights.get(cast, 0, false), scale1, offset1, {}, {}, false, true, true);
+  const Tensor stats2 =
+      norm_coefficients_cuda(h_sums, h.size(1), weight2, bias2, mean2, var2, batches2, momentum2, eps2);
+  const Tensor z = matrix(
+      norm_shift_cuda(volume(h, geometry), scale(stats2), bias(stats2), shift, {1, stride, stride}, {0, 0, 0}));
+  const Tensor residual = shortcut ? std::get<0>(pointwise_cuda(every_cuda(x, geometry, stride),
+                                                                weights.get(cast, 2, false), scale1, offset1, {}, {},
+                                                                false, false, true))
+                                   : x;
+  const auto [y, y_sums] = pointwise_cuda(z, weights.get(cast, 1, false), {}, {}, {}, residual, false, true, true);
+  return {y, y_sums, h, z, stats1, stats2, cast};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward_cuda(
+    const Tensor& gy, const Tensor& x, const Tensor& h, const Tensor& z, const Tensor& stats1, const Tensor& stats2,
+    const Tensor& cast, Sizes geometry, int64_t stride, const Tensor& shift, MaybeTensor attention,
+    bool has_shortcut) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Weights weights(x.size(0), gy.size(0), has_shortcut);
+  const Tensor scale1 = scale(stats1), offset1 = bias(stats1), none = empty(x, {0}, ScalarType::Float);
+  const Tensor g_conv3 = pointwise_weight_grad_cuda(gy, {}, {}, z, {}, {});
+
+  // The gradient of h is mix2[0] * g2 + mix2[1] * h + mix2[2]: what uses it computes it on the way.
+  Tensor g2 = none, g_shift = none, mix2 = none, g_weight2 = none, g_bias2 = none;
+  {
+    const Tensor gz = product(weights.get(cast, 1, true), gy);
+    Tensor shifted = none, sums2 = none;
+    std::tie(shifted, g_shift, sums2) =
+        norm_shift_backward_cuda(volume(gz, strided(geometry, stride)), volume(h, geometry), scale(stats2),
+                                 bias(stats2), shift, {1, stride, stride}, {0, 0, 0});
+    g2 = matrix(shifted);
+    std::tie(mix2, g_weight2, g_bias2) = norm_gradients_cuda(sums2, {}, h.size(1), stats2);
+  }
+  Tensor g1 = none, sums1 = none, g_conv2 = none, g_attention = none;
+  const Tensor transposed2 = weights.get(cast, 0, true);
+  if (attention) {
+    g_conv2 =
+        pointwise_weight_grad_cuda(g2, h, mix2, norm_mix_cuda(x, scale1, offset1, *attention, geometry), {}, {});
+    const Tensor gm = std::get<0>(pointwise_grad_cuda(g2, h, mix2, transposed2, {}, {}, {}, true));
+    std::tie(g1, g_attention, sums1) = norm_mix_backward_cuda(gm, x, scale1, offset1, *attention, geometry);
+  } else {
+    g_conv2 = pointwise_weight_grad_cuda(g2, h, mix2, x, scale1, offset1);
+    std::tie(g1, sums1) = pointwise_grad_cuda(g2, h, mix2, transposed2, x, scale1, offset1, true);
+  }
+  g2 = none;  // its memory serves what comes next
+
+  Tensor g_shortcut = none;
+  MaybeTensor more, residual = gy;
+  if (has_shortcut) {
+    const Tensor columns = every_cuda(x, geometry, stride);
+    g_shortcut = pointwise_weight_grad_cuda(gy, {}, {}, columns, scale1, offset1);
+    const auto [part, part_sums] = pointwise_grad_cuda(gy, {}, {}, weights.get(cast, 2, true), columns, scale1, offset1, true);
+    add_every_cuda(g1, part, geometry, stride);
+    more = part_sums, residual = {};
+  }
+  const auto [mix1, g_weight1, g_bias1] = norm_gradients_cuda(sums1, more, x.size(1), stats1);
+  const Tensor gx = norm_input_grad_cuda(g1, x, mix1, residual);
+  return {gx, g_weight1, g_bias1, g_conv2, g_weight2, g_bias2, g_shift, g_conv3, g_shortcut, g_attention};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {
+  m.impl("block_forward", TORCH_BOX(&block_forward_cuda));
+  m.impl("block_backward", TORCH_BOX(&block_backward_cuda));
+}
+
+}  // namespace rubiks

@@ -1,0 +1,44 @@
+// The operators of the fused block on NVIDIA GPUs, as block_cuda.cu calls them; rubiks/ops/fused.py defines them.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace rubiks {
+
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight, MaybeTensor scale, MaybeTensor bias,
+                                          MaybeTensor offset, MaybeTensor residual, bool relu, bool stats, bool early);
+std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix,
+                                               const Tensor& transposed, const MaybeTensor& x,
+                                               const MaybeTensor& scale, const MaybeTensor& bias, bool early);
+Tensor pointwise_weight_grad_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
+                                  const MaybeTensor& scale, const MaybeTensor& bias);
+
+Tensor norm_shift_cuda(const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& shift, Sizes stride,
+                       Sizes padding);
+std::tuple<Tensor, Tensor, Tensor> norm_shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& scale,
+                                                            const Tensor& bias, const Tensor& shift, Sizes stride,
+                                                            Sizes padding);
+
+Tensor norm_coefficients_cuda(const Tensor& sums, int64_t count, const Tensor& weight, const Tensor& beta,
+                              const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                              const MaybeTensor& batches, double momentum, double eps);
+std::tuple<Tensor, Tensor, Tensor> norm_gradients_cuda(const Tensor& sums, const MaybeTensor& more, int64_t count,
+                                                       const Tensor& stats);
+Tensor norm_input_grad_cuda(const Tensor& g, const Tensor& x, const Tensor& mix, const MaybeTensor& residual);
+
+Tensor norm_mix_cuda(const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& weights, Sizes geometry);
+std::tuple<Tensor, Tensor, Tensor> norm_mix_backward_cuda(const Tensor& gm, const Tensor& x, const Tensor& scale,
+                                                          const Tensor& bias, const Tensor& weights, Sizes geometry);
+Tensor every_cuda(const Tensor& x, Sizes geometry, int64_t stride);
+void add_every_cuda(const Tensor& g, const Tensor& part, Sizes geometry, int64_t stride);
+
+}  // namespace rubiks

@@ -1,0 +1,173 @@
+// Matrix products of 1x1 convolutions: checks, plans and launches, and registers the operators.
+#include "fused_cuda.h"
+#include "matrix_cuda.h"
+#include "pointwise_cuda.cuh"
+
+namespace rubiks {
+namespace {
+
+// Blocks of a kernel that a multiprocessor holds. The last answer is kept: asking takes longer than a launch.
+template <auto function, int threads>
+int resident(size_t bytes, const Tensor& x) {
+  static thread_local int device = -1, blocks = 0;
+  static thread_local size_t asked = 0;
+  allow_shared_memory<function>(x);
+  if (device != x.get_device_index() || asked != bytes) {
+    STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, bytes));
+    device = x.get_device_index(), asked = bytes;
+  }
+  return blocks;
+}
+
+// Launches with as many blocks as are resident at once. Those of a slice each leave a part of `sums`.
+template <typename shape, Start start, Ending ending>
+void launch(Arguments& a, const Tensor& x, Tensor* sums) {
+  constexpr auto function = kernel<shape, start, ending>;
+  const size_t bytes = shape::template shared_bytes<start, ending>(a.k);
+  const int processors = attribute<cudaDevAttrMultiProcessorCount>(x);
+  const int blocks = processors * resident<function, shape::threads>(bytes, x);
+  a.slices = (a.m + shape::all_rows - 1) / shape::all_rows;
+  const int64_t tile_count = (a.p + kColumns - 1) / kColumns;
+  const int64_t per_slice = std::min<int64_t>(tile_count, std::max(1, blocks / a.slices));
+  if constexpr (ending != Ending::plain) {
+    *sums = empty(x, {per_slice, 2, a.m}, ScalarType::Float);
+    a.sums = static_cast<float*>(sums->mutable_data_ptr());
+  }
+  // It copies the weight while the kernel before it ends.
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(per_slice * a.slices)), config.blockDim = dim3(shape::threads);
+  config.dynamicSmemBytes = bytes, config.stream = current_stream(x);
+  config.attrs = &early, config.numAttrs = attribute<cudaDevAttrComputeCapabilityMajor>(x) >= 9;
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, function, a));
+}
+
+template <typename shape, Start start>
+void choose(Arguments& a, Ending ending, const Tensor& x, Tensor* sums) {
+  if (ending == Ending::plain) return launch<shape, start, Ending::plain>(a, x, sums);
+  if constexpr (start != Start::mix) {
+    if (ending == Ending::sums) return launch<shape, start, Ending::sums>(a, x, sums);
+  }
+  if constexpr (start != Start::norm) launch<shape, start, Ending::mask>(a, x, sums);
+}
+
+template <typename shape>
+void choose(Arguments& a, Ending ending, const Tensor& x, Tensor* sums) {
+  if (a.mix) return choose<shape, Start::mix>(a, ending, x, sums);
+  if (a.scale) return choose<shape, Start::norm>(a, ending, x, sums);
+  choose<shape, Start::plain>(a, ending, x, sums);
+}
+
+void choose(Arguments& a, Ending ending, const Tensor& x, Tensor* sums) {
+  // Fewest rows of padding.
+  int best = 9, waste = 1 << 30;
+  for (const int tiles : {9, 7, 5, 4}) {
+    const int rows = (a.m + 16 * tiles - 1) / (16 * tiles) * 16 * tiles;
+    if (rows < waste) best = tiles, waste = rows;
+  }
+  if (a.k > 288) return choose<Shape<4, 4, 4, 2>>(a, ending, x, sums);
+  switch (best) {
+    case 4:
+      return choose<Shape<4, 4, 4, 4>>(a, ending, x, sums);
+    case 5:
+      return choose<Shape<5, 4, 4, 4>>(a, ending, x, sums);
+    case 7:
+      return choose<Shape<7, 4, 3, 3>>(a, ending, x, sums);
+    default:
+      return choose<Shape<9, 4, 3, 2>>(a, ending, x, sums);
+  }
+}
+
+const float* floats(const std::optional<Tensor>& t, int64_t length, const char* name) {
+  if (!t) return nullptr;
+  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->dim() == 1 && t->size(0) == length && t->is_contiguous(),
+                  "pointwise: ", name, " must be float32, contiguous, of length ", length);
+  return static_cast<const float*>(t->const_data_ptr());
+}
+
+const __nv_bfloat16* matrix(const Tensor& t, int64_t rows, int64_t columns, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::BFloat16 && t.dim() == 2 && t.size(0) == rows &&
+                      t.size(1) == columns && t.is_contiguous(),
+                  "pointwise: ", name, " must be bfloat16, contiguous, (", rows, ", ", columns, ")");
+  return static_cast<const __nv_bfloat16*>(t.const_data_ptr());
+}
+
+Arguments arguments(const Tensor& x, const Tensor& weight) {
+  STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, "pointwise: x must be (K, P) and weight (M, K)");
+  Arguments a = {};
+  a.p = x.size(1), a.m = static_cast<int>(weight.size(0)), a.k = static_cast<int>(x.size(0));
+  STD_TORCH_CHECK(a.p % 8 == 0 && a.k % 2 == 0, "pointwise: P must be a multiple of 8 and K even, got ", a.p, " and ",
+                  a.k);
+  a.x = matrix(x, a.k, a.p, "x"), a.weight = matrix(weight, a.m, a.k, "weight");
+  return a;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight, std::optional<Tensor> scale,
+                                          std::optional<Tensor> bias, std::optional<Tensor> offset,
+                                          std::optional<Tensor> residual, bool relu, bool stats, bool early) {
+  STD_TORCH_CHECK(!(stats && offset), "pointwise: sums are of results without offset");
+  Arguments a = arguments(x, weight);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  a.scale = floats(scale, a.k, "scale"), a.bias = floats(bias, a.k, "bias"), a.offset = floats(offset, a.m, "offset");
+  if (residual) a.residual = matrix(*residual, a.m, a.p, "residual");
+  a.relu = relu, a.early = early;
+  Tensor y = empty(x, {a.m, a.p}, ScalarType::BFloat16);
+  a.y = static_cast<__nv_bfloat16*>(y.mutable_data_ptr());
+  Tensor sums = empty(x, {0}, ScalarType::Float);
+  if (a.p) choose(a, stats ? Ending::sums : Ending::plain, x, &sums);
+  return {y, sums};
+}
+
+std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix,
+                                               const Tensor& transposed, const MaybeTensor& x,
+                                               const MaybeTensor& scale, const MaybeTensor& bias, bool early) {
+  STD_TORCH_CHECK(h.has_value() == mix.has_value(), "pointwise_grad: h and mix must be given together");
+  STD_TORCH_CHECK(x.has_value() == scale.has_value() && x.has_value() == bias.has_value(),
+                  "pointwise_grad: x, scale and bias must be given together");
+  Arguments a = arguments(g, transposed);
+  a.early = early;
+  const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
+  if (h) {
+    STD_TORCH_CHECK(mix->scalar_type() == ScalarType::Float && mix->dim() == 2 && mix->size(0) == 3 &&
+                        mix->size(1) == a.k && mix->is_contiguous(),
+                    "pointwise_grad: mix must be float32, contiguous, (3, ", a.k, ")");
+    a.x2 = matrix(*h, a.k, a.p, "h"), a.mix = static_cast<const float*>(mix->const_data_ptr());
+  }
+  if (x) {
+    a.mask = matrix(*x, a.m, a.p, "x");
+    a.mask_scale = floats(scale, a.m, "scale"), a.mask_bias = floats(bias, a.m, "bias");
+  }
+  Tensor y = empty(g, {a.m, a.p}, ScalarType::BFloat16);
+  a.y = static_cast<__nv_bfloat16*>(y.mutable_data_ptr());
+  Tensor sums = empty(g, {0}, ScalarType::Float);
+  if (a.p) choose(a, x ? Ending::mask : Ending::plain, g, &sums);
+  return {y, sums};
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
+  // [relu](weight @ f(x) + offset + residual) (M, P), and its row sums and those of its squares in parts (parts, 2, M),
+  // empty unless `stats`. x (K, P), weight (M, K), residual (M, P) bfloat16; f(x) = relu(scale * x + bias), or x where
+  // these are None; scale, bias (K), offset (M) float32. early: begin while the kernel before in the stream ends, which
+  // then must not be the one that writes the weight.
+  m.def(
+      "pointwise(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? offset, Tensor? residual, bool relu, "
+      "bool stats, bool early) -> (Tensor, Tensor)");
+  // transposed @ gh (K, P), 0 where scale * x + bias <= 0, and its row sums and those of its product with x in parts
+  // (parts, 2, K), empty where x is None. g, h (M, P), transposed (K, M), x (K, P) bfloat16; gh = mix[0] * g + mix[1] *
+  // h + mix[2], or g where these are None; mix (3, M), scale, bias (K) float32.
+  m.def(
+      "pointwise_grad(Tensor g, Tensor? h, Tensor? mix, Tensor transposed, Tensor? x, Tensor? scale, Tensor? bias, "
+      "bool early) -> "
+      "(Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {
+  m.impl("pointwise", TORCH_BOX(&pointwise_cuda));
+  m.impl("pointwise_grad", TORCH_BOX(&pointwise_grad_cuda));
+}
+
+}  // namespace rubiks

@@ -1,0 +1,339 @@
+// The shift of small planes, as at the end of a network: a warp makes whole planes for all frames, on its own.
+//
+// shift_kernel spends most of its time on such planes on setting up and on its pipeline. Here a pack of a few planes
+// that adjoin in memory is copied to shared memory with all its frames at once, shifted there in place, and copied
+// back: memory is only touched in whole units of 16 bytes, and no warp waits for another.
+//
+// In place, the result of frame j takes the place of frame j of the source once frames base + j and base + j + 1 have
+// been read. Walking forward in time needs no frame again that is overwritten where base >= -1; otherwise the walk goes
+// back in time, as over the mirrored clip.
+#pragma once
+
+#include "shift_cuda.cuh"
+
+namespace rubiks {
+namespace {
+
+constexpr int kTall = 2, kWide = 7;  // of a thread's patch of pixels
+constexpr int kZeros = 32;            // bytes of zeros at every frame: at least a row of taps
+constexpr int kPackBlocks = 16;      // warps per multiprocessor that the compiler leaves registers for
+
+// Planes that a warp makes: of consecutive clips of one channel, or of consecutive channels of one clip. In shared
+// memory as in memory, but for zeros in front of every frame: what a row of taps outside the source reads.
+struct Pack {
+  bool clips;
+  int planes, lanes;        // of the pack; threads for each
+  int runs, run_bytes;      // pieces of the pack that adjoin in memory
+  int data, plane, frame;   // where in shared memory the first plane lies; bytes from plane to plane, frame to frame
+  int bytes;                // of shared memory for a volume
+};
+
+// Rows of pixels in shared memory. Two numbers of 16 bits come and go as one word, wherever in it the row starts.
+
+__device__ inline unsigned load_word(unsigned address) {
+  unsigned v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+
+__device__ inline void store_word(unsigned address, unsigned v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+}
+
+__device__ inline void store_half(unsigned address, unsigned v) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(static_cast<unsigned short>(v)) : "memory");
+}
+
+// A number whose bits are the upper ones of a word.
+template <typename scalar>
+__device__ inline float widen(unsigned bits) {
+  if constexpr (std::is_same_v<scalar, __half>) {
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(bits >> 16)));
+  } else {
+    return __uint_as_float(bits);
+  }
+}
+
+template <typename scalar>
+__device__ inline unsigned pack(float low, float high) {
+  if constexpr (std::is_same_v<scalar, __half>) {
+    const __half2 v = __floats2half2_rn(low, high);
+    return reinterpret_cast<const unsigned&>(v);
+  } else {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const unsigned&>(v);
+  }
+}
+
+// What load_row() takes for element j of a row, to read it or to put zero in its place.
+template <typename scalar>
+__device__ inline unsigned mask(int j, bool used) {
+  if (sizeof(scalar) == 4) return used ? 0xffffffff : 0;
+  return j % 2 ? (used ? 0xffff0000 : 0) : (used ? 0x1044 : 0x4444);  // bits to keep, bytes for __byte_perm
+}
+
+template <typename scalar, int count>
+__device__ inline void load_row(unsigned address, const unsigned (&masks)[count], float (&v)[count]) {
+  if constexpr (sizeof(scalar) == 4) {
+#pragma unroll
+    for (int j = 0; j < count; ++j) v[j] = __uint_as_float(load_word(address + 4 * j) & masks[j]);
+  } else {
+    constexpr int words = count / 2 + 1;
+    unsigned word[words + 1] = {};
+#pragma unroll
+    for (int j = 0; j < words; ++j) word[j] = load_word((address & ~3u) + 4 * j);
+#pragma unroll
+    for (int j = 0; j < count; j += 2) {
+      const unsigned pair = __funnelshift_r(word[j / 2], word[j / 2 + 1], address * 8);
+      v[j] = widen<scalar>(__byte_perm(pair, 0, masks[j]));
+      if (j + 1 < count) v[j + 1] = widen<scalar>(pair & masks[j + 1]);
+    }
+  }
+}
+
+template <typename scalar>
+__device__ inline void store_row(unsigned address, const float (&v)[kWide]) {
+  if constexpr (sizeof(scalar) == 4) {
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) store_word(address + 4 * j, __float_as_uint(v[j]));
+  } else {
+    unsigned pair[kWide / 2 + 1];
+#pragma unroll
+    for (int j = 0; j < kWide; j += 2) pair[j / 2] = pack<scalar>(v[j], j + 1 < kWide ? v[j + 1] : 0);
+    const bool odd = address & 2;  // the row starts in the upper half of a word
+#pragma unroll
+    for (int j = 0; j < kWide / 2; ++j) {
+      store_word(((address + 2) & ~3u) + 4 * j, __funnelshift_r(pair[j], pair[j + 1], address * 8));
+    }
+    store_half(odd ? address : address + 2 * (kWide - 1), odd ? pair[0] : pair[kWide / 2]);
+  }
+}
+
+template <typename scalar, bool norm>
+struct Packed {
+  const Arguments& a;
+  const Pack& p;
+  unsigned shared;  // of the source; that of x follows
+  int n, c;         // of this thread's plane
+  int row, col;     // of its patch
+  bool used;        // whether there is one
+  int place;        // of its first pixel in a frame, in bytes
+  Norm<float, norm> activate;
+
+  // Calls copy(byte in shared memory, byte in the volume) for this thread's units of 16 bytes of the pack.
+  template <typename F>
+  __device__ void each_unit(const Strides& s, F copy) const {
+    const int64_t from = (p.clips ? blockIdx.y * s.c + blockIdx.x * int64_t{p.planes} * s.n
+                                  : blockIdx.y * s.n + blockIdx.x * int64_t{p.planes} * s.c) * sizeof(scalar);
+    const int64_t stride = s.t * static_cast<int>(sizeof(scalar));
+#pragma unroll 1
+    for (int i = threadIdx.x * 16; i < p.run_bytes; i += 32 * 16) {
+      int there = p.data + i;
+      int64_t here = from + i;
+#pragma unroll 4
+      for (int run = 0; run < p.runs; ++run, there += p.frame, here += stride) copy(there, here);
+    }
+  }
+
+  __device__ void copy_in(const Volume& v, unsigned to) const {
+    each_unit(v.strides, [&](int there, int64_t i) { copy_async(to + there, static_cast<const char*>(v.data) + i); });
+  }
+
+  __device__ void copy_out() const {
+    each_unit(a.result_strides, [&](int here, int64_t i) {
+      int4 v;
+      asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                   : "r"(shared + here));
+      *reinterpret_cast<int4*>(static_cast<char*>(a.result) + i) = v;
+    });
+  }
+
+  // Shifts the pack, in place where `write`. Returns this thread's part of the gradient of the shift if `sum`.
+  template <bool backward, bool sum>
+  __device__ Sums<float> walk(const Map<float>& mt, const Map<float>& mh, const Map<float>& mw, bool mine,
+                              bool write) const {
+    constexpr int size = sizeof(scalar);
+    const int frames = a.t.source;
+    Sums<float> sums = {};
+#pragma unroll 1
+    for (int back = 0; back < 2; ++back) {
+      const bool now_mine = mine && used && (mt.base < -1) == back;
+      if (!__any_sync(0xffffffff, now_mine)) continue;
+      const int base = back ? -1 - mt.base : mt.base;
+      float w0 = back ? mt.w1 : mt.w0, w1 = back ? mt.w0 : mt.w1;
+      const int step = back ? -p.frame : p.frame;
+      const unsigned first = shared + (back ? (frames - 1) * p.frame : 0);
+      unsigned tap[kTall + 1], taps[kWide + 1], pixels[kWide];  // rows of taps in frame `base`; what to read of rows
+      [[maybe_unused]] float bias[kWide + 1];  // of the norm; what makes 0 where a tap lies outside
+#pragma unroll
+      for (int i = 0; i <= kTall; ++i) {
+        const bool inside = static_cast<unsigned>(row + mh.base + i) < static_cast<unsigned>(a.h.source) &&
+                            static_cast<unsigned>(col + mw.base + kWide) < static_cast<unsigned>(a.w.source + kWide);
+        const int origin = place + ((mh.base + i) * a.w.source + mw.base) * size;
+        tap[i] = first + base * step + (inside ? origin : 0);
+        keep(tap[i]);
+      }
+#pragma unroll
+      for (int j = 0; j <= kWide; ++j) {
+        const bool inside = static_cast<unsigned>(col + mw.base + j) < static_cast<unsigned>(a.w.source);
+        taps[j] = mask<scalar>(j, inside);
+        keep(taps[j]);
+        if constexpr (norm && !backward) bias[j] = inside ? activate.bias : -INFINITY;
+        if (j < kWide) pixels[j] = mask<scalar>(j, true);
+      }
+      const bool second = row + 1 < a.h.source;
+      unsigned to[kTall] = {first + place, first + place + a.w.source * size};
+      keep(to[0]), keep(to[1]), keep(w0), keep(w1);
+      float before[kTall][kWide] = {}, x_before[sum ? kTall : 1][kWide];  // before: weighted
+#pragma unroll
+      for (int i = 0; i < (sum ? kTall : 1) * kWide; ++i) x_before[i / kWide][i % kWide] = activate.closed();
+      Sums<float> part = {};
+      wait<0>();
+      __syncwarp();
+#pragma unroll 1
+      for (int frame = 0, offset = 0; frame <= frames; ++frame, offset += step) {
+        float now[kTall][kWide] = {}, x_now[sum ? kTall : 1][kWide];
+        if constexpr (sum) {
+#pragma unroll
+          for (int i = 0; i < kTall; ++i) {
+#pragma unroll
+            for (int j = 0; j < kWide; ++j) x_now[i][j] = activate.closed();
+            if (frame < frames && now_mine && (i == 0 || second)) {
+              load_row<scalar>(to[i] + offset + p.bytes, pixels, x_now[i]);
+            }
+          }
+        }
+        if (now_mine && static_cast<unsigned>(base + frame) < static_cast<unsigned>(frames)) {
+          float v[kTall + 1][kWide + 1];
+#pragma unroll
+          for (int i = 0; i <= kTall; ++i) {
+            load_row<scalar>(tap[i] + offset, taps, v[i]);
+            if constexpr (norm && !backward) {
+#pragma unroll
+              for (int j = 0; j <= kWide; ++j) v[i][j] = activate(v[i][j], bias[j]);
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < kTall; ++i) {
+            float down[kWide + 1], slope[kWide + 1];
+#pragma unroll
+            for (int j = 0; j <= kWide; ++j) {
+              slope[j] = v[i][j] - v[i + 1][j];
+              down[j] = sum ? v[i + 1][j] + mh.w0 * slope[j] : mh.w0 * v[i][j] + mh.w1 * v[i + 1][j];
+            }
+#pragma unroll
+            for (int j = 0; j < kWide; ++j) {
+              const float across = down[j] - down[j + 1];
+              now[i][j] = sum ? down[j + 1] + mw.w0 * across : mw.w0 * down[j] + mw.w1 * down[j + 1];
+              if constexpr (sum) {
+                // This frame is the second tap of result frame - 1 and the first of result frame.
+                const float a_now = activate(x_now[i][j]);
+                const float x_step = a_now - activate(x_before[i][j]), x_both = a_now - w1 * x_step;
+                part.t += now[i][j] * x_step;
+                part.h += (mw.w0 * slope[j] + mw.w1 * slope[j + 1]) * x_both;
+                part.w += across * x_both;
+              }
+            }
+          }
+        }
+        __syncwarp();  // all of the frame has been read
+#pragma unroll
+        for (int i = 0; i < kTall; ++i) {
+          float out[kWide];
+#pragma unroll
+          for (int j = 0; j < kWide; ++j) {
+            out[j] = before[i][j] + w1 * now[i][j];
+            before[i][j] = w0 * now[i][j];
+            if constexpr (sum && norm) {
+              if (activate(x_before[i][j]) <= 0) {
+                out[j] = 0;
+              } else if (write) {
+                part.result += out[j];
+                part.xs += out[j] * x_before[i][j];
+              }
+            }
+            if constexpr (sum) x_before[i][j] = x_now[i][j];
+          }
+          if (frame > 0 && now_mine && write && (i == 0 || second)) store_row<scalar>(to[i] + offset - step, out);
+        }
+      }
+      if (back) part.t = -part.t;
+      sums = add(sums, part, 1.0f);
+    }
+    __syncwarp();
+    return sums;
+  }
+};
+
+// The sum over the lanes of a plane, in the first of them.
+__device__ inline float plane_sum(float value, int lane, int lanes) {
+#pragma unroll
+  for (int step = 16; step; step /= 2) {
+    const float other = __shfl_down_sync(0xffffffff, value, step);
+    if (lane + step < lanes) value += other;
+  }
+  return value;
+}
+
+template <typename scalar, bool backward, bool norm>
+__global__ void __launch_bounds__(32, kPackBlocks)
+    planes_kernel(const __grid_constant__ Arguments a, const __grid_constant__ Pack p) {
+  allow_next_kernel();
+  extern __shared__ __align__(16) char memory[];
+  const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(memory));
+  const int lane = threadIdx.x, plane = divide(lane, p.lanes), part = lane - plane * p.lanes;
+  const int patch_cols = a.w.source / kWide, line = divide(part, patch_cols);
+  const bool used = plane < p.planes;
+  const int item = blockIdx.x * p.planes + (used ? plane : 0);
+  const int n = p.clips ? item : blockIdx.y, c = p.clips ? blockIdx.y : item;
+  const int row = line * kTall, col = (part - line * patch_cols) * kWide;
+  const int place = p.data + plane * p.plane + (row * a.w.source + col) * static_cast<int>(sizeof(scalar));
+  const Packed<scalar, norm> packed = {a, p, shared, n, c, row, col, used, place, Norm<float, norm>(a, c)};
+
+  const float* shift = static_cast<const float*>(a.shift) + c * a.shift_column;
+  const int rows = a.temporal ? 3 : 2;
+  const float st = a.temporal ? shift[0] : 0;
+  const float sh = shift[(rows - 2) * a.shift_row], sw = shift[(rows - 1) * a.shift_row];
+  packed.copy_in(a.source, shared);
+  if (backward && a.need_shift) packed.copy_in(a.x, shared + p.bytes);
+  commit();
+  const float outside = backward ? 0 : packed.activate.closed();
+  const unsigned zeros = sizeof(scalar) == 4 ? __float_as_uint(outside) : pack<scalar>(outside, outside);
+#pragma unroll 1
+  for (int i = lane; i < a.t.source * (kZeros / 4); i += 32) {
+    store_word(shared + ((i / (kZeros / 4) * p.frame) & ~3) + i % (kZeros / 4) * 4, zeros);
+  }
+  const auto map = [&](const Line& line, float s, bool quantize, bool below) {
+    return map_of<float, backward>(line, s, quantize, below);
+  };
+  if constexpr (!backward) {
+    packed.template walk<false, false>(map(a.t, st, a.quantize, false), map(a.h, sh, a.quantize, false),
+                                       map(a.w, sw, a.quantize, false), true, true);
+  } else {
+    const bool apart = a.quantize || !a.need_shift;  // as in shift_kernel; the walk that writes is the last
+    if (a.need_shift) {
+      const bool kink = (a.temporal && whole(a.t, st)) || whole(a.h, sh) || whole(a.w, sw);
+      const float scale = kink ? 0.5f : 1;
+      Sums<float> sums = {};
+#pragma unroll 1
+      for (int side = __any_sync(0xffffffff, kink); side >= 0; --side) {
+        const auto part = packed.template walk<true, true>(
+            map(a.t, st, false, side), map(a.h, sh, false, side), map(a.w, sw, false, side), side == 0 || kink,
+            a.need_x && !apart && side == 0);
+        sums = add(sums, part, scale);
+      }
+      sums = {plane_sum(sums.t, part, p.lanes), plane_sum(sums.h, part, p.lanes), plane_sum(sums.w, part, p.lanes),
+              norm ? plane_sum(sums.result, part, p.lanes) : 0, norm ? plane_sum(sums.xs, part, p.lanes) : 0};
+      if (used && part == 0) static_cast<Sums<float>*>(a.sums)[c * int64_t{a.n} + n] = sums;
+    }
+    if (a.need_x && apart) {
+      packed.template walk<true, false>(map(a.t, st, a.quantize, false), map(a.h, sh, a.quantize, false),
+                                        map(a.w, sw, a.quantize, false), true, true);
+    }
+    if (!a.need_x) return;
+  }
+  packed.copy_out();
+}
+
+}  // namespace
+}  // namespace rubiks

@@ -1,0 +1,314 @@
+// The gradient of a pointwise convolution's weight on tensor cores: gh (M, P) @ f(x)^T (P, K), where
+// gh = mix[0] * g + mix[1] * h + mix[2] and f(x) = relu(scale * x + bias), rounded to the element type; or g and x.
+//
+// M and K are short and P is long, so what counts is to read g, h and x once, without pause. One block runs on each
+// multiprocessor. It makes a tile of the result, as large as its registers hold, over its share of the columns: chunks
+// of 64, which arrive in a ring of stages in shared memory several chunks ahead of their use. The blocks of a tile take
+// the chunks in turn, so that at any time they all read from the same few pages of memory. Each writes its partial
+// sums, and a second kernel adds them in a fixed order: the same bits on every run.
+#pragma once
+
+#include "mma.cuh"
+
+#include <cstdint>
+
+namespace rubiks {
+namespace {
+
+// A warp makes 48 x 72 outputs from fragments of 16 rows of g and 8 rows of x, 16 columns a step.
+constexpr int kFragmentsM = 3, kFragmentsK = 9;
+constexpr int kWarpM = 16 * kFragmentsM, kWarpK = 8 * kFragmentsK;
+// Of 12 warps, 3 share out the rows of g; 1, 2 or 4 share out those of x; those left, 4, 2 or 1, the steps of a chunk.
+constexpr int kWarps = 12, kWarpsM = 3, kMaxWarpsK = 4;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kTileM = kWarpM * kWarpsM, kTileK = kWarpK * kMaxWarpsK;  // rows of g and of x in a tile, at most
+
+constexpr int kColumns = 64, kSteps = kColumns / 16;  // of a chunk
+constexpr int kRowBytes = 2 * kColumns, kRowUnits = kColumns / kUnitElements;
+constexpr int kPassRows = kThreads / kRowUnits;  // rows that all threads copy at once, one unit each
+static_assert(kPassRows % kRowUnits == 0, "all rows of a thread's share are permuted alike");
+constexpr int kMaxStages = 6;
+
+// Shared memory: {mix[0], mix[1], mix[2], unused} of the tile's rows of g, {scale, bias} of its rows of x, the ring.
+constexpr int kMixBytes = sizeof(float4) * kTileM, kTableBytes = kMixBytes + sizeof(float2) * kTileK;
+constexpr int kOutputs = 4 * kFragmentsM * kFragmentsK;                  // of a thread
+constexpr int kExchangeBytes = sizeof(float) * kOutputs * kThreads / 2;  // at the end, in place of the ring
+
+struct WeightGrad {
+  const void *g, *h, *x;            // (M, P), (M, P) or null, (K, P)
+  const float *mix, *scale, *bias;  // (3, M), null where h is; (K), null where x is taken as it is
+  float* out;                       // (splits, M, K): partial sums
+  int64_t p;                        // a multiple of 8
+  int m, k;
+  int tile_m, tile_k, tiles_k, tiles;  // rows of g and of x in a tile; tiles along K and in all
+  int splits;                          // blocks that share the chunks of a tile
+  int stages, stage_bytes;
+};
+
+// Units of a row lie permuted, differently in 8 rows in turn, so that reading one column of 8 rows meets no bank twice.
+__device__ inline int swizzle(int row, int unit) { return row * kRowBytes + ((unit ^ (row % kRowUnits)) * 16); }
+
+// The part of a chunk that one thread copies and transforms: one unit of each kPassRows-th row.
+struct Share {
+  int row, unit;
+  int offset;  // of the first in shared memory; rows of the others are permuted alike
+
+  __device__ Share() : row(threadIdx.x / kRowUnits), unit(threadIdx.x % kRowUnits), offset(swizzle(row, unit)) {}
+};
+
+// Starts the copy of a thread's share of `rows` rows; columns from p on are zeros.
+template <typename scalar>
+__device__ inline void copy_rows(unsigned to, const scalar* from, int rows, int64_t p, int64_t column, const Share& s) {
+  const bool inside = column < p;
+  from += s.row * p + (inside ? column : 0);
+  to += s.offset;
+#pragma unroll 1
+  for (int row = s.row; row < rows; row += kPassRows) {
+    copy_async(to, from, inside);
+    to += kPassRows * kRowBytes;
+    from += kPassRows * p;
+  }
+}
+
+// g = mix[0] * g + mix[1] * h + mix[2] for a thread's share of `rows` rows; h lies `apart` bytes behind g.
+template <typename scalar>
+__device__ inline void mix_rows(unsigned g, int apart, unsigned mixes, int rows, const Share& s) {
+  g += s.offset;
+#pragma unroll 1
+  for (int row = s.row; row < rows; row += kPassRows, g += kPassRows * kRowBytes) {
+    const float4 mix = load_shared<float4>(mixes + row * sizeof(float4));
+    Unit unit = load_shared<Unit>(g);
+    const Unit other = load_shared<Unit>(g + apart);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 a = unpack<scalar>(unit.pairs[i]), b = unpack<scalar>(other.pairs[i]);
+      unit.pairs[i] = pack<scalar>({fmaf(mix.x, a.x, fmaf(mix.y, b.x, mix.z)),  //
+                                    fmaf(mix.x, a.y, fmaf(mix.y, b.y, mix.z))});
+    }
+    store_shared(g, unit);
+  }
+}
+
+// x = relu(scale * x + bias) for a thread's share of `rows` rows.
+template <typename scalar>
+__device__ inline void activate_rows(unsigned x, unsigned coefficients, int rows, const Share& s) {
+  x += s.offset;
+#pragma unroll 1
+  for (int row = s.row; row < rows; row += kPassRows, x += kPassRows * kRowBytes) {
+    const float2 scale_bias = load_shared<float2>(coefficients + row * sizeof(float2));
+    Unit unit = load_shared<Unit>(x);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 a = unpack<scalar>(unit.pairs[i]);
+      unit.pairs[i] = pack_relu<scalar>({fmaf(scale_bias.x, a.x, scale_bias.y), fmaf(scale_bias.x, a.y, scale_bias.y)});
+    }
+    store_shared(x, unit);
+  }
+}
+
+// A warp's outputs: rows m.. of the tile, columns k.. .
+template <typename scalar, int steps>
+struct Outputs {
+  float sums[kFragmentsM][kFragmentsK][4] = {};
+  // Where this lane's rows of the fragments' matrices lie in a chunk of g and of x at the warp's first step. A row past
+  // the last stands for the last: what comes of it is not written.
+  int g_rows[kFragmentsM], x_pairs[kFragmentsK / 2], x_last;
+
+  __device__ Outputs(int m, int k, int rows_m, int rows_k, int first_step) {
+    static_assert(kFragmentsK % 2 == 1, "x_last is the fragment without a partner");
+    const int lane = threadIdx.x % 32, line = lane % 8, low = lane / 8 % 2, high = lane / 16, unit = 2 * first_step;
+#pragma unroll
+    for (int i = 0; i < kFragmentsM; ++i) {
+      g_rows[i] = swizzle(min(m + 16 * i + 8 * low + line, rows_m - 1), unit + high);
+    }
+#pragma unroll
+    for (int j = 0; j < kFragmentsK / 2; ++j) {
+      x_pairs[j] = swizzle(min(k + 16 * j + 8 * high + line, rows_k - 1), unit + low);
+    }
+    x_last = swizzle(min(k + 8 * (kFragmentsK - 1) + line, rows_k - 1), unit + low);
+  }
+
+  // Adds the products over this warp's steps of a chunk.
+  __device__ void add(unsigned g, unsigned x) {
+#pragma unroll 2  // with more, registers spill
+    for (int step = 0; step < steps; ++step) {
+      const int units = step * 32;  // two units on, which in permuted rows is this bit of the address
+      unsigned a[kFragmentsM][4];
+#pragma unroll
+      for (int i = 0; i < kFragmentsM; ++i) load_matrices(a[i], (g + g_rows[i]) ^ units);
+#pragma unroll
+      for (int j = 0; j < kFragmentsK / 2; ++j) {
+        unsigned b[4];
+        load_matrices(b, (x + x_pairs[j]) ^ units);
+#pragma unroll
+        for (int i = 0; i < kFragmentsM; ++i) {
+          multiply_add<scalar>(sums[i][2 * j], a[i], b[0], b[1]);
+          multiply_add<scalar>(sums[i][2 * j + 1], a[i], b[2], b[3]);
+        }
+      }
+      unsigned b[2];
+      load_matrices(b, (x + x_last) ^ units);
+#pragma unroll
+      for (int i = 0; i < kFragmentsM; ++i) multiply_add<scalar>(sums[i][kFragmentsK - 1], a[i], b[0], b[1]);
+    }
+  }
+
+  __device__ float& at(int i) { return sums[i / 4 / kFragmentsK][i / 4 % kFragmentsK][i % 4]; }
+};
+
+// The hardware takes the number as a constant.
+__device__ inline void wait_but_for(int groups) {
+  static_assert(kMaxStages == 6);
+  switch (groups) {
+    case 0:
+      return wait<0>();
+    case 1:
+      return wait<1>();
+    case 2:
+      return wait<2>();
+    case 3:
+      return wait<3>();
+    default:
+      return wait<4>();
+  }
+}
+
+// kWarpsM x warps_k warps cover a tile; the groups of so many take different steps of each chunk.
+template <typename scalar, int warps_k>
+__global__ void __launch_bounds__(kThreads, 1) weight_grad_kernel(const __grid_constant__ WeightGrad a) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  constexpr int group_threads = 32 * kWarpsM * warps_k, groups = kThreads / group_threads, steps = kSteps / groups;
+  const int tile = blockIdx.x % a.tiles, split = blockIdx.x / a.tiles;
+  const int first_m = tile / a.tiles_k * a.tile_m, rows_m = min(a.tile_m, a.m - first_m);
+  const int first_k = tile % a.tiles_k * a.tile_k, rows_k = min(a.tile_k, a.k - first_k);
+  const scalar* g = static_cast<const scalar*>(a.g) + first_m * a.p;
+  const scalar* h = static_cast<const scalar*>(a.h) + (a.h ? first_m * a.p : 0);
+  const scalar* x = static_cast<const scalar*>(a.x) + first_k * a.p;
+  const bool mixed = a.mix != nullptr, activated = a.scale != nullptr;
+
+  // A stage: rows of g, of h where mixed, of x.
+  const unsigned mixes = shared_memory(), coefficients = mixes + kMixBytes, ring = mixes + kTableBytes;
+  const unsigned ring_end = ring + a.stages * a.stage_bytes;
+  const int h_offset = rows_m * kRowBytes, x_offset = mixed ? 2 * h_offset : h_offset;
+  const auto next = [&](unsigned stage) { return stage + a.stage_bytes == ring_end ? ring : stage + a.stage_bytes; };
+
+  const int chunks = static_cast<int>((a.p + kColumns - 1) / kColumns);
+  const Share share;
+  const auto column = [&](int chunk) { return static_cast<int64_t>(chunk) * kColumns + share.unit * kUnitElements; };
+  const auto copy = [&](int chunk, unsigned stage) {
+    if (chunk < chunks) {
+      copy_rows(stage, g, rows_m, a.p, column(chunk), share);
+      if (mixed) copy_rows(stage + h_offset, h, rows_m, a.p, column(chunk), share);
+      copy_rows(stage + x_offset, x, rows_k, a.p, column(chunk), share);
+    }
+    commit();  // of nothing, past the last chunk, so that the count of groups goes on
+  };
+  unsigned free = ring;
+  for (int i = 0; i < a.stages - 1; ++i, free = next(free)) copy(split + i * a.splits, free);
+
+  if (mixed) {
+#pragma unroll 1
+    for (int row = threadIdx.x; row < rows_m; row += kThreads) {
+      const float* mix = a.mix + first_m + row;
+      store_shared(mixes + row * sizeof(float4), float4{mix[0], mix[a.m], mix[2 * a.m], 0});
+    }
+  }
+  if (activated) {
+#pragma unroll 1
+    for (int row = threadIdx.x; row < rows_k; row += kThreads) {
+      store_shared(coefficients + row * sizeof(float2), float2{a.scale[first_k + row], a.bias[first_k + row]});
+    }
+  }
+  __syncthreads();
+
+  const int warp = threadIdx.x / 32, group = threadIdx.x / group_threads;
+  const int warp_m = warp % kWarpsM * kWarpM, warp_k = warp / kWarpsM % warps_k * kWarpK;
+  const bool idle = warp_m >= rows_m || warp_k >= rows_k;
+  Outputs<scalar, steps> outputs(warp_m, warp_k, rows_m, rows_k, group * steps);
+  unsigned stage = ring;
+  for (int chunk = split; chunk < chunks; chunk += a.splits, stage = next(stage), free = next(free)) {
+    // A thread transforms what it has copied itself, for which its own wait is enough. Zeros past the last column stay.
+    wait_but_for(a.stages - 2);
+    if (column(chunk) < a.p) {
+      if (mixed) mix_rows<scalar>(stage, h_offset, mixes, rows_m, share);
+      if (activated) activate_rows<scalar>(stage + x_offset, coefficients, rows_k, share);
+    }
+    __syncthreads();  // the chunk is complete, and the one before, whose stage is `free`, has been read
+    copy(chunk + (a.stages - 1) * a.splits, free);
+    if (!idle) outputs.add(stage, stage + x_offset);
+  }
+
+  // Groups of warps add up what they made of the same outputs: the upper half of them hands over to the lower half.
+#pragma unroll
+  for (int half = groups / 2; half > 0; half /= 2) {
+    const int threads = half * group_threads, pitch = threads * static_cast<int>(sizeof(float));
+    const unsigned slot = ring + threadIdx.x % threads * sizeof(float);
+    __syncthreads();  // the ring, or the slots of the round before, have been read
+    if (group >= half && group < 2 * half) {
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) store_shared(slot + i * pitch, outputs.at(i));
+    }
+    __syncthreads();
+    if (group < half) {
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) outputs.at(i) += load_shared<float>(slot + i * pitch);
+    }
+  }
+  if (group > 0 || idle) return;
+
+  float* out = a.out + (static_cast<int64_t>(split) * a.m + first_m) * a.k + first_k;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 2 * kFragmentsM; ++i) {
+    const int row = warp_m + 8 * i + lane / 4;
+    if (row >= rows_m) break;
+    float* line = out + static_cast<int64_t>(row) * a.k;
+#pragma unroll
+    for (int j = 0; j < kFragmentsK; ++j) {
+      const int col = warp_k + 8 * j + lane % 4 * 2;
+      const float* v = outputs.sums[i / 2][j] + i % 2 * 2;
+      if (a.k % 2 == 0) {
+        if (col < rows_k) *reinterpret_cast<float2*>(line + col) = {v[0], v[1]};
+      } else {
+        if (col < rows_k) line[col] = v[0];
+        if (col + 1 < rows_k) line[col + 1] = v[1];
+      }
+    }
+  }
+#endif
+}
+
+constexpr int kSumColumns = 32, kSumGroups = 8;  // threads of a block: columns, and groups of partial sums
+
+// out[i] = sum of partial[s][i] over s, in a fixed order. partial (splits, size), out (size), in vectors of floats.
+template <typename vector>
+__global__ void __launch_bounds__(kSumColumns* kSumGroups)
+    sum_partials_kernel(const vector* partial, vector* out, int64_t size, int splits) {
+  constexpr int width = sizeof(vector) / sizeof(float);
+  struct alignas(sizeof(vector)) Values {
+    float at[width];
+  };
+  __shared__ Values groups[kSumGroups][kSumColumns];
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kSumColumns + threadIdx.x;
+  Values sum = {};
+  const auto add = [&](const Values& v) {
+#pragma unroll
+    for (int j = 0; j < width; ++j) sum.at[j] += v.at[j];
+  };
+  if (i < size) {
+#pragma unroll 4
+    for (int s = threadIdx.y; s < splits; s += kSumGroups) {
+      const vector v = partial[s * size + i];
+      add(reinterpret_cast<const Values&>(v));
+    }
+  }
+  groups[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || i >= size) return;
+#pragma unroll
+  for (int j = 1; j < kSumGroups; ++j) add(groups[j][threadIdx.x]);
+  out[i] = reinterpret_cast<const vector&>(sum);
+}
+
+}  // namespace
+}  // namespace rubiks

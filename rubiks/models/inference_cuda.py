@@ -1,0 +1,162 @@
+"""RubiksNet for inference on a GPU: batch norms folded or computed on the way, and a CUDA graph for every shape."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rubiks.models.clips import as_clips
+from rubiks.models.features import stem_matrix
+from rubiks.models.inference import affine, matrix
+from rubiks.nn import AttentionShift, RubiksBlock
+from rubiks.nn.fused import Geometry, learnable_shift
+from rubiks.nn.fused import matrix as matrix_of
+from rubiks.ops.fused import every, norm_mix, pointwise, stem_columns
+
+if TYPE_CHECKING:
+    from rubiks.models.rubiksnet import RubiksNet
+
+GRAPHS = 4  # shapes of input whose graphs are kept
+
+
+class Block(nn.Module):
+    """A residual block on matrices (C, P): its first norm is computed on the way, the second folded.
+
+    Args:
+        block: whose weights to take.
+        dtype: of matrices. What norms need stays in the type of arithmetic.
+    """
+
+    scale: Tensor
+    bias: Tensor
+    attention: Tensor | None
+    conv2: Tensor
+    offset: Tensor
+    conv3: Tensor
+    shortcut: Tensor | None
+
+    def __init__(self, block: RubiksBlock, dtype: torch.dtype) -> None:
+        super().__init__()
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        scale1, bias1 = affine(block.bn1)
+        scale2, bias2 = affine(block.bn2)
+        conv2: nn.Module = block.conv2
+        attention = None
+        if isinstance(conv2, nn.Sequential):
+            assert isinstance(conv2[0], AttentionShift)
+            attention = conv2[0].attention().to(exact)
+            conv2 = conv2[1]
+        shortcut = None if block.shortcut is None else matrix(block.shortcut).to(dtype)
+        for name, value in (
+            ("scale", scale1.to(exact)),
+            ("bias", bias1.to(exact)),
+            ("attention", attention),
+            ("conv2", (scale2[:, None] * matrix(conv2)).to(dtype)),
+            ("offset", bias2.to(exact)),
+            ("conv3", matrix(block.conv3).to(dtype)),
+            ("shortcut", shortcut),
+        ):
+            self.register_buffer(name, value)
+        self.shift = copy.deepcopy(learnable_shift(block))
+        self.se = None if block.se is None else copy.deepcopy(block.se).to(dtype)
+
+    def forward(self, x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
+        """(C_in, P) -> (C_out, P')."""
+        stride = self.shift.stride
+        if self.attention is None:
+            h, _ = pointwise(x, self.conv2, self.scale, self.bias, self.offset, relu=True, early=True)
+        else:
+            m = norm_mix(x, self.scale, self.bias, self.attention, geometry)
+            h, _ = pointwise(m, self.conv2, offset=self.offset, relu=True, early=True)
+        z = self.shift(geometry.volume(h))
+        if self.se is not None:
+            z *= self.se.fc(z.mean((3, 4)))[..., None, None]
+        if self.shortcut is not None:
+            x, _ = pointwise(every(x, geometry, stride), self.shortcut, self.scale, self.bias, early=True)
+        y, _ = pointwise(matrix_of(z), self.conv3, residual=x, early=True)
+        return y, geometry.strided(stride)
+
+
+class CudaInferenceNet(nn.Module):
+    """The logits of a network in evaluation mode, computed faster.
+
+    It holds its own weights, so the network can be trained further without changing it. It has no gradient, and batch
+    norm uses the running statistics whatever the mode. The first call with a shape of input records a CUDA graph, which
+    later ones replay; the graphs of the last few shapes are kept, with the memory that they need.
+
+    Args:
+        net: whose weights to take.
+        dtype: of activations and matrices; the kernels are for bfloat16.
+    """
+
+    stem: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    @torch.no_grad()
+    def __init__(self, net: RubiksNet, dtype: torch.dtype) -> None:
+        super().__init__()
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        self.dtype = dtype
+        self.register_buffer("stem", stem_matrix(net.backbone.conv1.weight).to(dtype))
+        blocks = [block for layer in net.backbone.layers() for block in layer]
+        self.blocks = nn.ModuleList(Block(block, dtype) for block in blocks if isinstance(block, RubiksBlock))
+        scale, bias = affine(net.backbone.bn_last)
+        self.register_buffer("scale", scale[:, None].to(exact))
+        self.register_buffer("bias", bias[:, None].to(exact))
+        self.fc = copy.deepcopy(net.new_fc).to(exact)
+        self.requires_grad_(False)
+        self.eval()
+        self._graphs: OrderedDict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
+
+    @torch.no_grad()
+    def forward(self, clips: Tensor) -> Tensor:
+        """(N, T, 3, H, W), or the official (N, T*3, H, W); any T, H and W -> logits (N, num_classes)."""
+        clips = as_clips(clips)
+        if not len(clips):
+            return clips.new_empty(0, self.fc.out_features)
+        with torch.autocast(clips.device.type, enabled=False):
+            if not clips.is_cuda or torch.cuda.is_current_stream_capturing():
+                return self._classify(clips)
+            key = (clips.shape, clips.dtype, clips.device)
+            if key not in self._graphs:
+                self._graphs[key] = self._record(clips)
+                if len(self._graphs) > GRAPHS:
+                    self._graphs.popitem(last=False)
+            self._graphs.move_to_end(key)
+            graph, source, logits = self._graphs[key]
+            source.copy_(clips)
+            graph.replay()
+            return logits.clone()
+
+    def _record(self, clips: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        # In inference mode, tensors would be made that cannot be written outside of it.
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(clips.device):
+            source = clips.contiguous().clone()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._classify(source)  # what is prepared at first use must not be recorded
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Threads that load data may call CUDA at the same time.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                logits = self._classify(source)
+        return graph, source, logits
+
+    def _classify(self, clips: Tensor) -> Tensor:
+        batch, frames, _, height, width = clips.shape
+        x, _ = pointwise(stem_columns(clips.flatten(0, 1), self.dtype), self.stem, early=True)
+        geometry = Geometry(batch, frames, -(-height // 2), -(-width // 2))
+        for block in self.blocks:
+            x, geometry = block(x, geometry)
+        features = torch.addcmul(self.bias, x, self.scale).relu_().view(len(x), batch, -1).mean(2)
+        return self.fc(features.t()).to(self.dtype)
+
+    def _apply(self, fn, recurse=True):
+        self._graphs.clear()  # they read the weights where these were
+        return super()._apply(fn, recurse)

@@ -1,0 +1,381 @@
+"""Training of the residual blocks with few passes over memory: a backward written by hand, on channel-major matrices.
+
+Activations stay (C, P) from the stem to the last norm. A block hands on the row sums of its result, from which the next
+one has its first batch norm without reading the matrix again. Batch norms and ReLUs are computed where their result is
+used, forward and backward, so that of a block only the input and the results of the first convolution and of the shift
+are kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from rubiks.nn.attention import AttentionShift, attention
+from rubiks.nn.block import RubiksBlock
+from rubiks.nn.shift import LearnableShift
+from rubiks.ops.fused import (
+    compiled,
+    every,
+    norm_coefficients,
+    norm_gradients,
+    norm_input_grad,
+    norm_mix,
+    norm_mix_backward,
+    norm_shift,
+    norm_shift_backward,
+    pointwise,
+    pointwise_grad,
+    pointwise_weight_grad,
+)
+
+MODULES = {RubiksBlock, nn.BatchNorm2d, nn.Conv2d, nn.Sequential, AttentionShift, LearnableShift}
+
+
+class Geometry(NamedTuple):
+    """Which pixels the columns of a matrix (C, P) are: of every clip, frame, row and column, in this order."""
+
+    clips: int
+    frames: int
+    height: int
+    width: int
+
+    def volume(self, x: Tensor) -> Tensor:
+        """(C, P) -> view (N, T, C, H, W)."""
+        return x.view(len(x), *self).movedim(0, 2)
+
+    def columns(self) -> int:
+        return self.clips * self.frames * self.height * self.width
+
+    def strided(self, stride: int) -> Geometry:
+        return self._replace(height=-(-self.height // stride), width=-(-self.width // stride))
+
+
+def matrix(volume: Tensor) -> Tensor:
+    """(N, T, C, H, W) -> (C, P), contiguous; a view where the volume is channel-major."""
+    return volume.movedim(2, 0).flatten(1).contiguous()
+
+
+class Parameters(NamedTuple):
+    """What a block learns, in the order in which `FusedBlocks` takes it and returns gradients."""
+
+    gamma1: Tensor  # (C_in,)
+    beta1: Tensor  # (C_in,)
+    conv2: Tensor  # (C_out, C_in, 1, 1)
+    gamma2: Tensor  # (C_out,)
+    beta2: Tensor  # (C_out,)
+    shift: Tensor  # (3 or 2, C_out)
+    conv3: Tensor  # (C_out, C_out, 1, 1)
+    shortcut: Tensor | None  # (C_out, C_in, 1, 1)
+    attention: Tensor | None  # (C_in, 3), the weights, of which the logits are learned
+
+    @classmethod
+    def of(cls, block: RubiksBlock, attention: Tensor | None) -> Parameters:
+        conv2: nn.Module = block.conv2
+        if isinstance(conv2, nn.Sequential):
+            conv2 = conv2[1]
+        return cls(
+            gamma1=block.bn1.weight,
+            beta1=block.bn1.bias,
+            conv2=weight(conv2),
+            gamma2=block.bn2.weight,
+            beta2=block.bn2.bias,
+            shift=learnable_shift(block).shift,
+            conv3=weight(block.conv3),
+            shortcut=None if block.shortcut is None else weight(block.shortcut),
+            attention=attention,
+        )
+
+    def cast(self, dtype: torch.dtype) -> Parameters:
+        """Convolutions as matrices in `dtype`, as autocast would have them; the rest unchanged."""
+
+        def matrix(weight: Tensor) -> Tensor:
+            return weight.to(dtype).flatten(1)
+
+        shortcut = None if self.shortcut is None else matrix(self.shortcut)
+        return self._replace(conv2=matrix(self.conv2), conv3=matrix(self.conv3), shortcut=shortcut)
+
+    def shaped(self) -> Parameters:
+        """Matrices as weights of convolutions."""
+        shortcut = None if self.shortcut is None else self.shortcut[..., None, None]
+        return self._replace(conv2=self.conv2[..., None, None], conv3=self.conv3[..., None, None], shortcut=shortcut)
+
+
+FIELDS = len(Parameters._fields)
+
+
+def weight(conv: nn.Module) -> Tensor:
+    """(C_out, C_in, 1, 1) of a 1x1 convolution."""
+    assert isinstance(conv, nn.Conv2d)
+    return conv.weight
+
+
+def learnable_shift(block: RubiksBlock) -> LearnableShift:
+    as3: nn.Module = block.as3
+    shift = as3[0] if isinstance(as3, nn.Sequential) else as3
+    assert isinstance(shift, LearnableShift)
+    return shift
+
+
+def supports(block: nn.Module) -> bool:
+    """Whether `train_blocks` does what the block's modules would do now.
+
+    It does for the modules that `RubiksBlock` makes, in training mode, without squeeze-excite: batch norms with scale,
+    offset and running statistics averaged by a fixed momentum. Not for modules of other types put in their place (such
+    as `nn.SyncBatchNorm`), nor with hooks, which would not be called.
+    """
+    return isinstance(block, RubiksBlock) and block.se is None and unchanged(block)
+
+
+def unchanged(module: nn.Module) -> bool:
+    """Whether a module and those in it are of the types that `RubiksBlock` makes, without hooks, in training mode."""
+    kind = type(module)
+    if kind not in MODULES or has_hooks(module):
+        return False
+    if isinstance(module, nn.BatchNorm2d):
+        return averages(module)
+    if isinstance(module, nn.Conv2d):
+        return module.bias is None and not module._modules
+    return all(child is None or unchanged(child) for child in module._modules.values())
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def averages(norm: nn.BatchNorm2d) -> bool:
+    """Whether a norm uses the batch's statistics and adds them to the running ones by a fixed momentum."""
+    tracks = norm.training and norm.track_running_stats and norm.running_mean is not None
+    return tracks and norm.momentum is not None and norm.weight is not None and norm.bias is not None
+
+
+def statistics(norm: nn.BatchNorm2d, sums: Tensor, count: int) -> Tensor:
+    """Mean, 1 / standard deviation, scale and bias (4, C) of a norm, whose running statistics are updated."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    stats = norm_coefficients(
+        sums, count, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
+    )
+    norm.num_batches_tracked.add_(1)
+    return stats
+
+
+class FusedBlocks(torch.autograd.Function):
+    """Some `RubiksBlock`s in training mode, one after the other.
+
+    One function for several blocks costs less than one each. Its memory is freed at the end of its backward.
+
+    The row sums that come with the input and go with the result have no gradient of their own: the backward of the
+    block that uses them as the statistics of its norm gives the whole gradient of its input.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, sums: Tensor, blocks: Sequence[RubiksBlock], geometry: Geometry, *parameters: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """x (C_in, P), its row sums, `Parameters` of all blocks -> y (C_out, P'), its row sums."""
+        ctx.steps = []
+        kept_by_all: list[Tensor | None] = []
+        for index, block in enumerate(blocks):
+            p = Parameters(*parameters[index * FIELDS : (index + 1) * FIELDS])  # type: ignore[arg-type]
+            stride = learnable_shift(block).stride
+            forward: Callable = forward_reference
+            backward: Callable = backward_reference
+            if compiled(x) and p.conv2.dtype == torch.float32 and geometry.strided(stride).columns() % 8 == 0:
+                forward, backward = forward_compiled, backward_compiled
+            y, sums, kept = forward(x, sums, block, p, geometry, stride)
+            ctx.steps.append((backward, geometry, stride, len(kept_by_all), len(kept_by_all) + 1 + len(kept)))
+            kept_by_all += [x, *kept]
+            x, geometry = y, geometry.strided(stride)
+        ctx.save_for_backward(*kept_by_all)
+        ctx.mark_non_differentiable(sums)
+        return x, sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy: Tensor, _):
+        need_x, _, _, _, *needs = ctx.needs_input_grad
+        saved = ctx.saved_tensors
+        gradients: list[Tensor | None] = []
+        g = gy.contiguous()
+        for backward, geometry, stride, first, last in reversed(ctx.steps):
+            g, of_block = backward(geometry, stride, g, *saved[first:last])
+            gradients[:0] = of_block.shaped()
+        wanted = (gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
+        return g if need_x else None, None, None, None, *wanted
+
+
+def forward_reference(
+    x: Tensor, sums: Tensor, block: RubiksBlock, parameters: Parameters, geometry: Geometry, stride: int
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    """What `FusedBlocks` computes of each: the result, its row sums, and what `backward_reference` takes besides x."""
+    p = parameters.cast(x.dtype)
+    stats1 = statistics(block.bn1, sums, x.shape[1])
+    _, _, scale1, bias1 = stats1
+    if p.attention is None:
+        h, sums = pointwise(x, p.conv2, scale1, bias1, stats=True)
+    else:
+        m = norm_mix(x, scale1, bias1, p.attention, geometry)
+        h, sums = pointwise(m, p.conv2, stats=True)
+    stats2 = statistics(block.bn2, sums, h.shape[1])
+    _, _, scale2, bias2 = stats2
+    z = matrix(norm_shift(geometry.volume(h), scale2, bias2, p.shift, (1, stride, stride), (0, 0, 0)))
+    residual = x
+    if p.shortcut is not None:
+        residual, _ = pointwise(every(x, geometry, stride), p.shortcut, scale1, bias1)
+    y, sums = pointwise(z, p.conv3, residual=residual, stats=True)
+    return y, sums, (h, z, stats1, stats2, *p)
+
+
+def backward_reference(
+    geometry: Geometry,
+    stride: int,
+    gy: Tensor,
+    x: Tensor,
+    h: Tensor,
+    z: Tensor,
+    stats1: Tensor,
+    stats2: Tensor,
+    *parameters: Tensor,
+) -> tuple[Tensor, Parameters]:
+    """The gradients of x and of the parameters."""
+    p = Parameters(*parameters)
+    strided = geometry.strided(stride)
+    _, _, scale1, bias1 = stats1
+    _, _, scale2, bias2 = stats2
+
+    gz, _ = pointwise_grad(gy, p.conv3)
+    g_conv3 = pointwise_weight_grad(gy, z)
+    g2, g_shift, sums2 = norm_shift_backward(
+        strided.volume(gz), geometry.volume(h), scale2, bias2, p.shift, (1, stride, stride), (0, 0, 0)
+    )
+    del gz  # here and below: memory for what comes next
+    mix2, g_gamma2, g_beta2 = norm_gradients(sums2, h.shape[1], stats2)
+    gh = norm_input_grad(matrix(g2), h, mix2)
+    del g2
+
+    g_attention = g_shortcut = None
+    if p.attention is None:
+        g_conv2 = pointwise_weight_grad(gh, x, scale1, bias1)
+        g1, sums1 = pointwise_grad(gh, p.conv2, x, scale1, bias1)
+    else:
+        g_conv2 = pointwise_weight_grad(gh, norm_mix(x, scale1, bias1, p.attention, geometry))
+        gm, _ = pointwise_grad(gh, p.conv2)
+        g1, g_attention, sums1 = norm_mix_backward(gm, x, scale1, bias1, p.attention, geometry)
+        del gm
+    del gh
+    residual: Tensor | None = gy
+    if p.shortcut is not None:
+        # Masks and sums are linear in the gradient: the shortcut's part is worth a pass over its own columns only.
+        residual = None
+        columns = every(x, geometry, stride)
+        g_shortcut = pointwise_weight_grad(gy, columns, scale1, bias1)
+        part, sums = pointwise_grad(gy, p.shortcut, columns, scale1, bias1)
+        geometry.volume(g1)[..., ::stride, ::stride] += strided.volume(part)
+        sums1 = torch.cat((sums1, sums))
+    mix1, g_gamma1, g_beta1 = norm_gradients(sums1, x.shape[1], stats1)
+    gx = norm_input_grad(g1, x, mix1, residual)
+    return gx, Parameters(g_gamma1, g_beta1, g_conv2, g_gamma2, g_beta2, g_shift, g_conv3, g_shortcut, g_attention)
+
+
+def forward_compiled(
+    x: Tensor, sums: Tensor, block: RubiksBlock, parameters: Parameters, geometry: Geometry, stride: int
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    """`forward_reference` by the compiled operator; with what `backward_compiled` takes."""
+    p = parameters
+    y, sums, *kept = torch.ops.rubiks.block_forward(
+        x,
+        sums,
+        geometry,
+        stride,
+        *norm(block.bn1),
+        *norm(block.bn2),
+        p.conv2,
+        p.shift,
+        p.conv3,
+        p.shortcut,
+        p.attention,
+    )
+    return y, sums, (*kept, p.shift, p.shortcut, p.attention)
+
+
+def backward_compiled(
+    geometry: Geometry,
+    stride: int,
+    gy: Tensor,
+    x: Tensor,
+    h: Tensor,
+    z: Tensor,
+    stats1: Tensor,
+    stats2: Tensor,
+    weights: Tensor,
+    shift: Tensor,
+    shortcut: Tensor | None,
+    attention: Tensor | None,
+) -> tuple[Tensor, Parameters]:
+    """`backward_reference` by the compiled operator."""
+    gx, gamma1, beta1, conv2, gamma2, beta2, g_shift, conv3, g_shortcut, g_attention = torch.ops.rubiks.block_backward(
+        gy, x, h, z, stats1, stats2, weights, geometry, stride, shift, attention, shortcut is not None
+    )
+    return gx, Parameters(
+        gamma1,
+        beta1,
+        conv2,
+        gamma2,
+        beta2,
+        g_shift,
+        conv3,
+        shortcut=None if shortcut is None else g_shortcut,
+        attention=None if attention is None else g_attention,
+    )
+
+
+def norm(module: nn.BatchNorm2d) -> tuple:
+    """What the compiled operator takes of a batch norm."""
+    m = module
+    return m.weight, m.bias, m.running_mean, m.running_var, m.num_batches_tracked, m.momentum, m.eps
+
+
+def train_blocks(
+    blocks: Sequence[RubiksBlock],
+    attentions: Sequence[Tensor | None],
+    x: Tensor,
+    sums: Tensor,
+    geometry: Geometry,
+) -> tuple[Tensor, Tensor, Geometry]:
+    """Blocks that `supports` accepts, in turn: x (C_in, P) and its row sums -> result (C_out, P'), row sums, geometry.
+
+    `attentions` are of `attention_weights`.
+    """
+    parameters = [Parameters.of(block, weights) for block, weights in zip(blocks, attentions, strict=True)]
+    x, sums = FusedBlocks.apply(x, sums, blocks, geometry, *itertools.chain(*parameters))
+    for block in blocks:
+        geometry = geometry.strided(learnable_shift(block).stride)
+    return x, sums, geometry
+
+
+def attention_weights(blocks: Sequence[RubiksBlock]) -> Sequence[Tensor | None]:
+    """The weights (C_in, 3) of each block's attention shift, all computed at once; None for blocks without."""
+    shifts = [shift for shift in map(attention_shift, blocks) if shift is not None]
+    if len(shifts) < len(blocks):
+        return [None] * len(blocks)
+    logits = torch.cat([shift.weight for shift in shifts])
+    temperature = torch.cat([shift.T.expand(len(shift.weight)) for shift in shifts])[:, None]
+    return attention(logits, temperature).split([len(shift.weight) for shift in shifts])
+
+
+def attention_shift(block: RubiksBlock) -> AttentionShift | None:
+    conv2: nn.Module = block.conv2
+    if not isinstance(conv2, nn.Sequential):
+        return None
+    assert isinstance(conv2[0], AttentionShift)
+    return conv2[0]

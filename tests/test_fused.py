@@ -1,0 +1,264 @@
+"""The fused training path computes what the modules compute: results, gradients and running statistics."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rubiks import RubiksNet
+from rubiks.models import features
+from rubiks.models.tiers import VARIANTS
+from rubiks.nn import RubiksBlock
+from rubiks.nn.fused import Geometry, attention_weights, matrix, supports, train_blocks
+from rubiks.ops.fused import norm_input_grad, pointwise, pointwise_grad, pointwise_weight_grad, row_sums
+
+SIZES = [(2, 4, 3, 32, 32), (3, 3, 3, 33, 35)]
+
+
+def shaken(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """In training mode, with norms and shifts as training may leave them: scales of both signs and 0, long shifts."""
+    for name, parameter in module.named_parameters():
+        if "bn" in name or name.endswith("shift"):
+            nn.init.normal_(parameter, 0.3, 0.8)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            with torch.no_grad():
+                norm.weight[1] = 0
+    return module.to(dtype).train()
+
+
+def close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Equal, but for `tolerance` of the largest value in each tensor."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        limit = tolerance * value.abs().max().item() if value.is_floating_point() else 0
+        torch.testing.assert_close(
+            actual[name], value, rtol=0, atol=limit, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def outcome(module: nn.Module, result: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Result, gradients after a backward from it, and buffers."""
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result)
+    (result * weights).sum().backward()
+    gradients = {f"gradient of {name}": p.grad for name, p in module.named_parameters() if p.requires_grad}
+    assert None not in gradients.values()
+    if x.requires_grad:
+        gradients["gradient of x"] = x.grad
+    return {"result": result.detach()} | gradients | dict(module.named_buffers())
+
+
+def run_modules(net: RubiksNet, clips: Tensor) -> dict[str, Tensor]:
+    net = copy.deepcopy(net)
+    return outcome(net.backbone, net.backbone(clips.flatten(0, 1), clips.shape[1]), clips)
+
+
+def run_fused(net: RubiksNet, clips: Tensor) -> dict[str, Tensor]:
+    net = copy.deepcopy(net)
+    return outcome(net.backbone, features.features(net.backbone, clips.flatten(0, 1), clips.shape[1]), clips)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_backbone(variant, size):
+    net = shaken(RubiksNet("tiny", 5, variant))
+    clips = torch.randn(size, dtype=torch.float64)
+    assert all(supports(block) for layer in net.backbone.layers() for block in layer)
+    close(run_fused(net, clips), run_modules(net, clips), 1e-9)
+
+
+def errors(actual: dict[str, Tensor], exact: dict[str, Tensor]) -> Tensor:
+    """Distance of each tensor, relative to its norm."""
+    floats = [name for name, value in exact.items() if value.is_floating_point() and value.any()]
+    return torch.stack([(actual[name] - exact[name]).norm() / exact[name].norm() for name in floats])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float32_and_autocast_are_as_exact_as_the_modules(variant):
+    net, clips = shaken(RubiksNet("tiny", 5, variant)), torch.randn(3, 3, 3, 33, 35, dtype=torch.float64)
+    exact = run_modules(net, clips)
+    net, clips = net.float(), clips.float()
+    single = run_fused(net, clips)
+    close({"result": single["result"].double()}, {"result": exact["result"]}, 1e-5)
+    assert errors(single, exact).mean() < 0.02  # rounding moves some activations across the kink of ReLU
+    with torch.autocast("cpu", torch.bfloat16):
+        low, modules = run_fused(net, clips), run_modules(net, clips)
+    assert {name: value.dtype for name, value in low.items()} == {name: value.dtype for name, value in modules.items()}
+    ours, theirs = errors(low, exact), errors(modules, exact)
+    assert ours[0] < 1.5 * theirs[0] < 0.05  # the result
+    assert ours.mean() < 1.25 * theirs.mean()  # with the gradients
+
+
+def test_bfloat16_parameters():
+    net, clips = shaken(RubiksNet("tiny", 5), torch.bfloat16), torch.randn(2, 4, 3, 32, 32, dtype=torch.bfloat16)
+    ours, theirs = run_fused(net, clips), run_modules(net, clips)
+    assert {name: value.dtype for name, value in ours.items()} == {name: value.dtype for name, value in theirs.items()}
+    assert errors(ours, theirs)[0] < 0.1
+
+
+def test_only_three_activations_of_a_block_are_kept():
+    block = shaken(RubiksBlock(6, 6, 1, False, reduction=None))
+    x = torch.randn(2, 3, 6, 8, 8, dtype=torch.float64, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        block_fused(block, x)
+    assert sum(size >= x.numel() for size in kept) == 3
+
+
+def test_frozen_parameters_and_accumulated_gradients():
+    net = shaken(RubiksNet("tiny", 5, "rubiks3d-aq"))
+    for index, parameter in enumerate(net.parameters()):
+        parameter.requires_grad_(index % 3 != 0)
+    for parameter in net.backbone.layer0.parameters():
+        parameter.requires_grad_(False)
+    nets = net, copy.deepcopy(net)
+    for clips in torch.randn(2, 2, 2, 3, 32, 32, dtype=torch.float64):
+        outcomes = [
+            outcome(nets[0].backbone, features.features(nets[0].backbone, clips.flatten(0, 1), 2), clips),
+            outcome(nets[1].backbone, nets[1].backbone(clips.flatten(0, 1), 2), clips),
+        ]
+        close(*outcomes, 1e-9)
+    assert all(parameter.grad is None for parameter in nets[0].parameters() if not parameter.requires_grad)
+
+
+def test_which_backbones_it_replaces():
+    assert features.replaceable(RubiksNet("tiny", 5).backbone)
+    assert not features.replaceable(RubiksNet("small", 5).backbone)  # squeeze-excite
+    assert not features.replaceable(RubiksNet("tiny", 5).eval().backbone)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(RubiksNet("tiny", 5))
+    assert not features.replaceable(synchronised.backbone)
+
+
+def block_by_modules(block: RubiksBlock, x: Tensor) -> Tensor:
+    return block(x.flatten(0, 1), x.shape[1]).unflatten(0, x.shape[:2])
+
+
+def block_fused(block: RubiksBlock, x: Tensor) -> Tensor:
+    clips, frames, _, height, width = x.shape
+    columns = matrix(x)
+    geometry = Geometry(clips, frames, height, width)
+    y, sums, geometry = train_blocks([block], attention_weights([block]), columns, row_sums(columns.detach()), geometry)
+    assert not sums.requires_grad
+    torch.testing.assert_close(sums, row_sums(y.detach()))
+    return geometry.volume(y)
+
+
+@pytest.mark.parametrize("geometry", [(2, 3, 6, 8), (1, 3, 5, 7), (2, 1, 7, 4), (1, 1, 9, 1)])
+@pytest.mark.parametrize(("channels", "stride"), [((6, 6), 1), ((6, 10), 1), ((6, 6), 2), ((6, 10), 2), ((5, 7), 3)])
+@pytest.mark.parametrize("attention", [False, True])
+def test_block(attention, channels, stride, geometry):
+    block = shaken(RubiksBlock(*channels, stride, attention, reduction=None))
+    clips, frames, height, width = geometry
+    outcomes = []
+    for run in (block_fused, block_by_modules):
+        copied, x = copy.deepcopy(block), torch.randn(clips, frames, channels[0], height, width, dtype=torch.float64)
+        torch.manual_seed(2)
+        x = x.copy_(torch.randn(x.shape)).requires_grad_()
+        outcomes.append(outcome(copied, run(copied, x), x))
+    close(*outcomes, 1e-9)
+
+
+@pytest.mark.parametrize(("channels", "stride"), [((3, 3), 1), ((3, 4), 2)])
+@pytest.mark.parametrize("attention", [False, True])
+def test_gradcheck(attention, channels, stride):
+    torch.manual_seed(3)
+    block = RubiksBlock(*channels, stride, attention, reduction=None).double()
+    for name, parameter in block.named_parameters():
+        if name.endswith("shift"):  # away from whole numbers, where the gradient is a mean of two
+            nn.init.uniform_(parameter, 0.2, 0.8)
+    names, values = zip(*block.named_parameters(), strict=True)
+    x = torch.randn(2, 2, channels[0], 3, 4, dtype=torch.float64, requires_grad=True)
+
+    class Call(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, x: Tensor) -> Tensor:
+            return block_fused(self.block, x)
+
+    def function(x: Tensor, *values: Tensor) -> Tensor:
+        parameters = {f"block.{name}": value for name, value in zip(names, values, strict=True)}
+        return torch.func.functional_call(Call(), parameters, (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *values), eps=1e-7, atol=1e-5)
+
+
+def a_block(attention: bool = True, reduction: int | None = None) -> RubiksBlock:
+    return RubiksBlock(24, 48, 2, attention, reduction)
+
+
+def hook(*_) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: block.eval(),
+        lambda block: block.bn2.eval(),
+        lambda block: setattr(block, "bn1", nn.SyncBatchNorm(24)),
+        lambda block: setattr(block, "bn1", nn.BatchNorm2d(24, affine=False)),
+        lambda block: setattr(block, "bn1", nn.BatchNorm2d(24, track_running_stats=False)),
+        lambda block: setattr(block, "bn1", nn.BatchNorm2d(24, momentum=None)),
+        lambda block: setattr(block, "conv3", nn.Conv2d(48, 48, 1)),
+        lambda block: setattr(block, "as3", nn.Identity()),
+        lambda block: nn.utils.parametrizations.weight_norm(block.conv3),
+        lambda block: block.conv3.register_forward_hook(hook),
+        lambda block: block.bn1.register_forward_pre_hook(hook),
+        lambda block: block.as3.register_full_backward_hook(hook),
+        lambda block: block.register_full_backward_pre_hook(hook),
+    ],
+)
+def test_supports_no_changed_block(change):
+    block = a_block()
+    assert supports(block)
+    change(block)
+    assert not supports(block)
+
+
+def test_supports_what_the_tiers_make_but_squeeze_excite():
+    assert supports(a_block(attention=False))
+    assert not supports(a_block(reduction=12))
+    assert not supports(type("Other", (RubiksBlock,), {})(24, 24, 1, True, None))
+
+
+def test_one_value_per_channel_has_no_variance():
+    block = shaken(RubiksBlock(6, 6, 1, False, reduction=None))
+    for run in (block_fused, block_by_modules):
+        with pytest.raises(ValueError, match=r"more than (one|1) value per channel"):
+            run(block, torch.randn(1, 1, 6, 1, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_pointwise_and_its_gradients(relu):
+    """With what the block leaves out: offset, residual, ReLU of the result."""
+    x, residual = (torch.randn(n, 20).double() for n in (6, 5))
+    weight = torch.randn(5, 6).double().requires_grad_()
+    x.requires_grad_()
+    scale, bias, offset = (torch.randn(n).double() for n in (6, 6, 5))
+    a = (scale[:, None] * x + bias[:, None]).relu()
+    expected = weight @ a + residual + offset[:, None]
+    expected = expected.relu() if relu else expected
+    with torch.no_grad():
+        y, sums = pointwise(x, weight, scale, bias, offset, residual, relu, stats=True)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(sums, torch.stack((expected.sum(1), expected.square().sum(1)))[None])
+    if relu:
+        return
+    g, mix = torch.randn(5, 20).double(), torch.randn(3, 5).double()
+    h = torch.randn(5, 20).double()
+    upstream = norm_input_grad(g, h, mix)
+    torch.testing.assert_close(upstream, mix[0, :, None] * g + mix[1, :, None] * h + mix[2, :, None])
+    gradient, grad_weight = torch.autograd.grad((expected * upstream).sum(), (x, weight))
+    with torch.no_grad():
+        out, sums = pointwise_grad(upstream, weight, x, scale, bias)
+        ours = pointwise_weight_grad(upstream, x, scale, bias)
+    torch.testing.assert_close(out * scale[:, None], gradient)
+    torch.testing.assert_close(sums, torch.stack((out.sum(1), (out * x).sum(1)))[None])
+    torch.testing.assert_close(ours, grad_weight)

@@ -1,0 +1,256 @@
+"""The compiled operators of the fused block, and what is built of them, on a GPU: as their definitions in float64."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_inference import trained
+from torch import Tensor, nn
+
+from rubiks import RubiksNet
+from rubiks.models import features
+from rubiks.models.tiers import VARIANTS
+from rubiks.ops import fused, operator
+
+pytestmark = pytest.mark.gpu
+ROUNDING = 4e-3  # of bfloat16, relative to the norm
+
+
+@pytest.fixture(autouse=True)
+def _library():
+    operator.prepare()
+    if not fused.available(torch.device("cuda")):
+        pytest.skip("needs the compiled library and compute capability 8.0")
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, device="cuda")
+
+
+def matrix(*shape: int) -> Tensor:
+    return randn(*shape).bfloat16()
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = ROUNDING) -> None:
+    error = (actual.double() - expected).norm()
+    assert error <= tolerance * expected.norm() + 1e-12, f"relative error {error / expected.norm():.1e}"
+
+
+def sums_close(parts: Tensor, value: Tensor, other: Tensor) -> None:
+    """Row sums of value and of value * other, judged by the sums of magnitudes."""
+    for row, terms in zip(parts.double().sum(0), (value, value * other), strict=True):
+        assert ((row - terms.sum(1)).abs() <= 1e-4 * terms.abs().sum(1) + 1e-6).all()
+
+
+def same_bits(call) -> tuple[Tensor, ...]:
+    """The results of a call, which are the same when it is made again with other contents in free memory."""
+    first = call()
+    torch.full((2**22,), torch.nan, device="cuda")
+    assert all(torch.equal(a, b) for a, b in zip(first, call(), strict=True))
+    return first
+
+
+def double(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.double() for tensor in tensors]
+
+
+# Rows of the result, rows of x, columns: of the tiers, and odd ones.
+SHAPES = [(54, 54, 392), (72, 72, 4104), (144, 72, 1000), (288, 288, 3136), (576, 576, 136), (20, 6, 264), (145, 38, 8)]
+
+
+@pytest.mark.parametrize(("m", "k", "p"), SHAPES)
+def test_pointwise(m, k, p):
+    x, weight, residual = matrix(k, p), matrix(m, k), matrix(m, p)
+    scale, bias, offset = randn(k), randn(k), randn(m)
+    for norm, add, more, relu, stats in itertools.product((False, True), repeat=5):
+        if add and stats:
+            continue
+        arguments = (x, weight, *((scale, bias) if norm else (None, None)), offset if add else None)
+        arguments += (residual if more else None,)
+        y, sums = same_bits(lambda a=arguments, r=relu, s=stats: torch.ops.rubiks.pointwise(*a, r, s, False))
+        exact = fused.pointwise(*double(*arguments), relu)[0]
+        close(y, exact)
+        if stats:
+            value = sums_of_rounded(arguments, relu) if norm else exact
+            sums_close(sums, value, value)
+
+
+def sums_of_rounded(arguments: tuple[Tensor | None, ...], relu: bool) -> Tensor:
+    """The result, where what enters the product is rounded first, as the kernel does."""
+    x, weight, scale, bias, offset, residual = arguments
+    a = torch.addcmul(bias[:, None], x, scale[:, None]).relu().bfloat16()
+    return fused.pointwise(*double(a, weight, None, None, offset, residual), relu)[0]
+
+
+@pytest.mark.parametrize(("m", "k", "p"), [shape for shape in SHAPES if shape[0] % 2 == 0])
+def test_pointwise_gradients(m, k, p):
+    g, h, x, weight = matrix(m, p), matrix(m, p), matrix(k, p), matrix(m, k)
+    mix, scale, bias = randn(3, m), randn(k), randn(k)
+    for mixed, masked in itertools.product((False, True), repeat=2):
+        of_norm = (h, mix) if mixed else (None, None)
+        of_x = (x, scale, bias) if masked else (None, None, None)
+        upstream = fused.norm_input_grad(*double(g, h, mix)) if mixed else g.double()
+        transposed = weight.t().contiguous()
+        arguments = (g, *of_norm, transposed, *of_x, False)
+        out, sums = same_bits(lambda a=arguments: torch.ops.rubiks.pointwise_grad(*a))
+        exact, _ = fused.pointwise_grad(upstream, weight.double(), *double(*of_x))
+        close(out, exact)
+        if masked:
+            rounded = upstream.bfloat16().double()
+            sums_close(sums, fused.pointwise_grad(rounded, weight.double(), *double(*of_x))[0], x.double())
+        (gradient,) = same_bits(lambda n=of_norm, o=of_x: (torch.ops.rubiks.pointwise_weight_grad(g, *n, x, *o[1:]),))
+        close(gradient, fused.pointwise_weight_grad(upstream, x.double(), *double(*of_x[1:])))
+
+
+def test_norm():
+    x, g, residual, beta = matrix(72, 4096), matrix(72, 4096), matrix(72, 4096), randn(72)
+    weight, running = randn(72), [randn(72), torch.rand(72, device="cuda")]
+    exact_running = double(*running)
+    parts = torch.stack([fused.row_sums(part.float())[0] for part in x.chunk(4, 1)])
+    batches = torch.tensor(3, device="cuda")
+    stats = torch.ops.rubiks.norm_coefficients(parts, 4096, weight, beta, *running, batches, 0.1, 1e-5)
+    exact = fused.norm_coefficients(fused.row_sums(x.double()), 4096, *double(weight, beta), *exact_running, 0.1, 1e-5)
+    for actual, expected in zip((stats, *running), (exact, *exact_running), strict=True):
+        close(actual, expected, 1e-5)
+    assert batches == 4
+
+    sums = torch.stack((g.float().sum(1), (g.float() * x).sum(1)))[None]
+    mix, grad_weight, grad_beta = torch.ops.rubiks.norm_gradients(sums, 2 * sums, 4096, stats)
+    expected = fused.norm_gradients(3 * sums.double(), 4096, exact)
+    for actual, value in zip((mix, grad_weight, grad_beta), expected, strict=True):
+        close(actual, value, 1e-4)
+    for extra in (None, residual):
+        out = torch.ops.rubiks.norm_input_grad(g, x, mix, extra)
+        close(out, fused.norm_input_grad(*double(g, x, mix, extra)))
+
+
+VOLUMES = [(2, 3, 6, 7, 7), (16, 8, 5, 7, 7), (4, 8, 6, 14, 14), (3, 4, 5, 28, 28), (1, 8, 4, 56, 56), (2, 3, 4, 5, 9)]
+
+
+@pytest.mark.parametrize("channel_major", [True, False])
+@pytest.mark.parametrize("shape", [*VOLUMES, (1, 1, 3, 1, 1)])
+def test_norm_shift(shape, channel_major):
+    x = matrix(*shape)
+    if channel_major:
+        x = x.movedim(2, 0).contiguous().movedim(0, 2)
+    scale, bias = randn(shape[2]), randn(shape[2])
+    scale[0] = 0
+    for rows, stride, size in itertools.product((2, 3), (1, 2), (1, 6)):
+        shift = size * (2 * torch.rand(rows, shape[2], device="cuda") - 1)
+        shift[:, 1] = shift[:, 1].round()
+        settings = ((1, stride, stride), (0, 0, 0))
+        arguments = (scale, bias, shift)
+        (y,) = same_bits(lambda a=arguments, s=settings: (torch.ops.rubiks.norm_shift(x, *a, *s),))
+        close(y, fused.norm_shift(*double(x, *arguments), *settings))
+        grad = torch.randn_like(y)
+        g, grad_shift, sums = same_bits(
+            lambda a=arguments, s=settings, grad=grad: torch.ops.rubiks.norm_shift_backward(grad, x, *a, *s)
+        )
+        exact = fused.norm_shift_backward(*double(grad, x, *arguments), *settings)
+        close(g, exact[0])
+        close(grad_shift, exact[1], 1e-4)
+        sums_close(sums, exact[0].movedim(2, 0).flatten(1), x.double().movedim(2, 0).flatten(1))
+
+
+@pytest.mark.parametrize("geometry", [(2, 3, 7, 8), (4, 8, 7, 7), (2, 8, 14, 14), (1, 1, 28, 28), (3, 5, 16, 2)])
+def test_passes_over_memory(geometry):
+    """The attention shift, and the columns of strided convolutions."""
+    clips, frames, height, width = geometry
+    x, gm = (matrix(6, clips * frames * height * width) for _ in range(2))
+    scale, bias, weights = randn(6), randn(6), randn(6, 3)
+    (m,) = same_bits(lambda: (torch.ops.rubiks.norm_mix(x, scale, bias, weights, geometry),))
+    close(m, fused.norm_mix(*double(x, scale, bias, weights), geometry))
+    g, grad_weights, sums = same_bits(lambda: torch.ops.rubiks.norm_mix_backward(gm, x, scale, bias, weights, geometry))
+    exact = fused.norm_mix_backward(*double(gm, x, scale, bias, weights), geometry)
+    close(g, exact[0])
+    close(grad_weights, exact[1], 1e-4)
+    sums_close(sums, exact[0], x.double())
+    for stride in (1, 2, 3):
+        every = torch.ops.rubiks.every(x, geometry, stride)
+        view = x.view(6, *geometry)[..., ::stride, ::stride]
+        assert torch.equal(every, view.flatten(1))
+        total = x.clone()
+        torch.ops.rubiks.add_every_(total, every, geometry, stride)
+        assert torch.equal(total.view(6, *geometry)[..., ::stride, ::stride], view + view)
+        assert (total != x).sum() == (every != 0).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(2, 3, 32, 32), (3, 3, 17, 30), (1, 3, 1, 1)])
+def test_stem_columns(size, dtype):
+    images = randn(*size).to(dtype)
+    exact = fused.stem_columns(images.double(), torch.float64)
+    assert torch.equal(fused.stem_columns(images, torch.bfloat16), exact.bfloat16())
+
+
+def gradients(net: RubiksNet, clips: Tensor, autocast: bool) -> dict[str, Tensor]:
+    net = copy.deepcopy(net)
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        logits = net(clips)
+    F.cross_entropy(logits.to(clips.dtype), torch.arange(len(clips), device="cuda")).backward()
+    found = {name: p.grad for name, p in net.named_parameters()} | dict(net.named_buffers()) | {"logits": logits}
+    return {name: value.double() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_is_as_exact_as_the_modules(variant, monkeypatch):
+    net = RubiksNet("tiny", 5, variant).cuda().train()
+    nn.init.normal_(net.new_fc.weight, std=0.1)
+    clips = randn(4, 8, 3, 64, 64)
+    calls = []
+    monkeypatch.setattr(features, "features", lambda *a, f=features.features: calls.append(1) or f(*a))
+    exact = gradients(copy.deepcopy(net).double(), clips.double(), autocast=False)
+    assert not calls
+    ours, again = (gradients(net, clips, autocast=True) for _ in range(2))
+    assert len(calls) == 2
+    monkeypatch.setattr(features, "serves", lambda *_: False)
+    modules = gradients(net, clips, autocast=True)
+
+    def errors(found: dict[str, Tensor]) -> dict[str, float]:
+        return {n: ((found[n] - v).norm() / v.norm().clamp_min(1e-9)).item() for n, v in exact.items()}
+
+    assert all(torch.equal(value, again[name]) for name, value in ours.items())
+    a, b = errors(ours), errors(modules)
+    assert sum(a.values()) < 1.15 * sum(b.values())
+    assert a["logits"] < 2 * b["logits"] + 0.01
+    assert all(error < 2 * b[name] + 0.4 for name, error in a.items())  # small ones are mostly rounding
+
+
+def test_what_it_serves():
+    net = RubiksNet("tiny", 5).cuda().train()
+    images = randn(8, 3, 32, 32)
+    assert not features.serves(net.backbone, images)  # float32
+    with torch.autocast("cuda", torch.bfloat16):
+        assert features.serves(net.backbone, images)
+        assert not features.serves(net.backbone, randn(3, 3, 32, 32))  # 3 pixels at the end, not a multiple of 8
+        assert not features.serves(net.backbone, images.clone().requires_grad_())
+        assert not features.serves(net.eval().backbone, images)
+        synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(net.train())
+        assert not features.serves(synchronised.backbone, images)
+    with torch.autocast("cuda", torch.float16):
+        assert not features.serves(RubiksNet("tiny", 5).cuda().train().backbone, images)
+
+
+@pytest.mark.parametrize(("tier", "variant"), [("tiny", "rubiks3d"), ("tiny", "rubiks3d-aq"), ("small", "rubiks3d")])
+def test_inference(tier, variant):
+    net = trained(tier, variant, torch.float32).cuda()
+    module = net.optimize_for_inference(torch.bfloat16)
+    for shape in ((2, 8, 3, 112, 112), (1, 8, 3, 64, 64), (2, 8, 3, 112, 112), (1, 3, 3, 33, 47)):
+        clips = randn(*shape)
+        with torch.no_grad():
+            exact = copy.deepcopy(net).double()(clips.double())
+            with torch.autocast("cuda", torch.bfloat16):
+                modules = net(clips)
+        logits = module(clips)
+        error, theirs = ((found.double() - exact).norm() / exact.norm() for found in (logits, modules))
+        assert error < 1.5 * theirs + 0.005
+        assert torch.equal(module(clips), logits)
+        assert torch.equal(module(clips.flatten(1, 2)), logits)
+    assert module(clips[:0]).shape == (0, 7)
+    # Graphs do not outlive a move, and full precision needs no kernels of ours.
+    assert torch.equal(module.cpu().cuda()(clips), logits)
+    close(net.optimize_for_inference(torch.float64)(clips.double()), exact, 1e-6)
