@@ -9,8 +9,8 @@ Products are made in the type of x. All other arithmetic is in float64 for float
 are statistics, coefficients and the gradients of parameters. Row sums come in parts (parts, 2, C) that are still to be
 added, since a kernel's blocks each have their own.
 
-The compiled kernels take bfloat16 on GPUs of compute capability 8.0 and up with shared memory enough. Everything else, and what they cannot take
-(P that is not a multiple of 8), runs in PyTorch.
+The compiled kernels take bfloat16 on GPUs of compute capability 8.0 and up with shared memory enough. Everything else,
+and what they cannot take (P that is not a multiple of 8), runs in PyTorch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from torch import Tensor
 
 from rubiks.ops import library, operator
 from rubiks.ops.reference import exact
-
 
 SHARED_MEMORY = 120_000  # bytes that a block needs: data centre GPUs have them, those for games do not
 

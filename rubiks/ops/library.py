@@ -142,7 +142,7 @@ def _build() -> Library:
             _wait_for(lock)
             with contextlib.suppress(UnusableError):
                 return _current(folder)
-            print(f"rubiks: building the compiled shift operator, once, a minute or two, into {folder}", file=sys.stderr)
+            print(f"rubiks: building the compiled operators, once, a minute or two, into {folder}", file=sys.stderr)
             builder.build(folder)
             return _current(folder)
     raise UnusableError(f"no folder for the cache can be written: {problem}")
