@@ -1,4 +1,4 @@
-"""Building the compiled shift operator: the one place that knows its sources, compilers and flags.
+"""Building the compiled operators: the one place that knows its sources, compilers and flags.
 
 Used when the package is installed (setup.py), at first use (rubiks/ops/library.py) and by hand (`python ext/build.py`).
 Needs PyTorch and a C++ compiler, and nvcc for the CUDA kernels. The result is a plain C++ library against PyTorch's

@@ -36,8 +36,9 @@ Tensor norm_coefficients_cuda(const Tensor& sums, int64_t count, const Tensor& w
   check.floats("beta", beta, {c});
   if (running_mean) check.floats("running_mean", *running_mean, {c});
   if (running_var) check.floats("running_var", *running_var, {c});
-  STD_TORCH_CHECK(!batches || (batches->scalar_type() == ScalarType::Long && batches->numel() == 1),
-                  "norm_coefficients: batches must be one int64");
+  STD_TORCH_CHECK(!batches || (batches->scalar_type() == ScalarType::Long && batches->numel() == 1 &&
+                               batches->device() == sums.device()),
+                  "norm_coefficients: batches must be one int64 on the device of sums");
   const torch::stable::accelerator::DeviceGuard guard(sums.get_device_index());
   Tensor stats = empty(sums, {4, c}, ScalarType::Float);
   if (c == 0) return stats;

@@ -86,6 +86,7 @@ template <typename scalar>
 __global__ void __launch_bounds__(kGradThreads)
     norm_input_grad_kernel(const Unit* g, const Unit* x, const float* mix, const Unit* residual, Unit* out, int c,
                            int64_t units, unsigned blocks) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   const unsigned row = blockIdx.x / blocks;
   const int64_t start = row * units, end = start + units;
   const int64_t first = start + static_cast<int64_t>(blockIdx.x % blocks) * kGradThreads * kGradUnits + threadIdx.x;
@@ -112,6 +113,7 @@ __global__ void __launch_bounds__(kGradThreads)
     }
     out[i] = result;
   }
+#endif
 }
 
 }  // namespace

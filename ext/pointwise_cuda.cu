@@ -80,17 +80,21 @@ void choose(Arguments& a, Ending ending, const Tensor& x, Tensor* sums) {
   }
 }
 
-const float* floats(const std::optional<Tensor>& t, int64_t length, const char* name) {
+const float* floats(const std::optional<Tensor>& t, int64_t length, const char* name, const Tensor& x) {
   if (!t) return nullptr;
-  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->dim() == 1 && t->size(0) == length && t->is_contiguous(),
-                  "pointwise: ", name, " must be float32, contiguous, of length ", length);
+  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->dim() == 1 && t->size(0) == length &&
+                      t->is_contiguous() && t->device() == x.device(),
+                  "pointwise: ", name, " must be float32, contiguous, of length ", length, " and on x's device");
   return static_cast<const float*>(t->const_data_ptr());
 }
 
-const __nv_bfloat16* matrix(const Tensor& t, int64_t rows, int64_t columns, const char* name) {
+const __nv_bfloat16* matrix(const Tensor& t, int64_t rows, int64_t columns, const char* name, const Tensor& x) {
+  const int64_t alignment = columns % kUnitElements == 0 ? sizeof(Unit) : 4;  // of what is copied at once
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::BFloat16 && t.dim() == 2 && t.size(0) == rows &&
-                      t.size(1) == columns && t.is_contiguous(),
-                  "pointwise: ", name, " must be bfloat16, contiguous, (", rows, ", ", columns, ")");
+                      t.size(1) == columns && t.is_contiguous() && t.device() == x.device() &&
+                      reinterpret_cast<uintptr_t>(t.const_data_ptr()) % alignment == 0,
+                  "pointwise: ", name, " must be bfloat16, contiguous, of shape ", text({rows, columns}),
+                  ", on x's device and start at a multiple of ", alignment, " bytes");
   return static_cast<const __nv_bfloat16*>(t.const_data_ptr());
 }
 
@@ -100,7 +104,7 @@ Arguments arguments(const Tensor& x, const Tensor& weight) {
   a.p = x.size(1), a.m = static_cast<int>(weight.size(0)), a.k = static_cast<int>(x.size(0));
   STD_TORCH_CHECK(a.p % 8 == 0 && a.k % 2 == 0, "pointwise: P must be a multiple of 8 and K even, got ", a.p, " and ",
                   a.k);
-  a.x = matrix(x, a.k, a.p, "x"), a.weight = matrix(weight, a.m, a.k, "weight");
+  a.x = matrix(x, a.k, a.p, "x", x), a.weight = matrix(weight, a.m, a.k, "weight", x);
   return a;
 }
 
@@ -112,8 +116,9 @@ std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight,
   STD_TORCH_CHECK(!(stats && offset), "pointwise: sums are of results without offset");
   Arguments a = arguments(x, weight);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  a.scale = floats(scale, a.k, "scale"), a.bias = floats(bias, a.k, "bias"), a.offset = floats(offset, a.m, "offset");
-  if (residual) a.residual = matrix(*residual, a.m, a.p, "residual");
+  a.scale = floats(scale, a.k, "scale", x), a.bias = floats(bias, a.k, "bias", x);
+  a.offset = floats(offset, a.m, "offset", x);
+  if (residual) a.residual = matrix(*residual, a.m, a.p, "residual", x);
   a.relu = relu, a.early = early;
   Tensor y = empty(x, {a.m, a.p}, ScalarType::BFloat16);
   a.y = static_cast<__nv_bfloat16*>(y.mutable_data_ptr());
@@ -135,11 +140,11 @@ std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTenso
     STD_TORCH_CHECK(mix->scalar_type() == ScalarType::Float && mix->dim() == 2 && mix->size(0) == 3 &&
                         mix->size(1) == a.k && mix->is_contiguous(),
                     "pointwise_grad: mix must be float32, contiguous, (3, ", a.k, ")");
-    a.x2 = matrix(*h, a.k, a.p, "h"), a.mix = static_cast<const float*>(mix->const_data_ptr());
+    a.x2 = matrix(*h, a.k, a.p, "h", g), a.mix = static_cast<const float*>(mix->const_data_ptr());
   }
   if (x) {
-    a.mask = matrix(*x, a.m, a.p, "x");
-    a.mask_scale = floats(scale, a.m, "scale"), a.mask_bias = floats(bias, a.m, "bias");
+    a.mask = matrix(*x, a.m, a.p, "x", g);
+    a.mask_scale = floats(scale, a.m, "scale", g), a.mask_bias = floats(bias, a.m, "bias", g);
   }
   Tensor y = empty(g, {a.m, a.p}, ScalarType::BFloat16);
   a.y = static_cast<__nv_bfloat16*>(y.mutable_data_ptr());

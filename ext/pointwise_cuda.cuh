@@ -69,6 +69,7 @@ __device__ inline float quad_sum(float v) {
 
 template <typename shape, Start start, Ending ending>
 __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __grid_constant__ Arguments a) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) char memory[];
   constexpr int kRows = shape::all_rows, kThreads = shape::threads, kWarps = shape::warps, kStages = shape::stages;
   constexpr int kTiles = shape::columns;  // of 8 columns, of a warp
@@ -317,6 +318,7 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
       a.sums[(int64_t{first_tile} * 2 + which) * a.m + row] = total;
     }
   }
+#endif
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
 namespace rubiks {
 namespace {
 
-constexpr int64_t kStemRows = 28;  // as rubiks/models/features.py
+constexpr int64_t kStemRows = 28;  // as rubiks/ops/fused.py
 
 using bfloat16 = __nv_bfloat16;
 

@@ -1,5 +1,5 @@
 // Passes over channel-major matrices (C, P) of bfloat16 on NVIDIA GPUs, as fast as memory: batch norm, ReLU and the mix
-// of neighbouring frames, forward and backward; the windows of the stem; every second pixel. stream.cu launches them.
+// of neighbouring frames, forward and backward; the windows of the stem; every second pixel. stream_cuda.cu launches them.
 //
 // blockIdx.y is the channel. A thread moves up to 16 bytes at a time and has several loads on their way. Arithmetic is
 // in float32.

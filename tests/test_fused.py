@@ -72,6 +72,14 @@ def test_backbone(variant, size):
     close(run_fused(net, clips), run_modules(net, clips), 1e-9)
 
 
+def test_attention_in_some_blocks():
+    net = RubiksNet("tiny", 5, "rubiks3d-aq")
+    net.backbone.layer2[1] = RubiksBlock(108, 108, 1, False, reduction=None)
+    net = shaken(net)
+    clips = torch.randn(SIZES[0], dtype=torch.float64)
+    close(run_fused(net, clips), run_modules(net, clips), 1e-9)
+
+
 def errors(actual: dict[str, Tensor], exact: dict[str, Tensor]) -> Tensor:
     """Distance of each tensor, relative to its norm."""
     floats = [name for name, value in exact.items() if value.is_floating_point() and value.any()]
@@ -94,8 +102,12 @@ def test_float32_and_autocast_are_as_exact_as_the_modules(variant):
     assert ours.mean() < 1.25 * theirs.mean()  # with the gradients
 
 
-def test_bfloat16_parameters():
-    net, clips = shaken(RubiksNet("tiny", 5), torch.bfloat16), torch.randn(2, 4, 3, 32, 32, dtype=torch.bfloat16)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_parameters(variant):
+    net, clips = (
+        shaken(RubiksNet("tiny", 5, variant), torch.bfloat16),
+        torch.randn(2, 4, 3, 32, 32, dtype=torch.bfloat16),
+    )
     ours, theirs = run_fused(net, clips), run_modules(net, clips)
     assert {name: value.dtype for name, value in ours.items()} == {name: value.dtype for name, value in theirs.items()}
     assert errors(ours, theirs)[0] < 0.1
@@ -130,6 +142,14 @@ def test_which_backbones_it_replaces():
     assert features.replaceable(RubiksNet("tiny", 5).backbone)
     assert not features.replaceable(RubiksNet("small", 5).backbone)  # squeeze-excite
     assert not features.replaceable(RubiksNet("tiny", 5).eval().backbone)
+    for stem in (
+        nn.Conv2d(3, 54, 3, 2, 1),
+        nn.Conv2d(3, 54, 3, 2, 1, bias=False, padding_mode="reflect"),
+        nn.Conv2d(3, 54, 7, 2, 3, bias=False),
+    ):
+        net = RubiksNet("tiny", 5)
+        net.backbone.conv1 = stem
+        assert not features.replaceable(net.backbone)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(RubiksNet("tiny", 5))
     assert not features.replaceable(synchronised.backbone)
 
@@ -207,6 +227,10 @@ def hook(*_) -> None:
         lambda block: setattr(block, "bn1", nn.BatchNorm2d(24, track_running_stats=False)),
         lambda block: setattr(block, "bn1", nn.BatchNorm2d(24, momentum=None)),
         lambda block: setattr(block, "conv3", nn.Conv2d(48, 48, 1)),
+        lambda block: setattr(block, "conv3", nn.Conv2d(48, 48, 3, padding=1, bias=False)),
+        lambda block: setattr(block, "conv3", nn.Conv2d(48, 48, 1, groups=2, bias=False)),
+        lambda block: setattr(block.bn1, "num_batches_tracked", None),
+        lambda block: setattr(block.bn2, "forward", lambda x: x),
         lambda block: setattr(block, "as3", nn.Identity()),
         lambda block: nn.utils.parametrizations.weight_norm(block.conv3),
         lambda block: block.conv3.register_forward_hook(hook),

@@ -220,6 +220,15 @@ def test_training_is_as_exact_as_the_modules(variant, monkeypatch):
     assert all(error < 2 * b[name] + 0.4 for name, error in a.items())  # small ones are mostly rounding
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_parameters(variant):
+    net = RubiksNet("tiny", 5, variant).cuda().bfloat16().train()
+    clips = matrix(2, 8, 3, 32, 32)
+    assert features.serves(net.backbone, clips.flatten(0, 1))
+    F.cross_entropy(net(clips).float(), torch.tensor([0, 1], device="cuda")).backward()
+    assert all(p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in net.parameters())
+
+
 def test_what_it_serves():
     net = RubiksNet("tiny", 5).cuda().train()
     images = randn(8, 3, 32, 32)
@@ -229,7 +238,8 @@ def test_what_it_serves():
         assert not features.serves(net.backbone, randn(3, 3, 32, 32))  # 3 pixels at the end, not a multiple of 8
         assert not features.serves(net.backbone, images.clone().requires_grad_())
         assert not features.serves(net.eval().backbone, images)
-        synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(net.train())
+        assert not features.serves(net.double().backbone, images.double())
+        synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(net.float().train())
         assert not features.serves(synchronised.backbone, images)
     with torch.autocast("cuda", torch.float16):
         assert not features.serves(RubiksNet("tiny", 5).cuda().train().backbone, images)

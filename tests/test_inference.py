@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -54,6 +57,10 @@ def test_the_form_for_gpus_has_the_same_logits(tier, variant):
         check(net, clips, 1e-13, module)
         check(net, clips.flatten(1, 2), 1e-13, module)
     assert module(clips[:0]).shape == (0, 7)
+    for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(copied(clips), module(clips))
+    with pytest.raises(TypeError, match=r"float64.*optimize_for_inference"):
+        module.float()(clips)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rubiks.nn import RubiksBlock
-from rubiks.nn.fused import Geometry, attention_weights, has_hooks, supports, train_blocks
+from rubiks.nn.fused import Geometry, attention_weights, has_hooks, plain, supports, train_blocks
 from rubiks.ops import fused
 
 if TYPE_CHECKING:
@@ -44,7 +44,13 @@ def _fits(images: Tensor) -> bool:
 
 def replaceable(backbone: Backbone) -> bool:
     """Whether the modules of the backbone are those that `features` knows, in training mode and without hooks."""
-    return not has_hooks(backbone.conv1) and all(supports(block) for layer in backbone.layers() for block in layer)
+    stem = backbone.conv1
+    return (
+        type(stem) is nn.Conv2d
+        and plain(stem, kernel=3, stride=2, padding=1)
+        and not has_hooks(stem)
+        and all(supports(block) for layer in backbone.layers() for block in layer)
+    )
 
 
 def features(backbone: Backbone, images: Tensor, frames: int) -> Tensor:
@@ -89,4 +95,5 @@ def stem_matrix(weight: Tensor) -> Tensor:
 
 def _working_type(images: Tensor) -> torch.dtype:
     device = images.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
+    lowers = torch.is_autocast_enabled(device) and images.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if lowers else images.dtype

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from rubiks.models.inference import affine, matrix
 from rubiks.nn import AttentionShift, RubiksBlock
 from rubiks.nn.fused import Geometry, learnable_shift
 from rubiks.nn.fused import matrix as matrix_of
+from rubiks.ops import library
 from rubiks.ops.fused import every, norm_mix, pointwise, stem_columns
 
 if TYPE_CHECKING:
@@ -86,7 +88,8 @@ class CudaInferenceNet(nn.Module):
 
     It holds its own weights, so the network can be trained further without changing it. It has no gradient, and batch
     norm uses the running statistics whatever the mode. The first call with a shape of input records a CUDA graph, which
-    later ones replay; the graphs of the last few shapes are kept, with the memory that they need.
+    later ones replay; the graphs of the last few shapes are kept, with the memory that they need. It can be moved
+    between devices, not to another type.
 
     Args:
         net: whose weights to take.
@@ -111,27 +114,36 @@ class CudaInferenceNet(nn.Module):
         self.fc = copy.deepcopy(net.new_fc).to(exact)
         self.requires_grad_(False)
         self.eval()
-        self._graphs: OrderedDict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
+        self._forget_graphs()
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Tensor:
         """(N, T, 3, H, W), or the official (N, T*3, H, W); any T, H and W -> logits (N, num_classes)."""
         clips = as_clips(clips)
         if not len(clips):
-            return clips.new_empty(0, self.fc.out_features)
+            return clips.new_empty(0, self.fc.out_features, dtype=self.dtype)
+        if self.stem.dtype != self.dtype:
+            raise TypeError(f"this network computes in {self.dtype}; call optimize_for_inference for another type")
         with torch.autocast(clips.device.type, enabled=False):
-            if not clips.is_cuda or torch.cuda.is_current_stream_capturing():
+            # The shift in plain PyTorch reads its offsets on the CPU, which cannot be recorded.
+            recordable = clips.is_cuda and library.load().compiled("CUDA")
+            if not recordable or torch.cuda.is_current_stream_capturing():
                 return self._classify(clips)
-            key = (clips.shape, clips.dtype, clips.device)
-            if key not in self._graphs:
-                self._graphs[key] = self._record(clips)
-                if len(self._graphs) > GRAPHS:
-                    self._graphs.popitem(last=False)
-            self._graphs.move_to_end(key)
-            graph, source, logits = self._graphs[key]
-            source.copy_(clips)
-            graph.replay()
-            return logits.clone()
+            with self._lock:  # a graph's input and result are always the same memory
+                return self._replay(clips)
+
+    def _replay(self, clips: Tensor) -> Tensor:
+        stream = torch.cuda.current_stream(clips.device).cuda_stream
+        key = (clips.shape, clips.dtype, clips.device, stream)
+        if key not in self._graphs:
+            self._graphs[key] = self._record(clips)
+            if len(self._graphs) > GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        graph, source, logits = self._graphs[key]
+        source.copy_(clips)
+        graph.replay()
+        return logits.clone()
 
     def _record(self, clips: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         # In inference mode, tensors would be made that cannot be written outside of it.
@@ -143,8 +155,8 @@ class CudaInferenceNet(nn.Module):
                 self._classify(source)  # what is prepared at first use must not be recorded
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Threads that load data may call CUDA at the same time.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # A stream of this device, and threads that load data may call CUDA at the same time.
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
                 logits = self._classify(source)
         return graph, source, logits
 
@@ -157,6 +169,23 @@ class CudaInferenceNet(nn.Module):
         features = torch.addcmul(self.bias, x, self.scale).relu_().view(len(x), batch, -1).mean(2)
         return self.fc(features.t()).to(self.dtype)
 
+    # Graphs read the weights where these were when they were recorded, and belong to their process.
+
+    def _forget_graphs(self) -> None:
+        self._graphs: OrderedDict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+
     def _apply(self, fn, recurse=True):
-        self._graphs.clear()  # they read the weights where these were
+        self._forget_graphs()
         return super()._apply(fn, recurse)
+
+    def load_state_dict(self, *args, **kwargs):
+        self._forget_graphs()
+        return super().load_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_graphs", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget_graphs()

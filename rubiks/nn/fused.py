@@ -92,13 +92,17 @@ class Parameters(NamedTuple):
         )
 
     def cast(self, dtype: torch.dtype) -> Parameters:
-        """Convolutions as matrices in `dtype`, as autocast would have them; the rest unchanged."""
+        """Convolutions as matrices in `dtype`, as autocast would have them; attention in the type of arithmetic."""
 
         def matrix(weight: Tensor) -> Tensor:
             return weight.to(dtype).flatten(1)
 
         shortcut = None if self.shortcut is None else matrix(self.shortcut)
-        return self._replace(conv2=matrix(self.conv2), conv3=matrix(self.conv3), shortcut=shortcut)
+        attention = None if self.attention is None else self.attention.to(torch.promote_types(dtype, torch.float32))
+        return self._replace(conv2=matrix(self.conv2), conv3=matrix(self.conv3), shortcut=shortcut, attention=attention)
+
+    def all_float32(self) -> bool:
+        return all(parameter is None or parameter.dtype == torch.float32 for parameter in self)
 
     def shaped(self) -> Parameters:
         """Matrices as weights of convolutions."""
@@ -112,7 +116,7 @@ FIELDS = len(Parameters._fields)
 def weight(conv: nn.Module) -> Tensor:
     """(C_out, C_in, 1, 1) of a 1x1 convolution."""
     assert isinstance(conv, nn.Conv2d)
-    return conv.weight
+    return conv.weight.contiguous()
 
 
 def learnable_shift(block: RubiksBlock) -> LearnableShift:
@@ -135,13 +139,27 @@ def supports(block: nn.Module) -> bool:
 def unchanged(module: nn.Module) -> bool:
     """Whether a module and those in it are of the types that `RubiksBlock` makes, without hooks, in training mode."""
     kind = type(module)
-    if kind not in MODULES or has_hooks(module):
+    if kind not in MODULES or has_hooks(module) or "forward" in vars(module):
         return False
     if isinstance(module, nn.BatchNorm2d):
         return averages(module)
     if isinstance(module, nn.Conv2d):
-        return module.bias is None and not module._modules
+        return plain(module, kernel=1, stride=module.stride[0], padding=0)
     return all(child is None or unchanged(child) for child in module._modules.values())
+
+
+def plain(conv: nn.Conv2d, kernel: int, stride: int, padding: int) -> bool:
+    """Whether a convolution is one that the network makes: square, with zeros around, without bias and groups."""
+    return (
+        conv.kernel_size == (kernel, kernel)
+        and conv.stride == (stride, stride)
+        and conv.padding == (padding, padding)
+        and conv.padding_mode == "zeros"
+        and conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.bias is None
+        and not conv._modules
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -153,7 +171,13 @@ def has_hooks(module: nn.Module) -> bool:
 def averages(norm: nn.BatchNorm2d) -> bool:
     """Whether a norm uses the batch's statistics and adds them to the running ones by a fixed momentum."""
     tracks = norm.training and norm.track_running_stats and norm.running_mean is not None
-    return tracks and norm.momentum is not None and norm.weight is not None and norm.bias is not None
+    return (
+        tracks
+        and norm.num_batches_tracked is not None
+        and norm.momentum is not None
+        and norm.weight is not None
+        and norm.bias is not None
+    )
 
 
 def statistics(norm: nn.BatchNorm2d, sums: Tensor, count: int) -> Tensor:
@@ -190,7 +214,7 @@ class FusedBlocks(torch.autograd.Function):
             stride = learnable_shift(block).stride
             forward: Callable = forward_reference
             backward: Callable = backward_reference
-            if compiled(x) and p.conv2.dtype == torch.float32 and geometry.strided(stride).columns() % 8 == 0:
+            if compiled(x) and p.all_float32() and geometry.strided(stride).columns() % 8 == 0:
                 forward, backward = forward_compiled, backward_compiled
             y, sums, kept = forward(x, sums, block, p, geometry, stride)
             ctx.steps.append((backward, geometry, stride, len(kept_by_all), len(kept_by_all) + 1 + len(kept)))
@@ -365,12 +389,15 @@ def train_blocks(
 
 def attention_weights(blocks: Sequence[RubiksBlock]) -> Sequence[Tensor | None]:
     """The weights (C_in, 3) of each block's attention shift, all computed at once; None for blocks without."""
-    shifts = [shift for shift in map(attention_shift, blocks) if shift is not None]
-    if len(shifts) < len(blocks):
+    shifts = [attention_shift(block) for block in blocks]
+    found = [shift for shift in shifts if shift is not None]
+    if not found:
         return [None] * len(blocks)
-    logits = torch.cat([shift.weight for shift in shifts])
-    temperature = torch.cat([shift.T.expand(len(shift.weight)) for shift in shifts])[:, None]
-    return attention(logits, temperature).split([len(shift.weight) for shift in shifts])
+    lengths = [len(shift.weight) for shift in found]
+    logits = torch.cat([shift.weight for shift in found])
+    temperature = torch.cat([shift.T.expand(length) for shift, length in zip(found, lengths, strict=True)])[:, None]
+    weights = iter(attention(logits, temperature).split(lengths))
+    return [None if shift is None else next(weights) for shift in shifts]
 
 
 def attention_shift(block: RubiksBlock) -> AttentionShift | None:

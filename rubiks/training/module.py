@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from rubiks.models import RubiksNet
 from rubiks.models.checkpoint import META_KEY
 from rubiks.nn import Normalize
-from rubiks.ops import normalize_shift_grad
+from rubiks.ops import fused, normalize_shift_grad
 from rubiks.training import optim
 from rubiks.training.recipe import Recipe
 
@@ -88,7 +88,7 @@ class VideoClassifier(pl.LightningModule):
         self.scorer: nn.Module = self.net
         if self.device.type == "cpu":
             self.scorer = self.net.optimize_for_inference()
-        elif self.device.type == "cuda" and str(self.trainer.precision).startswith("bf16"):
+        elif fused.available(self.device) and str(self.trainer.precision).startswith("bf16"):
             self.scorer = self.net.optimize_for_inference(torch.bfloat16)
 
     def on_predict_end(self) -> None:
