@@ -246,8 +246,7 @@ def keys(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for precision, batch, model in itertools.product(arguments.precisions, arguments.batches, arguments.models):
         wanted = arguments.modes or DEFAULT_MODES[arguments.device][family(model)]
         for mode, phase in itertools.product(FAMILY_MODES[family(model)], arguments.phases):
-            exists = hasattr(RubiksNet, "optimize_for_inference") and phase == "inference"
-            if mode in wanted and (mode != "optimized" or exists):
+            if mode in wanted and (mode != "optimized" or phase == "inference"):
                 found.append({"model": model, "mode": mode, "phase": phase, "precision": precision, "batch": batch})
     return found
 

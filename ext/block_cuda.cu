@@ -192,7 +192,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   if (has_shortcut) {
     const Tensor columns = every_cuda(x, geometry, stride);
     g_shortcut = pointwise_weight_grad_cuda(gy, {}, {}, columns, scale1, offset1);
-    const auto [part, part_sums] = pointwise_grad_cuda(gy, {}, {}, weights.get(cast, 2, true), columns, scale1, offset1, true);
+    const auto [part, part_sums] =
+        pointwise_grad_cuda(gy, {}, {}, weights.get(cast, 2, true), columns, scale1, offset1, true);
     add_every_cuda(g1, part, geometry, stride);
     more = part_sums, residual = {};
   }

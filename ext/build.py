@@ -38,6 +38,7 @@ HEADERS = (
     "shift.h",
     "shift_cuda.cuh",
     "shift_planes.cuh",
+    "host_cuda.h",
     "matrix_cuda.h",
     "mma.cuh",
     "pointwise_cuda.cuh",

@@ -1,6 +1,7 @@
 // What the launchers of the matrix kernels share: checks of arguments and what they ask of PyTorch and the GPU.
 #pragma once
 
+#include "host_cuda.h"
 #include "mma.cuh"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -25,8 +26,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 inline std::string text(const Sizes& sizes) {
   std::string list = "(";
   for (const int64_t size : sizes) list += (list.size() > 1 ? ", " : "") + std::to_string(size);
@@ -39,7 +38,8 @@ inline Sizes shape(const Tensor& t) {
   return sizes;
 }
 
-// A block makes some thirty tensors and views in a step: these are several times faster than calls through PyTorch's dispatcher.
+// A block makes some thirty tensors and views in a step: these are several times faster than calls through PyTorch's
+// dispatcher.
 
 inline Sizes contiguous(const Sizes& sizes) {
   Sizes strides(sizes.size(), 1);
@@ -93,6 +93,16 @@ class Checks {
     device(name, t);
   }
 
+  // (rows, columns) of bfloat16.
+  void bfloat16(const char* name, const Tensor& t, int64_t rows, int64_t columns) const {
+    const auto type = t.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::BFloat16, op_, ": ", name, " must be bfloat16, got ", type);
+    STD_TORCH_CHECK(shape(t) == Sizes({rows, columns}), op_, ": ", name, " must have shape ", text({rows, columns}),
+                    ", got ", text(shape(t)));
+    STD_TORCH_CHECK(t.is_contiguous(), op_, ": ", name, " must be contiguous");
+    device(name, t);
+  }
+
   void floats(const char* name, const Tensor& t, const Sizes& sizes) const {
     STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, op_, ": ", name, " must be float32, got ", t.scalar_type());
     STD_TORCH_CHECK(shape(t) == sizes, op_, ": ", name, " must have shape ", text(sizes), ", got ", text(shape(t)));
@@ -125,12 +135,6 @@ class Checks {
   const char* op_;
   const Tensor& first_;
 };
-
-inline cudaStream_t current_stream(const Tensor& x) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
 
 // Of the device of x. The last answer is kept: asking takes as long as a launch.
 template <cudaDeviceAttr name>
@@ -166,6 +170,12 @@ const T* pointer(const std::optional<Tensor>& t) {
 template <typename T = float>
 T* mutable_pointer(const std::optional<Tensor>& t) {
   return t ? static_cast<T*>(t->mutable_data_ptr()) : nullptr;
+}
+
+// Calls f with a value of the element type.
+template <typename F>
+void with_type(const Tensor& x, const F& f) {
+  x.scalar_type() == ScalarType::Half ? f(__half{}) : f(__nv_bfloat16{});
 }
 
 }  // namespace

@@ -17,15 +17,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
 }
 
 namespace rubiks {
-namespace {
-
-// Calls f with a value of the element type.
-template <typename F>
-void with_type(const Tensor& x, const F& f) {
-  x.scalar_type() == ScalarType::Half ? f(__half{}) : f(__nv_bfloat16{});
-}
-
-}  // namespace
 
 Tensor norm_coefficients_cuda(const Tensor& sums, int64_t count, const Tensor& weight, const Tensor& beta,
                               const MaybeTensor& running_mean, const MaybeTensor& running_var,

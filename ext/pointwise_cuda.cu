@@ -61,13 +61,13 @@ void choose(Arguments& a, Ending ending, const Tensor& x, Tensor* sums) {
 }
 
 void choose(Arguments& a, Ending ending, const Tensor& x, Tensor* sums) {
+  if (a.k > 288) return choose<Shape<4, 4, 4, 2>>(a, ending, x, sums);
   // Fewest rows of padding.
-  int best = 9, waste = 1 << 30;
+  int best = 9, fewest = 1 << 30;
   for (const int tiles : {9, 7, 5, 4}) {
     const int rows = (a.m + 16 * tiles - 1) / (16 * tiles) * 16 * tiles;
-    if (rows < waste) best = tiles, waste = rows;
+    if (rows < fewest) best = tiles, fewest = rows;
   }
-  if (a.k > 288) return choose<Shape<4, 4, 4, 2>>(a, ending, x, sums);
   switch (best) {
     case 4:
       return choose<Shape<4, 4, 4, 4>>(a, ending, x, sums);
@@ -80,22 +80,17 @@ void choose(Arguments& a, Ending ending, const Tensor& x, Tensor* sums) {
   }
 }
 
-const float* floats(const std::optional<Tensor>& t, int64_t length, const char* name, const Tensor& x) {
-  if (!t) return nullptr;
-  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->dim() == 1 && t->size(0) == length &&
-                      t->is_contiguous() && t->device() == x.device(),
-                  "pointwise: ", name, " must be float32, contiguous, of length ", length, " and on x's device");
-  return static_cast<const float*>(t->const_data_ptr());
+const float* floats(const MaybeTensor& t, int64_t length, const char* name, const Tensor& x) {
+  if (t) Checks("pointwise", x).floats(name, *t, {length});
+  return pointer(t);
 }
 
-const __nv_bfloat16* matrix(const Tensor& t, int64_t rows, int64_t columns, const char* name, const Tensor& x) {
+const bfloat16* matrix(const Tensor& t, int64_t rows, int64_t columns, const char* name, const Tensor& x) {
+  Checks("pointwise", x).bfloat16(name, t, rows, columns);
   const int64_t alignment = columns % kUnitElements == 0 ? sizeof(Unit) : 4;  // of what is copied at once
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::BFloat16 && t.dim() == 2 && t.size(0) == rows &&
-                      t.size(1) == columns && t.is_contiguous() && t.device() == x.device() &&
-                      reinterpret_cast<uintptr_t>(t.const_data_ptr()) % alignment == 0,
-                  "pointwise: ", name, " must be bfloat16, contiguous, of shape ", text({rows, columns}),
-                  ", on x's device and start at a multiple of ", alignment, " bytes");
-  return static_cast<const __nv_bfloat16*>(t.const_data_ptr());
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.const_data_ptr()) % alignment == 0, "pointwise: ", name,
+                  " must start at a multiple of ", alignment, " bytes");
+  return pointer<bfloat16>(t);
 }
 
 Arguments arguments(const Tensor& x, const Tensor& weight) {
@@ -110,9 +105,9 @@ Arguments arguments(const Tensor& x, const Tensor& weight) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight, std::optional<Tensor> scale,
-                                          std::optional<Tensor> bias, std::optional<Tensor> offset,
-                                          std::optional<Tensor> residual, bool relu, bool stats, bool early) {
+std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight, MaybeTensor scale,
+                                          MaybeTensor bias, MaybeTensor offset,
+                                          MaybeTensor residual, bool relu, bool stats, bool early) {
   STD_TORCH_CHECK(!(stats && offset), "pointwise: sums are of results without offset");
   Arguments a = arguments(x, weight);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
@@ -137,10 +132,8 @@ std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTenso
   a.early = early;
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   if (h) {
-    STD_TORCH_CHECK(mix->scalar_type() == ScalarType::Float && mix->dim() == 2 && mix->size(0) == 3 &&
-                        mix->size(1) == a.k && mix->is_contiguous(),
-                    "pointwise_grad: mix must be float32, contiguous, (3, ", a.k, ")");
-    a.x2 = matrix(*h, a.k, a.p, "h", g), a.mix = static_cast<const float*>(mix->const_data_ptr());
+    Checks("pointwise_grad", g).floats("mix", *mix, {3, a.k});
+    a.x2 = matrix(*h, a.k, a.p, "h", g), a.mix = pointer(mix);
   }
   if (x) {
     a.mask = matrix(*x, a.m, a.p, "x", g);
@@ -166,8 +159,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // h + mix[2], or g where these are None; mix (3, M), scale, bias (K) float32.
   m.def(
       "pointwise_grad(Tensor g, Tensor? h, Tensor? mix, Tensor transposed, Tensor? x, Tensor? scale, Tensor? bias, "
-      "bool early) -> "
-      "(Tensor, Tensor)");
+      "bool early) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {

@@ -5,7 +5,7 @@
 // A block keeps the weight of up to 16 * tiles rows in shared memory and goes over tiles of 128 columns. x streams
 // through a ring of stages, 32 rows of a tile each, copied ahead of their use. A warp multiplies all of the block's
 // rows with 32 columns by tensor cores (mma.m16n8k16), so f is applied to each element once, in registers. Results are
-// exchanged within groups of four threads, which then write 16 bytes each.
+// exchanged between neighbouring threads, which then write 8 bytes each.
 #pragma once
 
 #include "mma.cuh"
@@ -42,18 +42,18 @@ struct Shape {
 };
 
 struct Arguments {
-  const bfloat16* x;       // (K, P)
-  const bfloat16* weight;  // (M, K)
-  const bfloat16* x2;           // (K, P)
-  const float *scale, *bias;    // (K)
-  const float* mix;             // (3, K)
-  const float* offset;          // (M), added to rows of y, or nullptr
-  const bfloat16* residual;  // (M, P), added to y, or nullptr
-  // Backward of f: y is kept where mask_scale * mask + mask_bias > 0 and 0 elsewhere.
-  const bfloat16* mask;                // (M, P)
-  const float *mask_scale, *mask_bias;      // (M)
-  bfloat16* y;                         // (M, P)
-  float* sums;                              // (blocks of a slice, 2, M): of y and of y^2, or of y and of y * mask
+  const bfloat16* x;          // (K, P)
+  const bfloat16* weight;     // (M, K)
+  const bfloat16* x2;         // (K, P)
+  const float *scale, *bias;  // (K)
+  const float* mix;           // (3, K)
+  const float* offset;        // (M), added to rows of y, or nullptr
+  const bfloat16* residual;   // (M, P), added to y, or nullptr
+  // Backward of f: y is 0 where mask_scale * mask + mask_bias <= 0.
+  const bfloat16* mask;                 // (M, P)
+  const float *mask_scale, *mask_bias;  // (M)
+  bfloat16* y;                          // (M, P)
+  float* sums;                          // (blocks of a slice, 2, M): of y and of y^2, or of y and of y * mask
   int64_t p;
   int m, k;
   int slices;  // of 16 * tiles rows

@@ -1,5 +1,6 @@
 // The learnable shift on NVIDIA GPUs: plans the tiles of a launch, launches, and registers the operator.
 #include "fused_cuda.h"
+#include "host_cuda.h"
 #include "shift_planes.cuh"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -11,8 +12,6 @@
 
 namespace rubiks {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Strides strides(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2), x.stride(3), x.stride(4)}; }
 
@@ -184,12 +183,6 @@ void dispatch(const Arguments& a, const Pack& p, ScalarType type, cudaStream_t s
     default:
       return choose<__nv_bfloat16, float, backward, false>(a, p, stream);
   }
-}
-
-cudaStream_t current_stream(const Tensor& x) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
 }
 
 Arguments arguments(const Problem& p, const Tensor& shift, bool backward) {

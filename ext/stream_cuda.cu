@@ -47,16 +47,6 @@ struct Geometry {
   }
 };
 
-// t (rows, columns) of bfloat16, on the device of `first`.
-void check_matrix(const char* op, const char* name, const Tensor& t, int64_t rows, int64_t columns,
-                  const Tensor& first) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::BFloat16, op, ": ", name, " must be bfloat16, got ", t.scalar_type());
-  STD_TORCH_CHECK(shape(t) == Sizes({rows, columns}), op, ": ", name, " must have shape ",
-                  text({rows, columns}), ", got ", text(shape(t)));
-  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
-  STD_TORCH_CHECK(t.device() == first.device(), op, ": ", name, " must be on the device of the first argument");
-}
-
 // Whether t, in rows of `length`, can be read `count` elements at a time.
 bool aligned(int count, int64_t length, const Tensor& t) {
   const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
@@ -83,8 +73,8 @@ void with_width(const Takes& takes, const F& f) {
 Mix mix(const char* op, const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& weights,
         const Geometry& geometry) {
   const int64_t c = x.dim() ? x.size(0) : 0;
-  check_matrix(op, "x", x, c, geometry.columns(), x);
   const Checks check(op, x);
+  check.bfloat16("x", x, c, geometry.columns());
   check.floats("scale", scale, {c});
   check.floats("bias", bias, {c});
   check.floats("weights", weights, {c, 3});
@@ -127,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_mix_backward_cuda(const Tensor& gm, cons
   const Geometry geometry("norm_mix_backward", sizes);
   Mix a = mix("norm_mix_backward", x, scale, bias, weights, geometry);
   const int64_t c = x.size(0);
-  check_matrix("norm_mix_backward", "gm", gm, c, a.p, x);
+  Checks("norm_mix_backward", x).bfloat16("gm", gm, c, a.p);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor g = empty(x, {c, a.p}, ScalarType::BFloat16);
   if (x.numel() == 0) {
@@ -201,7 +191,7 @@ void launch_every(const char* op, const Geometry& large, const Geometry& small, 
 
 Tensor every_cuda(const Tensor& x, Sizes sizes, int64_t stride) {
   const Geometry large("every", sizes), small = large.strided("every", stride);
-  check_matrix("every", "x", x, x.dim() ? x.size(0) : 0, large.columns(), x);
+  Checks("every", x).bfloat16("x", x, x.dim() ? x.size(0) : 0, large.columns());
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = empty(x, {x.size(0), small.columns()}, ScalarType::BFloat16);
   launch_every("every", large, small, stride, x, out, [&](const Every& a, auto wide, dim3 blocks) {
@@ -214,8 +204,9 @@ Tensor every_cuda(const Tensor& x, Sizes sizes, int64_t stride) {
 void add_every_cuda(const Tensor& g, const Tensor& part, Sizes sizes, int64_t stride) {
   const Geometry large("add_every_", sizes), small = large.strided("add_every_", stride);
   const int64_t c = g.dim() ? g.size(0) : 0;
-  check_matrix("add_every_", "g", g, c, large.columns(), g);
-  check_matrix("add_every_", "part", part, c, small.columns(), g);
+  const Checks check("add_every_", g);
+  check.bfloat16("g", g, c, large.columns());
+  check.bfloat16("part", part, c, small.columns());
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   launch_every("add_every_", large, small, stride, g, part, [&](const Every& a, auto wide, dim3 blocks) {
     add_every_kernel<wide><<<blocks, kThreads, 0, current_stream(g)>>>(a, static_cast<bfloat16*>(g.mutable_data_ptr()),

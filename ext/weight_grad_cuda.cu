@@ -13,12 +13,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
 namespace rubiks {
 namespace {
 
-// Calls f with a value of the element type.
-template <typename F>
-void with_type(const Tensor& x, const F& f) {
-  x.scalar_type() == ScalarType::Half ? f(__half{}) : f(__nv_bfloat16{});
-}
-
 // The largest tiles of which two stages or more fit shared memory, and as many blocks for each as the chip holds.
 void plan(WeightGrad& a, const Tensor& x) {
   const int64_t ring = attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(x) - kTableBytes;

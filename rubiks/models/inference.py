@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rubiks.models.clips import as_clips
-from rubiks.nn import AttentionShift, LearnableShift, RubiksBlock
-from rubiks.nn.attention import mix_frames
+from rubiks.nn import LearnableShift, RubiksBlock
+from rubiks.ops.fused import mix_frames
 
 if TYPE_CHECKING:
     from rubiks.models.rubiksnet import RubiksNet
@@ -110,24 +110,20 @@ class Block(nn.Module):
         scale1, bias1 = affine(block.bn1, offset)
         scale2, bias2 = affine(block.bn2)
         self.rectify = Rectifier(scale1, bias1, dtype)
-        conv2: nn.Module = block.conv2
         attention = None
-        if isinstance(conv2, nn.Sequential):
-            assert isinstance(conv2[0], AttentionShift)
-            attention = conv2[0].attention().t()[:, :, None, None]  # back, stay, ahead; as in (C, H, W)
-            conv2 = conv2[1]
-        shift = next(module for module in block.as3.modules() if isinstance(module, LearnableShift))
-        weight2 = scale2[:, None] * matrix(conv2)
+        if block.attention is not None:  # back, stay, ahead; as in (C, H, W)
+            attention = block.attention.attention().t()[:, :, None, None]
+        weight2 = scale2[:, None] * exact_weight(block.first_convolution)
         self.register_buffer("attention", attention)
         self.register_buffer("conv2", (weight2 * scale1).to(dtype))
         self.register_buffer("bias2", (weight2 @ bias1 + bias2)[:, None].to(dtype))
-        self.shift: LearnableShift = copy.deepcopy(shift)
+        self.shift: LearnableShift = copy.deepcopy(block.shift)
         self.register_buffer("conv3", block.conv3.weight.flatten(1).clone())
         self.register_buffer("shortcut", None)
         self.offset = offset
         if block.shortcut is not None:
-            self.shortcut = (matrix(block.shortcut) * scale1).to(dtype)
-            self.offset = matrix(block.shortcut) @ bias1
+            self.shortcut = (exact_weight(block.shortcut) * scale1).to(dtype)
+            self.offset = exact_weight(block.shortcut) @ bias1
         self.se = copy.deepcopy(block.se)
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
@@ -238,7 +234,7 @@ def affine(norm: nn.BatchNorm2d, offset: Tensor | None = None) -> tuple[Tensor, 
     return scale, norm.bias.double() - scale * (mean if offset is None else mean - offset)
 
 
-def matrix(conv: nn.Module) -> Tensor:
+def exact_weight(conv: nn.Module) -> Tensor:
     """Weight (C_out, C_in), float64, of a 1x1 convolution."""
     assert isinstance(conv, nn.Conv2d)
     return conv.weight.flatten(1).double()

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from rubiks.models.clips import as_clips
 from rubiks.models.features import stem_matrix
-from rubiks.models.inference import affine, matrix
-from rubiks.nn import AttentionShift, RubiksBlock
-from rubiks.nn.fused import Geometry, learnable_shift
-from rubiks.nn.fused import matrix as matrix_of
+from rubiks.models.inference import affine, exact_weight
+from rubiks.nn import RubiksBlock
+from rubiks.nn.fused import Geometry, matrix
 from rubiks.ops import library
 from rubiks.ops.fused import every, norm_mix, pointwise, stem_columns
 
@@ -43,27 +42,22 @@ class Block(nn.Module):
 
     def __init__(self, block: RubiksBlock, dtype: torch.dtype) -> None:
         super().__init__()
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        exact = torch.promote_types(dtype, torch.float32)
         scale1, bias1 = affine(block.bn1)
         scale2, bias2 = affine(block.bn2)
-        conv2: nn.Module = block.conv2
-        attention = None
-        if isinstance(conv2, nn.Sequential):
-            assert isinstance(conv2[0], AttentionShift)
-            attention = conv2[0].attention().to(exact)
-            conv2 = conv2[1]
-        shortcut = None if block.shortcut is None else matrix(block.shortcut).to(dtype)
+        attention = None if block.attention is None else block.attention.attention().to(exact)
+        shortcut = None if block.shortcut is None else exact_weight(block.shortcut).to(dtype)
         for name, value in (
             ("scale", scale1.to(exact)),
             ("bias", bias1.to(exact)),
             ("attention", attention),
-            ("conv2", (scale2[:, None] * matrix(conv2)).to(dtype)),
+            ("conv2", (scale2[:, None] * exact_weight(block.first_convolution)).to(dtype)),
             ("offset", bias2.to(exact)),
-            ("conv3", matrix(block.conv3).to(dtype)),
+            ("conv3", exact_weight(block.conv3).to(dtype)),
             ("shortcut", shortcut),
         ):
             self.register_buffer(name, value)
-        self.shift = copy.deepcopy(learnable_shift(block))
+        self.shift = copy.deepcopy(block.shift)
         self.se = None if block.se is None else copy.deepcopy(block.se).to(dtype)
 
     def forward(self, x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
@@ -79,7 +73,7 @@ class Block(nn.Module):
             z *= self.se.fc(z.mean((3, 4)))[..., None, None]
         if self.shortcut is not None:
             x, _ = pointwise(every(x, geometry, stride), self.shortcut, self.scale, self.bias, early=True)
-        y, _ = pointwise(matrix_of(z), self.conv3, residual=x, early=True)
+        y, _ = pointwise(matrix(z), self.conv3, residual=x, early=True)
         return y, geometry.strided(stride)
 
 
@@ -103,7 +97,7 @@ class CudaInferenceNet(nn.Module):
     @torch.no_grad()
     def __init__(self, net: RubiksNet, dtype: torch.dtype) -> None:
         super().__init__()
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        exact = torch.promote_types(dtype, torch.float32)
         self.dtype = dtype
         self.register_buffer("stem", stem_matrix(net.backbone.conv1.weight).to(dtype))
         blocks = [block for layer in net.backbone.layers() for block in layer]

@@ -5,14 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
-def mix_frames(x: Tensor, weights: Tensor) -> Tensor:
-    """(N, T, C, H, W), weights (3, C, 1, 1) of the previous, the same and the next frame -> the same shape."""
-    back, stay, ahead = weights
-    out = x * stay
-    out[:, 1:] += x[:, :-1] * back
-    out[:, :-1] += x[:, 1:] * ahead
-    return out
+from rubiks.ops.fused import mix_frames
 
 
 def attention(logits: Tensor, temperature: Tensor) -> Tensor:

@@ -62,6 +62,29 @@ class RubiksBlock(nn.Module):
         changes = stride != 1 or channels_in != channels_out
         self.shortcut = pointwise(channels_in, channels_out, stride) if changes else None
 
+    @property
+    def attention(self) -> AttentionShift | None:
+        """Of the AQ variant, before the first convolution."""
+        conv2: nn.Module = self.conv2
+        if not isinstance(conv2, nn.Sequential):
+            return None
+        assert isinstance(conv2[0], AttentionShift)
+        return conv2[0]
+
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        conv2: nn.Module = self.conv2
+        convolution = conv2[1] if isinstance(conv2, nn.Sequential) else conv2
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution
+
+    @property
+    def shift(self) -> LearnableShift:
+        as3: nn.Module = self.as3
+        shift = as3[0] if isinstance(as3, nn.Sequential) else as3
+        assert isinstance(shift, LearnableShift)
+        return shift
+
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """(N*T, C_in, H, W), the frames of a clip adjoining -> (N*T, C_out, H', W')."""
 
@@ -70,12 +93,9 @@ class RubiksBlock(nn.Module):
 
         a = F.relu(self.bn1(x), inplace=True)
         shortcut = x if self.shortcut is None else self.shortcut(a)
-        if isinstance(self.conv2, nn.Sequential):
-            attention, conv2 = self.conv2
-            h = conv2(attention(split(a)).flatten(0, 1))
-        else:
-            h = self.conv2(a)
-        h = F.relu(self.bn2(h), inplace=True)
+        if self.attention is not None:
+            a = self.attention(split(a)).flatten(0, 1)
+        h = F.relu(self.bn2(self.first_convolution(a)), inplace=True)
         z = self.as3(split(h)).flatten(0, 1)
         if self.se is not None:
             z = self.se(z)

@@ -76,16 +76,13 @@ class Parameters(NamedTuple):
 
     @classmethod
     def of(cls, block: RubiksBlock, attention: Tensor | None) -> Parameters:
-        conv2: nn.Module = block.conv2
-        if isinstance(conv2, nn.Sequential):
-            conv2 = conv2[1]
         return cls(
             gamma1=block.bn1.weight,
             beta1=block.bn1.bias,
-            conv2=weight(conv2),
+            conv2=weight(block.first_convolution),
             gamma2=block.bn2.weight,
             beta2=block.bn2.bias,
-            shift=learnable_shift(block).shift,
+            shift=block.shift.shift,
             conv3=weight(block.conv3),
             shortcut=None if block.shortcut is None else weight(block.shortcut),
             attention=attention,
@@ -117,13 +114,6 @@ def weight(conv: nn.Module) -> Tensor:
     """(C_out, C_in, 1, 1) of a 1x1 convolution."""
     assert isinstance(conv, nn.Conv2d)
     return conv.weight.contiguous()
-
-
-def learnable_shift(block: RubiksBlock) -> LearnableShift:
-    as3: nn.Module = block.as3
-    shift = as3[0] if isinstance(as3, nn.Sequential) else as3
-    assert isinstance(shift, LearnableShift)
-    return shift
 
 
 def supports(block: nn.Module) -> bool:
@@ -211,7 +201,7 @@ class FusedBlocks(torch.autograd.Function):
         kept_by_all: list[Tensor | None] = []
         for index, block in enumerate(blocks):
             p = Parameters(*parameters[index * FIELDS : (index + 1) * FIELDS])  # type: ignore[arg-type]
-            stride = learnable_shift(block).stride
+            stride = block.shift.stride
             forward: Callable = forward_reference
             backward: Callable = backward_reference
             if compiled(x) and p.all_float32() and geometry.strided(stride).columns() % 8 == 0:
@@ -383,13 +373,13 @@ def train_blocks(
     parameters = [Parameters.of(block, weights) for block, weights in zip(blocks, attentions, strict=True)]
     x, sums = FusedBlocks.apply(x, sums, blocks, geometry, *itertools.chain(*parameters))
     for block in blocks:
-        geometry = geometry.strided(learnable_shift(block).stride)
+        geometry = geometry.strided(block.shift.stride)
     return x, sums, geometry
 
 
 def attention_weights(blocks: Sequence[RubiksBlock]) -> Sequence[Tensor | None]:
     """The weights (C_in, 3) of each block's attention shift, all computed at once; None for blocks without."""
-    shifts = [attention_shift(block) for block in blocks]
+    shifts = [block.attention for block in blocks]
     found = [shift for shift in shifts if shift is not None]
     if not found:
         return [None] * len(blocks)
@@ -398,11 +388,3 @@ def attention_weights(blocks: Sequence[RubiksBlock]) -> Sequence[Tensor | None]:
     temperature = torch.cat([shift.T.expand(length) for shift, length in zip(found, lengths, strict=True)])[:, None]
     weights = iter(attention(logits, temperature).split(lengths))
     return [None if shift is None else next(weights) for shift in shifts]
-
-
-def attention_shift(block: RubiksBlock) -> AttentionShift | None:
-    conv2: nn.Module = block.conv2
-    if not isinstance(conv2, nn.Sequential):
-        return None
-    assert isinstance(conv2[0], AttentionShift)
-    return conv2[0]

@@ -158,6 +158,15 @@ def norm_shift_backward(
     return g, grad_shift, _sums(_channels_first(g), _channels_first(x))
 
 
+def mix_frames(x: Tensor, weights: Tensor) -> Tensor:
+    """(N, T, C, H, W), weights (3, C, 1, 1) of the previous, the same and the next frame -> the same shape."""
+    back, stay, ahead = weights
+    out = x * stay
+    out[:, 1:] += x[:, :-1] * back
+    out[:, :-1] += x[:, 1:] * ahead
+    return out
+
+
 def norm_mix(x: Tensor, scale: Tensor, bias: Tensor, weights: Tensor, geometry: Sequence[int]) -> Tensor:
     """Batch norm, ReLU and the temporal attention shift (RubiksNet, ECCV 2020, section 3.3).
 
@@ -313,13 +322,9 @@ def _frames(x: Tensor, geometry: Sequence[int]) -> Tensor:
 
 
 def _mix(x: Tensor, weights: Tensor, geometry: Sequence[int]) -> Tensor:
-    """Sum of the previous, the same and the next frame, weighted (C, 3): (C, P) -> (C, P) in the weights' type."""
-    frames = _frames(x, geometry)
-    back, stay, ahead = weights.t()[..., None, None, None]
-    out = frames * stay
-    out[:, :, 1:].addcmul_(frames[:, :, :-1], back)
-    out[:, :, :-1].addcmul_(frames[:, :, 1:], ahead)
-    return out.view(x.shape)
+    """`mix_frames` of matrices: x (C, P), weights (C, 3) -> (C, P) in the weights' type."""
+    volume = x.view(len(x), *geometry).movedim(0, 2)
+    return mix_frames(volume, weights.t()[..., None, None]).movedim(2, 0).reshape(x.shape)
 
 
 def _sums(g: Tensor, x: Tensor) -> Tensor:
