@@ -6,7 +6,7 @@ The shapes are those of the large network's shifts for clips of 8 frames of 224 
 different tensors are captured in a CUDA graph and replayed, so that neither launches nor the cache count; the times are
 medians over replays, per call. A copy moves each byte twice (read and written); forward moves x and the output once,
 backward x, the upstream gradient and the gradient of x. On a CPU only the times and their ratio to the reference are
-given.
+given. The JSON file is written anew after every shape.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ def main() -> None:
                         text.append(f"(compiled x{row[f'{name}_over_compiled_reference']:.1f})")
                 print(*text, flush=True)
                 report["rows"].append(row)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+                if arguments.json:
+                    arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ struct Casts {
 };
 
 __global__ void cast_kernel(const __grid_constant__ Casts casts) {
+  wait_for_kernel_before();
   const Cast& c = casts.at[blockIdx.y];
   const int i = blockIdx.x * kCastThreads + threadIdx.x;
   if (i >= c.rows * c.columns) return;
@@ -86,8 +87,7 @@ class Weights {
       largest = std::max(largest, out_ * columns(i));
     }
     const dim3 blocks(static_cast<unsigned>(ceil_div(largest, kCastThreads)), count_);
-    cast_kernel<<<blocks, kCastThreads, 0, current_stream(x)>>>(casts);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(cast_kernel, blocks, dim3(kCastThreads), 0, x, casts);
     return all;
   }
 
@@ -161,45 +161,52 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Weights weights(x.size(0), gy.size(0), has_shortcut);
   const Tensor scale1 = scale(stats1), offset1 = bias(stats1), none = empty(x, {0}, ScalarType::Float);
-  const Tensor g_conv3 = pointwise_weight_grad_cuda(gy, {}, {}, z, {}, {});
+  std::vector<WeightGradient> gradients;  // of conv3, conv2 and the shortcut
+  gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, z, {}, {}));
 
   // The gradient of h is mix2[0] * g2 + mix2[1] * h + mix2[2]: what uses it computes it on the way.
-  Tensor g2 = none, g_shift = none, mix2 = none, g_weight2 = none, g_bias2 = none;
+  const int64_t c = h.size(0);
+  const Tensor mix2 = empty(h, {3, c}, ScalarType::Float), g_weight2 = empty(h, {c}, ScalarType::Float),
+               g_bias2 = empty(h, {c}, ScalarType::Float);
+  Tensor g2 = none, g_shift = none;
   {
     const Tensor gz = product(weights.get(cast, 1, true), gy);
-    Tensor shifted = none, sums2 = none;
-    std::tie(shifted, g_shift, sums2) =
+    const NormGradients norm2 = {static_cast<double>(h.size(1)), pointer(stats2), mutable_pointer(mix2),
+                                 mutable_pointer(g_weight2), mutable_pointer(g_bias2)};
+    Tensor shifted = none;
+    std::tie(shifted, g_shift) =
         norm_shift_backward_cuda(volume(gz, strided(geometry, stride)), volume(h, geometry), scale(stats2),
-                                 bias(stats2), shift, {1, stride, stride}, {0, 0, 0});
+                                 bias(stats2), shift, {1, stride, stride}, norm2);
     g2 = matrix(shifted);
-    std::tie(mix2, g_weight2, g_bias2) = norm_gradients_cuda(sums2, {}, h.size(1), stats2);
   }
-  Tensor g1 = none, sums1 = none, g_conv2 = none, g_attention = none;
+  Tensor g1 = none, sums1 = none, g_attention = none;
   const Tensor transposed2 = weights.get(cast, 0, true);
   if (attention) {
-    g_conv2 =
-        pointwise_weight_grad_cuda(g2, h, mix2, norm_mix_cuda(x, scale1, offset1, *attention, geometry), {}, {});
+    const Tensor mixed = norm_mix_cuda(x, scale1, offset1, *attention, geometry);
+    gradients.push_back(weight_grad_parts_cuda(g2, h, mix2, mixed, {}, {}));
     const Tensor gm = std::get<0>(pointwise_grad_cuda(g2, h, mix2, transposed2, {}, {}, {}, true));
     std::tie(g1, g_attention, sums1) = norm_mix_backward_cuda(gm, x, scale1, offset1, *attention, geometry);
   } else {
-    g_conv2 = pointwise_weight_grad_cuda(g2, h, mix2, x, scale1, offset1);
+    gradients.push_back(weight_grad_parts_cuda(g2, h, mix2, x, scale1, offset1));
     std::tie(g1, sums1) = pointwise_grad_cuda(g2, h, mix2, transposed2, x, scale1, offset1, true);
   }
   g2 = none;  // its memory serves what comes next
 
-  Tensor g_shortcut = none;
   MaybeTensor more, residual = gy;
   if (has_shortcut) {
     const Tensor columns = every_cuda(x, geometry, stride);
-    g_shortcut = pointwise_weight_grad_cuda(gy, {}, {}, columns, scale1, offset1);
+    gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, columns, scale1, offset1));
     const auto [part, part_sums] =
         pointwise_grad_cuda(gy, {}, {}, weights.get(cast, 2, true), columns, scale1, offset1, true);
     add_every_cuda(g1, part, geometry, stride);
     more = part_sums, residual = {};
   }
+  add_parts_cuda(gradients);
   const auto [mix1, g_weight1, g_bias1] = norm_gradients_cuda(sums1, more, x.size(1), stats1);
   const Tensor gx = norm_input_grad_cuda(g1, x, mix1, residual);
-  return {gx, g_weight1, g_bias1, g_conv2, g_weight2, g_bias2, g_shift, g_conv3, g_shortcut, g_attention};
+  const Tensor g_shortcut = has_shortcut ? gradients[2].whole : none;
+  return {gx,      g_weight1, g_bias1,            gradients[1].whole, g_weight2,
+          g_bias2, g_shift,   gradients[0].whole, g_shortcut,         g_attention};
 }
 
 }  // namespace

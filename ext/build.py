@@ -29,6 +29,7 @@ CPU_SOURCES = ("shift.cpp", "shift_cpu.cpp")
 CUDA_SOURCES = (
     "shift_cuda.cu",
     "pointwise_cuda.cu",
+    "pointwise_hopper.cu",
     "weight_grad_cuda.cu",
     "norm_cuda.cu",
     "stream_cuda.cu",
@@ -40,8 +41,12 @@ HEADERS = (
     "shift_planes.cuh",
     "host_cuda.h",
     "matrix_cuda.h",
+    "order.cuh",
+    "norm_gradients.cuh",
     "mma.cuh",
+    "pointwise.h",
     "pointwise_cuda.cuh",
+    "pointwise_hopper.cuh",
     "weight_grad_cuda.cuh",
     "norm_cuda.cuh",
     "stream_cuda.cuh",
@@ -164,8 +169,14 @@ def _compile_cuda(cxx: list[str], work: Path, facts: dict[str, Any]) -> list[str
     nvcc = find_nvcc()
     flags = [*NVCC_FLAGS, *_code(architectures())]
     facts |= {"nvcc": nvcc, "architectures": architectures(), "cuda_flags": flags, "nvcc_version": _version([nvcc])}
+
+    def compile_one(name: str) -> str:
+        # Hopper's own instructions are those of the architecture 9.0a, which no other GPU has.
+        chosen = re.sub(r"9\.0(?!a)", "9.0a", architectures()) if "hopper" in name else architectures()
+        return _compile([nvcc, *_host(cxx), *NVCC_FLAGS, *_code(chosen)], name, work)
+
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda name: _compile([nvcc, *_host(cxx), *flags], name, work), CUDA_SOURCES))
+        return list(pool.map(compile_one, CUDA_SOURCES))
 
 
 def _code(architectures: str) -> list[str]:

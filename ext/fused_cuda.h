@@ -1,6 +1,8 @@
 // The operators of the fused block on NVIDIA GPUs, as block_cuda.cu calls them; rubiks/ops/fused.py defines them.
 #pragma once
 
+#include "norm_gradients.cuh"
+
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
@@ -19,14 +21,22 @@ std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight,
 std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix,
                                                const Tensor& transposed, const MaybeTensor& x,
                                                const MaybeTensor& scale, const MaybeTensor& bias, bool early);
-Tensor pointwise_weight_grad_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
-                                  const MaybeTensor& scale, const MaybeTensor& bias);
+
+// The gradient of a weight, of which parts (splits, M, K) are still to be added; it is there where there is one part.
+struct WeightGradient {
+  Tensor whole, parts;
+};
+WeightGradient weight_grad_parts_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
+                                      const MaybeTensor& scale, const MaybeTensor& bias);
+// Adds the parts of up to 3 of them.
+void add_parts_cuda(const std::vector<WeightGradient>& gradients);
 
 Tensor norm_shift_cuda(const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& shift, Sizes stride,
                        Sizes padding);
-std::tuple<Tensor, Tensor, Tensor> norm_shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& scale,
-                                                            const Tensor& bias, const Tensor& shift, Sizes stride,
-                                                            Sizes padding);
+// The gradients of x and of the shift, without padding; those of the norm by `to`.
+std::tuple<Tensor, Tensor> norm_shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& scale,
+                                                    const Tensor& bias, const Tensor& shift, const Sizes& stride,
+                                                    const NormGradients& to);
 
 Tensor norm_coefficients_cuda(const Tensor& sums, int64_t count, const Tensor& weight, const Tensor& beta,
                               const MaybeTensor& running_mean, const MaybeTensor& running_var,

@@ -18,4 +18,30 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& x) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// Of the device of x. The last answer is kept: asking takes as long as a launch.
+template <cudaDeviceAttr name>
+int attribute(const torch::stable::Tensor& x) {
+  static thread_local int device = -1, value = 0;
+  if (device != x.get_device_index()) {
+    device = x.get_device_index();
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+  }
+  return value;
+}
+
+// Launches a kernel on the current stream of x's device, where it may start while the one before it ends. It must call
+// wait_for_kernel_before().
+template <typename... Parameters, typename... Values>
+void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
+            const torch::stable::Tensor& x, const Values&... values) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks, config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes, config.stream = current_stream(x);
+  config.attrs = &early, config.numAttrs = attribute<cudaDevAttrComputeCapabilityMajor>(x) >= 9;
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(values)...));
+}
+
 }  // namespace rubiks

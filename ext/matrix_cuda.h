@@ -136,17 +136,6 @@ class Checks {
   const Tensor& first_;
 };
 
-// Of the device of x. The last answer is kept: asking takes as long as a launch.
-template <cudaDeviceAttr name>
-int attribute(const Tensor& x) {
-  static thread_local int device = -1, value = 0;
-  if (device != x.get_device_index()) {
-    device = x.get_device_index();
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
-  }
-  return value;
-}
-
 // Lets a kernel have all shared memory that a block may have on the device of x.
 template <auto kernel>
 void allow_shared_memory(const Tensor& x) {

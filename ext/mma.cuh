@@ -2,6 +2,8 @@
 // addresses, asynchronous copies to it, tensor cores, and elements in pairs of 16 bits.
 #pragma once
 
+#include "order.cuh"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -78,15 +80,6 @@ __device__ inline void commit() { asm volatile("cp.async.commit_group;" ::: "mem
 template <int pending>
 __device__ inline void wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-}
-
-// From compute capability 9.0 on a kernel may start while the one before it in the stream ends, if it is launched so. It
-// then waits here before it reads what that one writes; and the next may start from here on.
-__device__ inline void wait_for_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 
 // 8 x 8 matrices: lane l gives the address of row l % 8 of matrix l / 8, and gets elements 2 * (l % 4) and the next of

@@ -17,6 +17,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
 }
 
 namespace rubiks {
+namespace {
+
+const dim3 kThreads(kNormColumns, kNormGroups);
+
+dim3 blocks(int64_t channels) { return dim3(static_cast<unsigned>(ceil_div(channels, kNormColumns))); }
+
+}  // namespace
 
 Tensor norm_coefficients_cuda(const Tensor& sums, int64_t count, const Tensor& weight, const Tensor& beta,
                               const MaybeTensor& running_mean, const MaybeTensor& running_var,
@@ -33,12 +40,9 @@ Tensor norm_coefficients_cuda(const Tensor& sums, int64_t count, const Tensor& w
   const torch::stable::accelerator::DeviceGuard guard(sums.get_device_index());
   Tensor stats = empty(sums, {4, c}, ScalarType::Float);
   if (c == 0) return stats;
-  norm_coefficients_kernel<<<static_cast<unsigned>(ceil_div(c, kNormColumns)), dim3(kNormColumns, kNormGroups), 0,
-                             current_stream(sums)>>>(
-      pointer(sums), parts, static_cast<int>(c), static_cast<double>(count), pointer(weight), pointer(beta),
-      mutable_pointer(running_mean), mutable_pointer(running_var), mutable_pointer<int64_t>(batches), momentum, eps,
-      mutable_pointer(stats));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(norm_coefficients_kernel, blocks(c), kThreads, 0, sums, pointer(sums), parts, c, count, pointer(weight),
+         pointer(beta), mutable_pointer(running_mean), mutable_pointer(running_var), mutable_pointer<int64_t>(batches),
+         momentum, eps, mutable_pointer(stats));
   return stats;
 }
 
@@ -52,11 +56,9 @@ std::tuple<Tensor, Tensor, Tensor> norm_gradients_cuda(const Tensor& sums, const
   Tensor mix = empty(sums, {3, c}, ScalarType::Float), grad_weight = empty(sums, {c}, ScalarType::Float),
          grad_beta = empty(sums, {c}, ScalarType::Float);
   if (c == 0) return {mix, grad_weight, grad_beta};
-  norm_gradients_kernel<<<static_cast<unsigned>(ceil_div(c, kNormColumns)), dim3(kNormColumns, kNormGroups), 0,
-                          current_stream(sums)>>>(
-      pointer(sums), parts, pointer(more), more_parts, static_cast<int>(c), static_cast<double>(count), pointer(stats),
-      mutable_pointer(mix), mutable_pointer(grad_weight), mutable_pointer(grad_beta));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  const NormGradients to = {static_cast<double>(count), pointer(stats), mutable_pointer(mix),
+                            mutable_pointer(grad_weight), mutable_pointer(grad_beta)};
+  launch(norm_gradients_kernel, blocks(c), kThreads, 0, sums, pointer(sums), parts, pointer(more), more_parts, c, to);
   return {mix, grad_weight, grad_beta};
 }
 
@@ -78,12 +80,10 @@ Tensor norm_input_grad_cuda(const Tensor& g, const Tensor& x, const Tensor& mix,
   const int64_t blocks = ceil_div(units, kGradThreads * kGradUnits);
   STD_TORCH_CHECK(blocks * c < (int64_t{1} << 31), "norm_input_grad: g is too large, it takes ", blocks * c, " blocks");
   with_type(g, [&](auto element) {
-    norm_input_grad_kernel<decltype(element)>
-        <<<static_cast<unsigned>(blocks * c), kGradThreads, 0, current_stream(g)>>>(
-            pointer<Unit>(g), pointer<Unit>(x), pointer(mix), pointer<Unit>(residual), mutable_pointer<Unit>(out),
-            static_cast<int>(c), units, static_cast<unsigned>(blocks));
+    launch(norm_input_grad_kernel<decltype(element)>, dim3(static_cast<unsigned>(blocks * c)), dim3(kGradThreads), 0, g,
+           pointer<Unit>(g), pointer<Unit>(x), pointer(mix), pointer<Unit>(residual), mutable_pointer<Unit>(out), c,
+           units, blocks);
   });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 

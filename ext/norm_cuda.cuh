@@ -3,13 +3,14 @@
 #pragma once
 
 #include "mma.cuh"
+#include "norm_gradients.cuh"
 
 #include <cstdint>
 
 namespace rubiks {
 namespace {
 
-constexpr int kNormColumns = 32, kNormGroups = 16;  // threads of a block: channels, and groups of parts
+constexpr int kNormColumns = 16, kNormGroups = 32;  // threads of a block: channels, and groups of parts
 constexpr int kGradThreads = 256, kGradUnits = 2;   // of a block, and of a thread
 
 // Both sums of a channel over all parts, in a fixed order; valid where threadIdx.y is 0. sums (parts, 2, C).
@@ -23,11 +24,12 @@ __device__ inline double2 add_parts(const float* sums, int64_t parts, int c, int
       sum = {sum.x + row[0], sum.y + row[c]};
     }
   }
-  groups[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0) return sum;
-  for (int i = 1; i < kNormGroups; ++i) {
-    const double2 part = groups[i][threadIdx.x];
+#pragma unroll
+  for (unsigned half = kNormGroups / 2; half > 0; half /= 2) {  // the upper half hands over to the lower half
+    if (threadIdx.y >= half && threadIdx.y < 2 * half) groups[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y >= half) continue;
+    const double2 part = groups[threadIdx.y + half][threadIdx.x];
     sum = {sum.x + part.x, sum.y + part.y};
   }
   return sum;
@@ -39,6 +41,7 @@ __global__ void __launch_bounds__(kNormColumns* kNormGroups)
     norm_coefficients_kernel(const float* sums, int64_t parts, int c, double count, const float* weight,
                              const float* beta, float* running_mean, float* running_var, int64_t* batches, double momentum,
                              double eps, float* stats) {
+  wait_for_kernel_before();
   const int channel = blockIdx.x * kNormColumns + threadIdx.x;
   const double2 sum = add_parts(sums, parts, c, channel);
   if (threadIdx.y > 0 || channel >= c) return;
@@ -58,11 +61,11 @@ __global__ void __launch_bounds__(kNormColumns* kNormGroups)
   }
 }
 
-// sums and, where not null, more (parts, 2, C) of g and of g * x over `count` columns; stats (4, C); mix (3, C) such that the gradient of x is
-// mix[0] * g + mix[1] * x + mix[2]; grad_weight, grad_beta (C).
+// sums and, where not null, more (parts, 2, C): of g and of g * x.
 __global__ void __launch_bounds__(kNormColumns* kNormGroups)
-    norm_gradients_kernel(const float* sums, int64_t parts, const float* more, int64_t more_parts, int c, double count,
-                          const float* stats, float* mix, float* grad_weight, float* grad_beta) {
+    norm_gradients_kernel(const float* sums, int64_t parts, const float* more, int64_t more_parts, int c,
+                          const NormGradients to) {
+  wait_for_kernel_before();
   const int channel = blockIdx.x * kNormColumns + threadIdx.x;
   double2 sum = add_parts(sums, parts, c, channel);
   if (more != nullptr) {
@@ -71,13 +74,7 @@ __global__ void __launch_bounds__(kNormColumns* kNormGroups)
     sum = {sum.x + others.x, sum.y + others.y};
   }
   if (threadIdx.y > 0 || channel >= c) return;
-  const double mean = stats[channel], rstd = stats[c + channel], scale = stats[2 * c + channel];
-  const double weight = rstd * (sum.y - mean * sum.x), slope = -scale * rstd * weight / count;
-  mix[channel] = scale;
-  mix[c + channel] = slope;
-  mix[2 * c + channel] = -scale * sum.x / count - mean * slope;
-  grad_weight[channel] = weight;
-  grad_beta[channel] = sum.x;
+  to.write(sum.x, sum.y, c, channel);
 }
 
 // out = mix[0] * g + mix[1] * x + mix[2] + residual. All but mix (3, C) are (C, units) of 8 elements; residual may be
@@ -87,6 +84,7 @@ __global__ void __launch_bounds__(kGradThreads)
     norm_input_grad_kernel(const Unit* g, const Unit* x, const float* mix, const Unit* residual, Unit* out, int c,
                            int64_t units, unsigned blocks) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  wait_for_kernel_before();
   const unsigned row = blockIdx.x / blocks;
   const int64_t start = row * units, end = start + units;
   const int64_t first = start + static_cast<int64_t>(blockIdx.x % blocks) * kGradThreads * kGradUnits + threadIdx.x;

@@ -21,7 +21,7 @@ int resident(size_t bytes, const Tensor& x) {
 
 // Launches with as many blocks as are resident at once. Those of a slice each leave a part of `sums`.
 template <typename shape, Start start, Ending ending>
-void launch(Arguments& a, const Tensor& x, Tensor* sums) {
+void run(Pointwise& a, const Tensor& x, Tensor* sums) {
   constexpr auto function = kernel<shape, start, ending>;
   const size_t bytes = shape::template shared_bytes<start, ending>(a.k);
   const int processors = attribute<cudaDevAttrMultiProcessorCount>(x);
@@ -33,34 +33,27 @@ void launch(Arguments& a, const Tensor& x, Tensor* sums) {
     *sums = empty(x, {per_slice, 2, a.m}, ScalarType::Float);
     a.sums = static_cast<float*>(sums->mutable_data_ptr());
   }
-  // It copies the weight while the kernel before it ends.
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(per_slice * a.slices)), config.blockDim = dim3(shape::threads);
-  config.dynamicSmemBytes = bytes, config.stream = current_stream(x);
-  config.attrs = &early, config.numAttrs = attribute<cudaDevAttrComputeCapabilityMajor>(x) >= 9;
-  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, function, a));
+  launch(function, dim3(static_cast<unsigned>(per_slice * a.slices)), dim3(shape::threads), bytes, x, a);
 }
 
 template <typename shape, Start start>
-void choose(Arguments& a, Ending ending, const Tensor& x, Tensor* sums) {
-  if (ending == Ending::plain) return launch<shape, start, Ending::plain>(a, x, sums);
+void choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
+  if (ending == Ending::plain) return run<shape, start, Ending::plain>(a, x, sums);
   if constexpr (start != Start::mix) {
-    if (ending == Ending::sums) return launch<shape, start, Ending::sums>(a, x, sums);
+    if (ending == Ending::sums) return run<shape, start, Ending::sums>(a, x, sums);
   }
-  if constexpr (start != Start::norm) launch<shape, start, Ending::mask>(a, x, sums);
+  if constexpr (start != Start::norm) run<shape, start, Ending::mask>(a, x, sums);
 }
 
 template <typename shape>
-void choose(Arguments& a, Ending ending, const Tensor& x, Tensor* sums) {
+void choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
   if (a.mix) return choose<shape, Start::mix>(a, ending, x, sums);
   if (a.scale) return choose<shape, Start::norm>(a, ending, x, sums);
   choose<shape, Start::plain>(a, ending, x, sums);
 }
 
-void choose(Arguments& a, Ending ending, const Tensor& x, Tensor* sums) {
+void choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
+  if (pointwise_hopper(a, ending, x, sums)) return;
   if (a.k > 288) return choose<Shape<4, 4, 4, 2>>(a, ending, x, sums);
   // Fewest rows of padding.
   int best = 9, fewest = 1 << 30;
@@ -93,9 +86,9 @@ const bfloat16* matrix(const Tensor& t, int64_t rows, int64_t columns, const cha
   return pointer<bfloat16>(t);
 }
 
-Arguments arguments(const Tensor& x, const Tensor& weight) {
+Pointwise arguments(const Tensor& x, const Tensor& weight) {
   STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, "pointwise: x must be (K, P) and weight (M, K)");
-  Arguments a = {};
+  Pointwise a = {};
   a.p = x.size(1), a.m = static_cast<int>(weight.size(0)), a.k = static_cast<int>(x.size(0));
   STD_TORCH_CHECK(a.p % 8 == 0 && a.k % 2 == 0, "pointwise: P must be a multiple of 8 and K even, got ", a.p, " and ",
                   a.k);
@@ -109,7 +102,7 @@ std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight,
                                           MaybeTensor bias, MaybeTensor offset,
                                           MaybeTensor residual, bool relu, bool stats, bool early) {
   STD_TORCH_CHECK(!(stats && offset), "pointwise: sums are of results without offset");
-  Arguments a = arguments(x, weight);
+  Pointwise a = arguments(x, weight);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   a.scale = floats(scale, a.k, "scale", x), a.bias = floats(bias, a.k, "bias", x);
   a.offset = floats(offset, a.m, "offset", x);
@@ -128,7 +121,7 @@ std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTenso
   STD_TORCH_CHECK(h.has_value() == mix.has_value(), "pointwise_grad: h and mix must be given together");
   STD_TORCH_CHECK(x.has_value() == scale.has_value() && x.has_value() == bias.has_value(),
                   "pointwise_grad: x, scale and bias must be given together");
-  Arguments a = arguments(g, transposed);
+  Pointwise a = arguments(g, transposed);
   a.early = early;
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   if (h) {

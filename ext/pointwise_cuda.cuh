@@ -1,6 +1,5 @@
-// Matrix products of 1x1 convolutions on channel-major activations: y (M, P) = weight (M, K) @ f(x (K, P)), with what
-// comes before (batch norm and ReLU) and after (bias, residual, ReLU, row sums) done on the way. pointwise_cuda.cu
-// plans and launches it.
+// Matrix products of 1x1 convolutions on NVIDIA GPUs from compute capability 8.0 on. pointwise_cuda.cu plans and launches
+// them.
 //
 // A block keeps the weight of up to 16 * tiles rows in shared memory and goes over tiles of 128 columns. x streams
 // through a ring of stages, 32 rows of a tile each, copied ahead of their use. A warp multiplies all of the block's
@@ -9,22 +8,16 @@
 #pragma once
 
 #include "mma.cuh"
+#include "pointwise.h"
 
 #include <cstdint>
 
 namespace rubiks {
 namespace {
 
-using bfloat16 = __nv_bfloat16;
-
 constexpr int kColumns = 128;  // of a tile
 constexpr int kDepth = 32;     // rows of a stage
 constexpr int kRowBytes = kColumns * 2, kStageBytes = kDepth * kRowBytes;
-
-// f(x) is x, relu(scale * x + bias), or mix[0] * x + mix[1] * x2 + mix[2].
-enum class Start { plain, norm, mix };
-// What the result is besides written: summed, or masked and summed.
-enum class Ending { plain, sums, mask };
 
 template <Start start>
 constexpr int kCoefficients = start == Start::plain ? 0 : start == Start::norm ? 2 : 3;  // of a row of x
@@ -41,26 +34,6 @@ struct Shape {
   }
 };
 
-struct Arguments {
-  const bfloat16* x;          // (K, P)
-  const bfloat16* weight;     // (M, K)
-  const bfloat16* x2;         // (K, P)
-  const float *scale, *bias;  // (K)
-  const float* mix;           // (3, K)
-  const float* offset;        // (M), added to rows of y, or nullptr
-  const bfloat16* residual;   // (M, P), added to y, or nullptr
-  // Backward of f: y is 0 where mask_scale * mask + mask_bias <= 0.
-  const bfloat16* mask;                 // (M, P)
-  const float *mask_scale, *mask_bias;  // (M)
-  bfloat16* y;                          // (M, P)
-  float* sums;                          // (blocks of a slice, 2, M): of y and of y^2, or of y and of y * mask
-  int64_t p;
-  int m, k;
-  int slices;  // of 16 * tiles rows
-  bool relu;
-  bool early;  // the kernel before in the stream does not write the weight
-};
-
 // Sum over four threads.
 __device__ inline float quad_sum(float v) {
   v += __shfl_xor_sync(0xffffffff, v, 1);
@@ -68,7 +41,7 @@ __device__ inline float quad_sum(float v) {
 }
 
 template <typename shape, Start start, Ending ending>
-__global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __grid_constant__ Pointwise a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) char memory[];
   constexpr int kRows = shape::all_rows, kThreads = shape::threads, kWarps = shape::warps, kStages = shape::stages;
@@ -295,7 +268,8 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
           const bool odd = quad % 2;
           const unsigned other = __shfl_xor_sync(0xffffffff, odd ? words[j] : words[j + 1], 1);
           const uint2 two = odd ? uint2{other, words[j + 1]} : uint2{words[j], other};
-          if (row < a.m && column + (j + quad % 2) * 8 < a.p) *reinterpret_cast<uint2*>(to + j * 8) = two;
+          const bool there = row < a.m && column + (j + quad % 2) * 8 < a.p;
+          if (there) __stwb(reinterpret_cast<uint2*>(to + j * 8), two);  // always one access, unlike an assignment
         }
       }
       if constexpr (ending != Ending::plain) {

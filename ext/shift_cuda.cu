@@ -139,49 +139,47 @@ void split_frames(Arguments& a) {
 }
 
 template <typename scalar, typename real, bool backward, bool norm, int tall, int wide, int step>
-void launch(const Arguments& a, cudaStream_t stream) {
+void run(const Arguments& a, const Tensor& x) {
   const int64_t blocks = int64_t{a.plan.groups} * a.c * a.plan.row_tiles * a.plan.col_tiles;
   STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "shift: x is too large, it takes ", blocks, " blocks");
-  shift_kernel<scalar, real, backward, norm, tall, wide, step>
-      <<<static_cast<unsigned>(blocks), a.plan.threads, kStages * a.plan.stage_bytes, stream>>>(a);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(shift_kernel<scalar, real, backward, norm, tall, wide, step>, dim3(static_cast<unsigned>(blocks)),
+         dim3(a.plan.threads), kStages * a.plan.stage_bytes, x, a);
 }
 
 template <typename scalar, bool backward, bool norm>
-void launch(const Arguments& a, const Pack& p, cudaStream_t stream) {
+void run(const Arguments& a, const Pack& p, const Tensor& x) {
   const dim3 blocks((p.clips ? a.n : a.c) / p.planes, p.clips ? a.c : a.n);
   const int bytes = p.bytes * (backward && a.need_shift ? 2 : 1) + kZeros;
-  planes_kernel<scalar, backward, norm><<<blocks, 32, bytes, stream>>>(a, p);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(planes_kernel<scalar, backward, norm>, blocks, dim3(32), bytes, x, a, p);
 }
 
 // Shifts by the kernel for small planes where there is a pack of them, and otherwise by the other one.
 template <typename scalar, typename real, bool backward, bool norm>
-void choose(const Arguments& a, const Pack& p, cudaStream_t stream) {
+void choose(const Arguments& a, const Pack& p, const Tensor& x) {
   if constexpr (sizeof(real) == 4) {
-    if (p.planes) return launch<scalar, backward, norm>(a, p, stream);
+    if (p.planes) return run<scalar, backward, norm>(a, p, x);
   }
   if constexpr (!backward) {
-    if (a.plan.step == 2) return launch<scalar, real, backward, norm, 4, 1, 2>(a, stream);
+    if (a.plan.step == 2) return run<scalar, real, backward, norm, 4, 1, 2>(a, x);
   }
   if constexpr (sizeof(scalar) == 2) {
-    if (a.plan.wide == 2) return launch<scalar, real, backward, norm, 4, 2, 1>(a, stream);
+    if (a.plan.wide == 2) return run<scalar, real, backward, norm, 4, 2, 1>(a, x);
   }
-  launch<scalar, real, backward, norm, 8, 1, 1>(a, stream);
+  run<scalar, real, backward, norm, 8, 1, 1>(a, x);
 }
 
 template <bool backward>
-void dispatch(const Arguments& a, const Pack& p, ScalarType type, cudaStream_t stream) {
-  if (a.scale) return choose<__nv_bfloat16, float, backward, true>(a, p, stream);
-  switch (type) {
+void dispatch(const Arguments& a, const Pack& p, const Tensor& x) {
+  if (a.scale) return choose<__nv_bfloat16, float, backward, true>(a, p, x);
+  switch (x.scalar_type()) {
     case ScalarType::Double:
-      return choose<double, double, backward, false>(a, p, stream);
+      return choose<double, double, backward, false>(a, p, x);
     case ScalarType::Float:
-      return choose<float, float, backward, false>(a, p, stream);
+      return choose<float, float, backward, false>(a, p, x);
     case ScalarType::Half:
-      return choose<__half, float, backward, false>(a, p, stream);
+      return choose<__half, float, backward, false>(a, p, x);
     default:
-      return choose<__nv_bfloat16, float, backward, false>(a, p, stream);
+      return choose<__nv_bfloat16, float, backward, false>(a, p, x);
   }
 }
 
@@ -226,15 +224,16 @@ Tensor forward(const Tensor& x, const Tensor* scale, const Tensor* bias, const T
   split_frames(a);
   const int size = static_cast<int>(x.element_size());
   a.plan = plan(a, size);
-  dispatch<false>(a, pack(a, false, size), x.scalar_type(), current_stream(x));
+  dispatch<false>(a, pack(a, false, size), x);
   return out;
 }
 
-// The gradients of x, of the shift and, with a norm, the sums (1, 2, C) of the first and of its product with x.
+// The gradients of x, of the shift and, with a norm, the sums (1, 2, C) of the first and of its product with x, or what
+// `to` makes of them.
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor* scale,
                                             const Tensor* bias, const Tensor& shift,
                                             const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                                            bool quantize, bool need_x, bool need_shift) {
+                                            bool quantize, bool need_x, bool need_shift, const NormGradients& to = {}) {
   const Problem p = problem(x, shift, stride, padding, quantize);
   check_grad(p, grad, x);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
@@ -257,19 +256,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
   const int64_t slots = planes.planes ? a.n : int64_t{a.plan.groups} * a.plan.row_tiles * a.plan.col_tiles;
   const Tensor sums = torch::stable::new_empty(shift, {need_shift ? p.c * slots : 0, 5});
   a.sums = sums.mutable_data_ptr();
-  const cudaStream_t stream = current_stream(x);
-  dispatch<true>(a, planes, x.scalar_type(), stream);
+  dispatch<true>(a, planes, x);
   if (!need_shift) return {grad_x, none, none};
   Tensor grad_shift = torch::stable::new_empty(shift, {shift.size(0), p.c});
-  Tensor norm_sums = scale ? torch::stable::new_empty(shift, {1, 2, p.c}) : none;
+  const bool want_sums = scale && !to.stats;
+  Tensor norm_sums = want_sums ? torch::stable::new_empty(shift, {1, 2, p.c}) : none;
   const auto add = [&](auto real) {
     using type = decltype(real);
-    sum_kernel<<<static_cast<unsigned>(p.c), 32, 0, stream>>>(
-        static_cast<const Sums<type>*>(sums.const_data_ptr()), static_cast<type*>(grad_shift.mutable_data_ptr()),
-        scale ? static_cast<type*>(norm_sums.mutable_data_ptr()) : nullptr, a.c, slots, a.temporal);
+    launch(sum_kernel<type>, dim3(static_cast<unsigned>(p.c)), dim3(32), 0, x, sums.const_data_ptr(),
+           grad_shift.mutable_data_ptr(), want_sums ? norm_sums.mutable_data_ptr() : nullptr, to, a.c, slots,
+           a.temporal);
   };
   shift.scalar_type() == ScalarType::Double ? add(double{}) : add(float{});
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {grad_x, grad_shift, norm_sums};
 }
 
@@ -293,12 +291,23 @@ Tensor norm_shift_cuda(const Tensor& x, const Tensor& scale, const Tensor& bias,
   return forward(x, &scale, &bias, shift, stride, padding, false);
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& scale,
-                                                            const Tensor& bias, const Tensor& shift,
-                                                            std::vector<int64_t> stride,
-                                                            std::vector<int64_t> padding) {
+std::tuple<Tensor, Tensor> norm_shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& scale,
+                                                    const Tensor& bias, const Tensor& shift,
+                                                    const std::vector<int64_t>& stride, const NormGradients& to) {
+  const auto [grad_x, grad_shift, sums] =
+      backward(grad, x, &scale, &bias, shift, stride, {0, 0, 0}, false, true, true, to);
+  return {grad_x, grad_shift};
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> norm_shift_backward_op(const Tensor& grad, const Tensor& x, const Tensor& scale,
+                                                          const Tensor& bias, const Tensor& shift,
+                                                          std::vector<int64_t> stride, std::vector<int64_t> padding) {
   return backward(grad, x, &scale, &bias, shift, stride, padding, false, true, true);
 }
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // shift(relu(scale * x + bias)), for bfloat16 x (N, T, C, H, W); scale, bias (C) float32.
@@ -314,7 +323,7 @@ STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {
   m.impl("shift", TORCH_BOX(&shift_cuda));
   m.impl("shift_backward", TORCH_BOX(&shift_backward_cuda));
   m.impl("norm_shift", TORCH_BOX(&norm_shift_cuda));
-  m.impl("norm_shift_backward", TORCH_BOX(&norm_shift_backward_cuda));
+  m.impl("norm_shift_backward", TORCH_BOX(&norm_shift_backward_op));
 }
 
 }  // namespace rubiks

@@ -13,6 +13,8 @@
 // fixed order: the same bits on every run.
 #pragma once
 
+#include "norm_gradients.cuh"
+#include "order.cuh"
 #include "shift.h"
 
 #include <cuda_bf16.h>
@@ -135,13 +137,6 @@ template <int pending>
 __device__ inline void wait() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-#endif
-}
-
-// The next kernel in the stream may start while this one ends, if it is launched so (see mma.cuh).
-__device__ inline void allow_next_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
@@ -505,7 +500,7 @@ __device__ inline real block_sum(real value) {
 template <typename scalar, typename real, bool backward, bool norm, int tall, int wide, int step>
 __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kBackwardBlocks : kForwardBlocks)
     shift_kernel(const __grid_constant__ Arguments a) {
-  allow_next_kernel();
+  wait_for_kernel_before();
   const Plan& plan = a.plan;
   const unsigned tiles = plan.row_tiles * plan.col_tiles;
   const unsigned rest = tiles == 1 ? blockIdx.x : blockIdx.x / tiles, index = blockIdx.x - rest * tiles;
@@ -557,9 +552,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kB
   }
 }
 
-// One warp per channel adds the sums of its tiles. sums (c, slots), grad (rows, c), norm_sums (2, c) or nullptr.
+// One warp per channel adds the sums of its tiles. sums (c, slots), grad (rows, c); with a norm either its sums (2, c) or,
+// where `to` has statistics, its gradients.
 template <typename real>
-__global__ void sum_kernel(const Sums<real>* sums, real* grad, real* norm_sums, int c, int64_t slots, bool temporal) {
+__global__ void sum_kernel(const Sums<real>* sums, real* grad, real* norm_sums, const NormGradients to, int c,
+                           int64_t slots, bool temporal) {
+  wait_for_kernel_before();
   const int channel = blockIdx.x;
   double total[5] = {};
   for (int64_t i = threadIdx.x; i < slots; i += 32) {
@@ -574,6 +572,7 @@ __global__ void sum_kernel(const Sums<real>* sums, real* grad, real* norm_sums, 
   grad[(temporal ? 1 : 0) * c + channel] = total[1];
   grad[(temporal ? 2 : 1) * c + channel] = total[2];
   if (norm_sums) norm_sums[channel] = total[3], norm_sums[c + channel] = total[4];
+  if (to.stats) to.write(total[3], total[4], c, channel);
 }
 
 }  // namespace

@@ -256,6 +256,7 @@ struct Packed {
           }
           if (frame > 0 && now_mine && write && (i == 0 || second)) store_row<scalar>(to[i] + offset - step, out);
         }
+        __syncwarp();  // rows of taps of the next frame may reach into this one, for values that they drop
       }
       if (back) part.t = -part.t;
       sums = add(sums, part, 1.0f);
@@ -278,7 +279,7 @@ __device__ inline float plane_sum(float value, int lane, int lanes) {
 template <typename scalar, bool backward, bool norm>
 __global__ void __launch_bounds__(32, kPackBlocks)
     planes_kernel(const __grid_constant__ Arguments a, const __grid_constant__ Pack p) {
-  allow_next_kernel();
+  wait_for_kernel_before();
   extern __shared__ __align__(16) char memory[];
   const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(memory));
   const int lane = threadIdx.x, plane = divide(lane, p.lanes), part = lane - plane * p.lanes;

@@ -105,9 +105,9 @@ Tensor norm_mix_cuda(const Tensor& x, const Tensor& scale, const Tensor& bias, c
   a.result = static_cast<bfloat16*>(out.mutable_data_ptr());
   const auto takes = [&](int wide) { return aligned(wide, a.frame, x); };
   with_width<8, 4>(takes, [&](auto wide) {
-    norm_mix_kernel<wide><<<grid("norm_mix", a, wide, x.size(0)), kThreads, 0, current_stream(x)>>>(a);
+    const dim3 blocks = grid("norm_mix", a, wide, x.size(0));
+    launch(norm_mix_kernel<wide>, blocks, dim3(kThreads), 0, x, a);
   });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 
@@ -132,12 +132,10 @@ std::tuple<Tensor, Tensor, Tensor> norm_mix_backward_cuda(const Tensor& gm, cons
     sums = empty(weights, {blocks.x, 2, c}, ScalarType::Float);
     const Tensor parts = empty(weights, {c, 3, blocks.x}, ScalarType::Float);
     a.sums = mutable_pointer(sums), a.grad_weights = mutable_pointer(parts);
-    norm_mix_backward_kernel<wide><<<blocks, kThreads, 0, current_stream(x)>>>(a);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    sum_parts_kernel<<<static_cast<unsigned>(3 * c), 32, 0, current_stream(x)>>>(
-        pointer(parts), mutable_pointer(grad_weights), static_cast<int>(blocks.x));
+    launch(norm_mix_backward_kernel<wide>, blocks, dim3(kThreads), 0, x, a);
+    launch(sum_parts_kernel, dim3(static_cast<unsigned>(3 * c)), dim3(32), 0, x, pointer(parts),
+           mutable_pointer(grad_weights), blocks.x);
   });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {g, grad_weights, sums};
 }
 
@@ -155,15 +153,13 @@ Tensor stem_columns_cuda(const Tensor& images) {
   const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
   Tensor columns = empty(images, {kStemRows, p}, ScalarType::BFloat16);
   if (p == 0) return columns;
-  const auto launch = [&](auto wide, auto element) {
+  const auto run = [&](auto wide, auto element) {
     using scalar = decltype(element);
-    stem_columns_kernel<scalar, wide><<<grid("stem_columns", p / wide, 3), kThreads, 0, current_stream(images)>>>(
-        pointer<scalar>(images), static_cast<bfloat16*>(columns.mutable_data_ptr()), static_cast<int>(height),
-        static_cast<int>(width), static_cast<unsigned>(p / wide));
+    launch(stem_columns_kernel<scalar, wide>, grid("stem_columns", p / wide, 3), dim3(kThreads), 0, images,
+           pointer<scalar>(images), static_cast<bfloat16*>(columns.mutable_data_ptr()), height, width, p / wide);
   };
   with_width<8>([&](int wide) { return width % (2 * wide) == 0 && aligned(16 / images.element_size(), width, images); },
-                [&](auto wide) { type == ScalarType::Float ? launch(wide, float{}) : launch(wide, bfloat16{}); });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+                [&](auto wide) { type == ScalarType::Float ? run(wide, float{}) : run(wide, bfloat16{}); });
   return columns;
 }
 
@@ -186,7 +182,6 @@ void launch_every(const char* op, const Geometry& large, const Geometry& small, 
             narrow(threads)},
       wide, blocks);
   });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 Tensor every_cuda(const Tensor& x, Sizes sizes, int64_t stride) {
@@ -195,8 +190,8 @@ Tensor every_cuda(const Tensor& x, Sizes sizes, int64_t stride) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = empty(x, {x.size(0), small.columns()}, ScalarType::BFloat16);
   launch_every("every", large, small, stride, x, out, [&](const Every& a, auto wide, dim3 blocks) {
-    every_kernel<wide><<<blocks, kThreads, 0, current_stream(x)>>>(a, pointer<bfloat16>(x),
-                                                                   static_cast<bfloat16*>(out.mutable_data_ptr()));
+    launch(every_kernel<wide>, blocks, dim3(kThreads), 0, x, a, pointer<bfloat16>(x),
+           static_cast<bfloat16*>(out.mutable_data_ptr()));
   });
   return out;
 }
@@ -209,8 +204,8 @@ void add_every_cuda(const Tensor& g, const Tensor& part, Sizes sizes, int64_t st
   check.bfloat16("part", part, c, small.columns());
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   launch_every("add_every_", large, small, stride, g, part, [&](const Every& a, auto wide, dim3 blocks) {
-    add_every_kernel<wide><<<blocks, kThreads, 0, current_stream(g)>>>(a, static_cast<bfloat16*>(g.mutable_data_ptr()),
-                                                                       pointer<bfloat16>(part));
+    launch(add_every_kernel<wide>, blocks, dim3(kThreads), 0, g, a, static_cast<bfloat16*>(g.mutable_data_ptr()),
+           pointer<bfloat16>(part));
   });
 }
 

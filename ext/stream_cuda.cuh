@@ -5,6 +5,8 @@
 // in float32.
 #pragma once
 
+#include "order.cuh"
+
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -115,6 +117,7 @@ struct Reader {
 
 template <int wide>
 __global__ void __launch_bounds__(kThreads) norm_mix_kernel(const Mix a) {
+  wait_for_kernel_before();
   constexpr int depth = 4;  // of loads ahead
   const unsigned c = blockIdx.y, strip = blockIdx.x * kThreads + threadIdx.x;
   if (strip >= a.strips) return;
@@ -152,6 +155,7 @@ __device__ inline float warp_sum(float v) {
 // so the value of frame t meets the gradients of frames t + 1, t and t - 1.
 template <int wide>
 __global__ void __launch_bounds__(kThreads) norm_mix_backward_kernel(const Mix a) {
+  wait_for_kernel_before();
   constexpr int depth = wide == 8 ? 2 : 4;  // for each of two matrices
   const unsigned c = blockIdx.y, channels = gridDim.y, strip = blockIdx.x * kThreads + threadIdx.x;
   float sums[kSumRows] = {};
@@ -205,6 +209,7 @@ __global__ void __launch_bounds__(kThreads) norm_mix_backward_kernel(const Mix a
 
 // A warp for each row adds its parts in a fixed order. parts (rows, count), sums (rows).
 __global__ void sum_parts_kernel(const float* parts, float* sums, int count) {
+  wait_for_kernel_before();
   parts += static_cast<int64_t>(blockIdx.x) * count;
   float sum = 0;
   for (int i = threadIdx.x; i < count; i += 32) sum += parts[i];
@@ -219,6 +224,7 @@ __global__ void sum_parts_kernel(const float* parts, float* sums, int count) {
 template <typename scalar, int wide>
 __global__ void __launch_bounds__(kThreads)
     stem_columns_kernel(const scalar* images, __nv_bfloat16* columns, int height, int width, unsigned units) {
+  wait_for_kernel_before();
   constexpr int count = wide == 1 ? 1 : 16 / sizeof(scalar), parts = 2 * wide / count;  // of an access; accesses
   const unsigned unit = blockIdx.x * kThreads + threadIdx.x;
   if (unit >= units) return;
@@ -280,6 +286,7 @@ struct Place {
 // x (C, P) -> out (C, P').
 template <int wide>
 __global__ void __launch_bounds__(kThreads) every_kernel(const Every a, const __nv_bfloat16* x, __nv_bfloat16* out) {
+  wait_for_kernel_before();
   constexpr int span = Place<wide>::span;
   const Place<wide> place(a);
   Vector<__nv_bfloat16, span> pixels[kEveryFrames];
@@ -299,6 +306,7 @@ __global__ void __launch_bounds__(kThreads) every_kernel(const Every a, const __
 template <int wide>
 __global__ void __launch_bounds__(kThreads)
     add_every_kernel(const Every a, __nv_bfloat16* g, const __nv_bfloat16* part) {
+  wait_for_kernel_before();
   constexpr int span = Place<wide>::span;
   const Place<wide> place(a);
   Vector<__nv_bfloat16, span> sums[kEveryFrames];

@@ -35,31 +35,17 @@ void plan(WeightGrad& a, const Tensor& x) {
 }
 
 template <typename scalar, int warps_k>
-void launch(const WeightGrad& a, const Tensor& x, cudaStream_t stream) {
+void run(const WeightGrad& a, const Tensor& x) {
   const int bytes = kTableBytes + std::max(a.stages * a.stage_bytes, warps_k < kMaxWarpsK ? kExchangeBytes : 0);
   constexpr auto kernel = weight_grad_kernel<scalar, warps_k>;
   allow_shared_memory<kernel>(x);
-  kernel<<<static_cast<unsigned>(a.tiles) * a.splits, kThreads, bytes, stream>>>(a);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-void sum_partials(const float* partial, float* out, int64_t size, int splits, cudaStream_t stream) {
-  const auto add = [&](auto vector) {
-    using type = decltype(vector);
-    const int64_t count = size * sizeof(float) / sizeof(type);
-    const dim3 threads(kSumColumns, kSumGroups);
-    sum_partials_kernel<<<static_cast<unsigned>(ceil_div(count, kSumColumns)), threads, 0, stream>>>(
-        reinterpret_cast<const type*>(partial), reinterpret_cast<type*>(out), count, splits);
-  };
-  size % 4 == 0 ? add(float4{}) : add(float{});
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(kernel, dim3(static_cast<unsigned>(a.tiles) * a.splits), dim3(kThreads), bytes, x, a);
 }
 
 }  // namespace
 
-Tensor pointwise_weight_grad_cuda(const Tensor& g, const std::optional<Tensor>& h, const std::optional<Tensor>& mix,
-                                  const Tensor& x, const std::optional<Tensor>& scale,
-                                  const std::optional<Tensor>& bias) {
+WeightGradient weight_grad_parts_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
+                                      const MaybeTensor& scale, const MaybeTensor& bias) {
   const Checks check("pointwise_weight_grad", g);
   check.matrix("g", g);
   check.matrix("x", x);
@@ -88,19 +74,49 @@ Tensor pointwise_weight_grad_cuda(const Tensor& g, const std::optional<Tensor>& 
   a.m = static_cast<int>(m), a.k = static_cast<int>(k), a.p = p;
   plan(a, x);
   Tensor out = empty(g, {m, k}, ScalarType::Float);
-  const Tensor partial = a.splits > 1 ? empty(g, {a.splits, m, k}, ScalarType::Float) : out;
-  a.out = static_cast<float*>(partial.mutable_data_ptr());
-  const cudaStream_t stream = current_stream(g);
+  const Tensor parts = a.splits > 1 ? empty(g, {a.splits, m, k}, ScalarType::Float) : view(out, {1, m, k}, {m * k, k, 1});
+  a.out = mutable_pointer(parts);
   with_type(g, [&](auto element) {
     using scalar = decltype(element);
-    if (a.tile_k <= kWarpK) return launch<scalar, 1>(a, x, stream);
-    if (a.tile_k <= 2 * kWarpK) return launch<scalar, 2>(a, x, stream);
-    launch<scalar, kMaxWarpsK>(a, x, stream);
+    if (a.tile_k <= kWarpK) return run<scalar, 1>(a, x);
+    if (a.tile_k <= 2 * kWarpK) return run<scalar, 2>(a, x);
+    run<scalar, kMaxWarpsK>(a, x);
   });
-  if (a.splits > 1) sum_partials(a.out, static_cast<float*>(out.mutable_data_ptr()), m * k, a.splits, stream);
-  return out;
+  return {out, parts};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) { m.impl("pointwise_weight_grad", TORCH_BOX(&pointwise_weight_grad_cuda)); }
+void add_parts_cuda(const std::vector<WeightGradient>& gradients) {
+  PartsToAdd list = {};
+  int count = 0;
+  int64_t largest = 0;
+  bool vectors = true;
+  for (const auto& [whole, parts] : gradients) {
+    if (parts.size(0) == 1) continue;
+    list.at[count++] = {pointer(parts), mutable_pointer(whole), whole.numel(), static_cast<int>(parts.size(0))};
+    largest = std::max(largest, whole.numel());
+    vectors = vectors && whole.numel() % 4 == 0;
+  }
+  if (count == 0) return;
+  const auto add = [&](auto vector) {
+    constexpr int width = sizeof(vector) / sizeof(float);
+    const dim3 blocks(static_cast<unsigned>(ceil_div(largest, kSumColumns * width)), count);
+    launch(add_parts_kernel<decltype(vector)>, blocks, dim3(kSumColumns, kSumGroups), 0, gradients[0].whole, list);
+  };
+  vectors ? add(float4{}) : add(float{});
+}
+
+namespace {
+
+Tensor weight_grad_op(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
+                      const MaybeTensor& scale, const MaybeTensor& bias) {
+  const WeightGradient gradient = weight_grad_parts_cuda(g, h, mix, x, scale, bias);
+  const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
+  add_parts_cuda({gradient});
+  return gradient.whole;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) { m.impl("pointwise_weight_grad", TORCH_BOX(&weight_grad_op)); }
 
 }  // namespace rubiks

@@ -4,8 +4,8 @@
 // M and K are short and P is long, so what counts is to read g, h and x once, without pause. One block runs on each
 // multiprocessor. It makes a tile of the result, as large as its registers hold, over its share of the columns: chunks
 // of 64, which arrive in a ring of stages in shared memory several chunks ahead of their use. The blocks of a tile take
-// the chunks in turn, so that at any time they all read from the same few pages of memory. Each writes its partial
-// sums, and a second kernel adds them in a fixed order: the same bits on every run.
+// the chunks in turn, so that at any time they all read from the same few pages of memory. Each writes its part of
+// the sums, and a second kernel adds them in a fixed order: the same bits on every run.
 #pragma once
 
 #include "mma.cuh"
@@ -37,7 +37,7 @@ constexpr int kExchangeBytes = sizeof(float) * kOutputs * kThreads / 2;  // at t
 struct WeightGrad {
   const void *g, *h, *x;            // (M, P), (M, P) or null, (K, P)
   const float *mix, *scale, *bias;  // (3, M), null where h is; (K), null where x is taken as it is
-  float* out;                       // (splits, M, K): partial sums
+  float* out;                       // (splits, M, K): parts
   int64_t p;                        // a multiple of 8
   int m, k;
   int tile_m, tile_k, tiles_k, tiles;  // rows of g and of x in a tile; tiles along K and in all
@@ -203,6 +203,7 @@ __global__ void __launch_bounds__(kThreads, 1) weight_grad_kernel(const __grid_c
     }
     commit();  // of nothing, past the last chunk, so that the count of groups goes on
   };
+  wait_for_kernel_before();
   unsigned free = ring;
   for (int i = 0; i < a.stages - 1; ++i, free = next(free)) copy(split + i * a.splits, free);
 
@@ -278,18 +279,30 @@ __global__ void __launch_bounds__(kThreads, 1) weight_grad_kernel(const __grid_c
 #endif
 }
 
-constexpr int kSumColumns = 32, kSumGroups = 8;  // threads of a block: columns, and groups of partial sums
+constexpr int kSumColumns = 32, kSumGroups = 8;  // threads of a block: columns, and groups of parts
+constexpr int kMaxSums = 3;
 
-// out[i] = sum of partial[s][i] over s, in a fixed order. partial (splits, size), out (size), in vectors of floats.
+struct PartsToAdd {
+  struct {
+    const float* parts;  // (splits, size)
+    float* sum;          // (size)
+    int64_t size;
+    int splits;
+  } at[kMaxSums];
+};
+
+// sum[i] = sum of parts[s][i] over s, in a fixed order, in vectors of floats; blockIdx.y chooses of the list.
 template <typename vector>
-__global__ void __launch_bounds__(kSumColumns* kSumGroups)
-    sum_partials_kernel(const vector* partial, vector* out, int64_t size, int splits) {
+__global__ void __launch_bounds__(kSumColumns* kSumGroups) add_parts_kernel(const __grid_constant__ PartsToAdd list) {
   constexpr int width = sizeof(vector) / sizeof(float);
   struct alignas(sizeof(vector)) Values {
     float at[width];
   };
   __shared__ Values groups[kSumGroups][kSumColumns];
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kSumColumns + threadIdx.x;
+  wait_for_kernel_before();
+  const auto& a = list.at[blockIdx.y];
+  const int64_t size = a.size / width, i = static_cast<int64_t>(blockIdx.x) * kSumColumns + threadIdx.x;
+  const vector* parts = reinterpret_cast<const vector*>(a.parts);
   Values sum = {};
   const auto add = [&](const Values& v) {
 #pragma unroll
@@ -297,8 +310,8 @@ __global__ void __launch_bounds__(kSumColumns* kSumGroups)
   };
   if (i < size) {
 #pragma unroll 4
-    for (int s = threadIdx.y; s < splits; s += kSumGroups) {
-      const vector v = partial[s * size + i];
+    for (int s = threadIdx.y; s < a.splits; s += kSumGroups) {
+      const vector v = parts[s * size + i];
       add(reinterpret_cast<const Values&>(v));
     }
   }
@@ -307,7 +320,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumGroups)
   if (threadIdx.y > 0 || i >= size) return;
 #pragma unroll
   for (int j = 1; j < kSumGroups; ++j) add(groups[j][threadIdx.x]);
-  out[i] = reinterpret_cast<const vector&>(sum);
+  reinterpret_cast<vector*>(a.sum)[i] = reinterpret_cast<const vector&>(sum);
 }
 
 }  // namespace

@@ -42,8 +42,14 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = ROUNDING) -> None
 
 def sums_close(parts: Tensor, value: Tensor, other: Tensor) -> None:
     """Row sums of value and of value * other, judged by the sums of magnitudes."""
-    for row, terms in zip(parts.double().sum(0), (value, value * other), strict=True):
-        assert ((row - terms.sum(1)).abs() <= 1e-4 * terms.abs().sum(1) + 1e-6).all()
+    assert sums_agree(parts, value, other)
+
+
+def sums_agree(parts: Tensor, value: Tensor, other: Tensor) -> bool:
+    pairs = zip(parts.double().sum(0), (value, value * other), strict=True)
+    return all(
+        bool(((row - terms.sum(1)).abs() <= 1e-4 * terms.abs().sum(1) + 1e-6).all()) for row, terms in pairs
+    )
 
 
 def same_bits(call) -> tuple[Tensor, ...]:
@@ -58,8 +64,9 @@ def double(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.double() for tensor in tensors]
 
 
-# Rows of the result, rows of x, columns: of the tiers, and odd ones.
+# Rows of the result, rows of x, columns: of the tiers, and odd ones. From 145 to 288 rows Hopper has a kernel of its own.
 SHAPES = [(54, 54, 392), (72, 72, 4104), (144, 72, 1000), (288, 288, 3136), (576, 576, 136), (20, 6, 264), (145, 38, 8)]
+SHAPES += [(288, 144, 1000), (216, 216, 17032), (150, 40, 72)]
 
 
 @pytest.mark.parametrize(("m", "k", "p"), SHAPES)
@@ -75,8 +82,8 @@ def test_pointwise(m, k, p):
         exact = fused.pointwise(*double(*arguments), relu)[0]
         close(y, exact)
         if stats:
-            value = sums_of_rounded(arguments, relu) if norm else exact
-            sums_close(sums, value, value)
+            value, written = sums_of_rounded(arguments, relu) if norm else exact, y.double()
+            assert sums_agree(sums, value, value) or sums_agree(sums, written, written)  # before or after rounding
 
 
 def sums_of_rounded(arguments: tuple[Tensor | None, ...], relu: bool) -> Tensor:
@@ -101,7 +108,8 @@ def test_pointwise_gradients(m, k, p):
         close(out, exact)
         if masked:
             rounded = upstream.bfloat16().double()
-            sums_close(sums, fused.pointwise_grad(rounded, weight.double(), *double(*of_x))[0], x.double())
+            value, _ = fused.pointwise_grad(rounded, weight.double(), *double(*of_x))
+            assert sums_agree(sums, value, x.double()) or sums_agree(sums, out.double(), x.double())
         (gradient,) = same_bits(lambda n=of_norm, o=of_x: (torch.ops.rubiks.pointwise_weight_grad(g, *n, x, *o[1:]),))
         close(gradient, fused.pointwise_weight_grad(upstream, x.double(), *double(*of_x[1:])))
 

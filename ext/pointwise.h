@@ -1,0 +1,43 @@
+// What a matrix product of a 1x1 convolution computes: y (M, P) = weight (M, K) @ f(x (K, P)) on channel-major
+// activations, with what comes before (batch norm and ReLU) and after (bias, residual, ReLU, row sums) done on the way.
+// pointwise_cuda.cuh has the kernel for all GPUs, pointwise_hopper.cuh the one for many rows on Hopper.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+
+namespace rubiks {
+
+using bfloat16 = __nv_bfloat16;
+
+// f(x) is x, relu(scale * x + bias), or mix[0] * x + mix[1] * x2 + mix[2].
+enum class Start { plain, norm, mix };
+// What the result is besides written: summed, or masked and summed.
+enum class Ending { plain, sums, mask };
+
+struct Pointwise {
+  const bfloat16* x;          // (K, P)
+  const bfloat16* weight;     // (M, K)
+  const bfloat16* x2;         // (K, P)
+  const float *scale, *bias;  // (K)
+  const float* mix;           // (3, K)
+  const float* offset;        // (M), added to rows of y, or nullptr
+  const bfloat16* residual;   // (M, P), added to y, or nullptr
+  // Backward of f: y is 0 where mask_scale * mask + mask_bias <= 0.
+  const bfloat16* mask;                 // (M, P)
+  const float *mask_scale, *mask_bias;  // (M)
+  bfloat16* y;                          // (M, P)
+  float* sums;                          // (parts, 2, M): of y and of y^2, or of y and of y * mask
+  int64_t p;
+  int m, k;
+  int slices;  // of the rows of y, which blocks share out
+  bool relu;
+  bool early;  // the kernel before in the stream does not write the weight
+};
+
+// Makes y and, unless the ending is plain, new `sums`, if there is a kernel for Hopper that takes the product: whether.
+bool pointwise_hopper(Pointwise& a, Ending ending, const torch::stable::Tensor& x, torch::stable::Tensor* sums);
+
+}  // namespace rubiks
