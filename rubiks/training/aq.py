@@ -1,4 +1,4 @@
-"""Attention quantisation: from a soft temporal attention to whole-frame shifts within a budget (RubiksNet, section 3.3).
+"""Attention quantisation: from soft temporal attention to whole-frame shifts within a budget (RubiksNet, section 3.3).
 
 Soft phase: the temperature falls, and a Lagrange multiplier holds the share of attention that is off "stay". Hard
 phase: the choice is made and frozen, and the rest of the network trains on.
@@ -81,8 +81,8 @@ class AttentionSchedule:
         At a higher one softmax leaves more off "stay" whatever the logits are (46% at 2.0), so that the budget itself
         would be out of reach and its multiplier would grow until no channel looks at another frame.
         """
-        if self.budget == 1:
-            return 1.0
+        if self.budget == 1 or temperature == 0:
+            return self.budget
         other = math.exp(-ONE_HOT_GAP / temperature)  # beside a logit whose exponential is 1
         stays, moves = 2 * other / (1 + 2 * other), (1 + other) / (1 + 2 * other)
         return (1 - self.budget) * stays + self.budget * moves
@@ -90,75 +90,76 @@ class AttentionSchedule:
     def __str__(self) -> str:
         where = "of every block" if self.per_layer else "of the network"
         return (
-            f"attention: soft for {self.soft:.0%} of training, temperature {self.start:g} to {self.end:g}; then at most "
-            f"{self.budget:.1%} of the channels {where} are shifted in time"
+            f"attention: soft for {self.soft:.0%} of training, temperature {self.start:g} to {self.end:g}; "
+            f"then at most {self.budget:.2%} of the channels {where} are shifted in time"
         )
 
 
-def off_stay(net: RubiksNet, per_layer: bool) -> Tensor:
-    """The share of attention off "stay", mean(1 - w_stay): (1,), or (blocks,) for each block's channels by themselves."""
-    weights = [each for each in attention_weights([m for m in net.modules() if isinstance(m, RubiksBlock)]) if each is not None]
-    if per_layer:
-        return torch.stack([1 - each[:, 1].mean() for each in weights])
-    return (1 - torch.cat(weights)[:, 1].mean())[None]
-
-
 class Annealing(nn.Module):
-    """Takes a network through both phases. The network is given to each call; it and the multipliers hold the state.
+    """Takes a network through both phases, an optimiser step at a time.
 
     Args:
+        net: the network that is trained. Its attention shifts hold the temperature, and in the end the choice.
         schedule: the settings.
-        net: the network that is trained.
 
     Attributes:
         multiplier: Lagrange multipliers, one, or one for each block; a buffer, so that checkpoints have it.
+        temperature: of this step, 0 in the hard phase.
     """
 
     multiplier: Tensor
 
-    def __init__(self, schedule: AttentionSchedule, net: RubiksNet) -> None:
+    def __init__(self, net: RubiksNet, schedule: AttentionSchedule) -> None:
         super().__init__()
         self.schedule = schedule
+        self._net = (net,)  # in a tuple: its weights are not part of this module
+        self._blocks = [module for module in net.modules() if isinstance(module, RubiksBlock)]
         self.register_buffer("multiplier", torch.zeros(len(net.attention_shifts()) if schedule.per_layer else 1))
+        self.temperature = schedule.start
 
-    def begin_step(self, net: RubiksNet, step: int, steps: int) -> bool:
+    def begin_step(self, step: int, steps: int) -> bool:
         """Set the temperature for an optimiser step of a training of `steps`, or make the choice; whether it was made.
 
-        Hard networks stay as they are: the choice is never made twice.
+        A hard network stays as it is: the choice is never made twice.
         """
-        if net.temporal_share() is not None:
-            return False
+        (net,) = self._net
         soft_steps = self.schedule.soft_steps(steps)
-        if step < soft_steps:
-            temperature = self.schedule.temperature(step / soft_steps)
+        if net.temporal_share() is not None:
+            self.temperature = 0.0
+        elif step < soft_steps:
+            self.temperature = self.schedule.temperature(step / soft_steps)
             for shift in net.attention_shifts():
-                shift.T.fill_(temperature)
-            return False
-        net.harden(self.schedule.budget, self.schedule.per_layer)
-        self.multiplier.zero_()
-        return True
+                shift.T.fill_(self.temperature)
+        else:
+            net.harden(self.schedule.budget, self.schedule.per_layer)
+            self.multiplier.zero_()
+            self.temperature = 0.0
+            return True
+        return False
 
-    def penalty(self, net: RubiksNet) -> Tensor:
-        """What to add to the loss: each multiplier times how far its share of attention is above what is allowed.
+    def share_off_stay(self) -> Tensor:
+        """mean(1 - w_stay) over all channels (1,), or over those of each block (blocks,)."""
+        stay = [weights[:, 1] for weights in attention_weights(self._blocks) if weights is not None]
+        means = [weights.mean() for weights in (stay if self.schedule.per_layer else [torch.cat(stay)])]
+        return 1 - torch.stack(means)
 
-        In the hard phase it is 0, without gradient, and only keeps the logits in the graph, as DDP asks of parameters.
+    def penalty(self, share: Tensor) -> Tensor:
+        """What to add to the loss: each multiplier times how far `share_off_stay` is above what is allowed.
+
+        In the hard phase it is 0, without gradient: it keeps the logits in the graph, as DDP demands of parameters.
         """
-        return (self.multiplier * self._excess(net)).mean()
+        return (self.multiplier * (share - self.schedule.allowed_share(self.temperature))).mean()
 
     @torch.no_grad()
-    def end_step(self, net: RubiksNet, steps: int) -> None:
-        """Dual ascent, before the optimiser step; and in the hard phase, no step for the logits."""
-        if net.temporal_share() is not None:
-            for shift in net.attention_shifts():
-                shift.weight.grad = None  # optimisers leave these out: neither momentum nor decay moves them
-            return
-        rate = self.schedule.multiplier_rate / max(1, self.schedule.soft_steps(steps))
-        self.multiplier.add_(rate * self._excess(net)).clamp_(min=0)
-
-    def _excess(self, net: RubiksNet) -> Tensor:
-        temperature = net.attention_shifts()[0].T.item()
-        allowed = self.schedule.allowed_share(temperature) if temperature > 0 else self.schedule.budget
-        return off_stay(net, self.schedule.per_layer) - allowed
+    def end_step(self, steps: int) -> None:
+        """Before the optimiser's step: dual ascent. In the hard phase, leave the logits out of the step."""
+        if self.temperature > 0:
+            rate = self.schedule.multiplier_rate / self.schedule.soft_steps(steps)
+            excess = self.share_off_stay() - self.schedule.allowed_share(self.temperature)
+            self.multiplier.add_(rate * excess).clamp_(min=0)
+        else:
+            for shift in self._net[0].attention_shifts():
+                shift.weight.grad = None  # not even momentum moves them then
 
 
 def _is_number(value: object) -> bool:
