@@ -33,8 +33,8 @@ from rubiks.models.checkpoint import SavedNetwork
 from rubiks.training.aq import AttentionSchedule
 from rubiks.training.callbacks import ProgressLines, Throughput
 from rubiks.training.checkpointing import AtomicCheckpointIO, SaveOnInterrupt
+from rubiks.training.pictures import ShiftPictures
 from rubiks.training.recipe import Recipe
-from rubiks.training.shifts import ShiftPictures
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import rubiks
-from rubiks.models import RubiksNet, checkpoint
 from rubiks.ops import fused, library, operator
 
 
@@ -33,9 +30,11 @@ def add_to(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what `collect` tells, or `describe_shifts`."""
+    """Print what `collect` tells, or what a checkpoint's shifts have learned."""
     if arguments.shifts is not None:
-        describe_shifts(arguments.shifts, Path(arguments.out))
+        from rubiks.cli import shifts  # with Lightning and matplotlib it takes seconds to import
+
+        shifts.describe(arguments.shifts, Path(arguments.out))
         return
     facts = collect()
     if arguments.json:
@@ -48,42 +47,6 @@ def run(arguments: argparse.Namespace) -> None:
             for line in text.splitlines() or ["none"]:
                 print(f"  {name:<14}{line}")
                 name = ""
-
-
-def describe_shifts(path: str, folder: Path) -> None:
-    """Print a table of a checkpoint's shifts by stage, and write the pictures that training draws into a folder.
-
-    Raises:
-        InputError: the checkpoint cannot be read, or the folder not be written.
-    """
-    from rubiks.training import shifts  # matplotlib is slow to import
-
-    saved = checkpoint.read(path)
-    net = RubiksNet.from_saved(saved)
-    title = "learned shifts: T in frames, H and W in pixels"
-    table = Table("stage", "channels", "axis", "mean", "std", "min", "max", "change", title=title)
-    for stage, values in shifts.offsets(net).items():
-        initial = saved.initial_shifts.get(stage)
-        for row, axis in enumerate(shifts.axes_of(values)):
-            own = values[row]
-            change = "" if initial is None else f"{(own - initial[row]).abs().mean():.3f}"
-            numbers = (f"{number:.3f}" for number in (own.mean(), own.std(), own.min(), own.max()))
-            table.add_row(*((stage, f"{len(own):,}") if row == 0 else ("", "")), axis, *numbers, change)
-    Console().print(table)
-    print(
-        "change: mean distance from the start of training" if saved.initial_shifts else "change: not kept in this file"
-    )
-    if counts := shifts.moves(net):
-        hard = net.temporal_share() is not None
-        title = "whole-frame shifts in time" if hard else "temporal attention is soft; channels by where it is largest"
-        table = Table("stage", *shifts.Moves._fields, "share off stay", title=title)
-        for stage, own in counts.items():
-            table.add_row(stage, *(f"{count:,}" for count in own), f"{1 - own.stay / sum(own):.2%}")
-        Console().print(table)
-        print(shifts.describe_moves(net))
-    for name, figure in shifts.pictures(net, saved.initial_shifts):
-        shifts.save(figure, folder / f"{name}.png")
-        print(f"{folder / name}.png")
 
 
 def collect() -> dict[str, dict[str, str | list[str]]]:
