@@ -324,7 +324,7 @@ def test_resumed_training_continues_the_schedule(tmp_path, per_layer):
     for epoch, share in ((0, None), (2, whole.net.temporal_share())):
         path = tmp_path / f"epoch={epoch}.ckpt"
         assert RubiksNet.load_pretrained(path).temporal_share() == share
-        resumed = fit(schedule, callbacks=[ModelCheckpoint(tmp_path / "again")], ckpt=path, **options)
+        resumed = fit(schedule, callbacks=[ModelCheckpoint(tmp_path / f"from {epoch}")], ckpt=path, **options)
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), name
         assert all(torch.equal(resumed.initial_shifts[k], v) for k, v in whole.initial_shifts.items())

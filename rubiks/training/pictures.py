@@ -36,7 +36,8 @@ def pictures(net: RubiksNet, initial: Mapping[str, Tensor]) -> Iterator[tuple[st
 
 def draw_moves(counts: Mapping[str, Moves]) -> Figure:
     """Bars for every stage: how many channels shift back, stay, shift ahead."""
-    figure = Figure(figsize=(2.2 * len(counts), 2.6), layout="constrained")
+    figure = Figure(figsize=(2.4 * len(counts), 2.6))
+    figure.subplots_adjust(left=0.07, right=0.99, wspace=0.4)
     for axes, (stage, own) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
         axes.bar_label(axes.bar(own._fields, own, color=("C0", "0.7", "C1")), fontsize=8)
         axes.set_title(f"{stage}, {1 - own.stay / sum(own):.1%} shifted", fontsize=9)
@@ -48,7 +49,8 @@ def draw_moves(counts: Mapping[str, Moves]) -> Figure:
 def draw_histograms(title: str, values: Mapping[str, Tensor], outlines: Mapping[str, Tensor]) -> Figure:
     """A row for every stage and a column for every axis: the distribution over the channels."""
     names = axes_of(next(iter(values.values())))
-    figure = Figure(figsize=(2.8 * len(names), 1.4 * len(values) + 0.5), layout="constrained")
+    figure = Figure(figsize=(3 * len(names), 1.4 * len(values) + 0.6))
+    figure.subplots_adjust(left=0.3 / len(names), right=0.98, top=0.94, bottom=0.08, hspace=0.15)
     grid = figure.subplots(len(values), len(names), squeeze=False, sharex="col")
     for column, name in enumerate(names):
         shown = [own[column] for own in (*values.values(), *outlines.values())]
@@ -73,18 +75,22 @@ def save(figure: Figure, path: Path) -> None:
 
 
 class ShiftPictures(Callback):
-    """After each validation, draws what the shifts have learned into a folder and for Weights & Biases."""
+    """Draws what the shifts have learned into a folder, and for Weights & Biases.
+
+    After each validation where Weights & Biases is in use, otherwise after the last.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.sanity_checking:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.sanity_checking or not (loggers or last):
             return
         for name, figure in pictures(module.net, module.initial_shifts):  # type: ignore[arg-type]
             path = self.folder / f"{name}.png"
             save(figure, path)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(f"shifts/{name}", [str(path)], step=trainer.global_step)
+            for logger in loggers:
+                logger.log_image(f"shifts/{name}", [str(path)], step=trainer.global_step)
