@@ -39,7 +39,8 @@ def describe(path: str, folder: Path) -> None:
         for stage, counts in by_stage.items():
             table.add_row(stage, *(f"{count:,}" for count in counts), f"{1 - counts.stay / sum(counts):.2%}")
         Console().print(table)
-        print(describe_moves(net))
+        if hard:
+            print(describe_moves(net))
     for name, figure in pictures(net, saved.initial_shifts):
         save(figure, folder / f"{name}.png")
         print(f"{folder / name}.png")

@@ -171,7 +171,7 @@ class VideoClassifier(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         if self.annealing is not None:
             for stage, counts in shifts.moves(self.net).items():
-                self.log(f"aq/shifted/{stage}", 1 - counts.stay / sum(counts))
+                self.log(f"aq/shifted/{stage}", 1 - counts.stay / sum(counts), sync_dist=True)
 
     def on_validation_start(self) -> None:
         # Each process has its own running statistics; all validate, and the checkpoint holds, those of the first.
