@@ -96,7 +96,7 @@ class AttentionSchedule:
 
 
 class Annealing(nn.Module):
-    """Takes a network through both phases, an optimiser step at a time.
+    """Takes a network through both phases, an optimiser step at a time: `begin_step`, `penalty`, `end_step`.
 
     Args:
         net: the network that is trained. Its attention shifts hold the temperature, and in the end the choice.
@@ -104,17 +104,23 @@ class Annealing(nn.Module):
 
     Attributes:
         multiplier: Lagrange multipliers, one, or one for each block; a buffer, so that checkpoints have it.
+        channels: share of the channels that each multiplier is for; they add up to 1.
         temperature: of this step, 0 in the hard phase.
+        share: of attention off "stay" when `penalty` was last computed, for each multiplier.
     """
 
     multiplier: Tensor
+    channels: Tensor
 
     def __init__(self, net: RubiksNet, schedule: AttentionSchedule) -> None:
         super().__init__()
         self.schedule = schedule
         self._net = (net,)  # in a tuple: its weights are not part of this module
         self._blocks = [module for module in net.modules() if isinstance(module, RubiksBlock)]
-        self.register_buffer("multiplier", torch.zeros(len(net.attention_shifts()) if schedule.per_layer else 1))
+        counts = torch.tensor([float(len(shift.weight)) for shift in net.attention_shifts()])
+        channels = counts / counts.sum() if schedule.per_layer else torch.ones(1)
+        self.register_buffer("channels", channels, persistent=False)
+        self.register_buffer("multiplier", torch.zeros_like(channels))
         self.temperature = schedule.start
 
     def begin_step(self, step: int, steps: int) -> bool:
@@ -137,29 +143,28 @@ class Annealing(nn.Module):
             return True
         return False
 
-    def share_off_stay(self) -> Tensor:
-        """mean(1 - w_stay) over all channels (1,), or over those of each block (blocks,)."""
-        stay = [weights[:, 1] for weights in attention_weights(self._blocks) if weights is not None]
-        means = [weights.mean() for weights in (stay if self.schedule.per_layer else [torch.cat(stay)])]
-        return 1 - torch.stack(means)
-
-    def penalty(self, share: Tensor) -> Tensor:
-        """What to add to the loss: each multiplier times how far `share_off_stay` is above what is allowed.
+    def penalty(self) -> Tensor:
+        """What to add to the loss: each multiplier times how much attention off "stay" is too much.
 
         In the hard phase it is 0, without gradient: it keeps the logits in the graph, as DDP demands of parameters.
         """
-        return (self.multiplier * (share - self.schedule.allowed_share(self.temperature))).mean()
+        stay = [weights[:, 1] for weights in attention_weights(self._blocks) if weights is not None]
+        groups = stay if self.schedule.per_layer else [torch.cat(stay)]
+        share = 1 - torch.stack([group.mean() for group in groups])
+        self.share = share.detach()
+        return (self.multiplier * self.channels * self._excess(share)).sum()
 
-    @torch.no_grad()
     def end_step(self, steps: int) -> None:
         """Before the optimiser's step: dual ascent. In the hard phase, leave the logits out of the step."""
         if self.temperature > 0:
             rate = self.schedule.multiplier_rate / self.schedule.soft_steps(steps)
-            excess = self.share_off_stay() - self.schedule.allowed_share(self.temperature)
-            self.multiplier.add_(rate * excess).clamp_(min=0)
+            self.multiplier.add_(rate * self._excess(self.share)).clamp_(min=0)
         else:
             for shift in self._net[0].attention_shifts():
                 shift.weight.grad = None  # not even momentum moves them then
+
+    def _excess(self, share: Tensor) -> Tensor:
+        return share - self.schedule.allowed_share(self.temperature)
 
 
 def _is_number(value: object) -> bool:

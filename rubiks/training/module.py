@@ -86,11 +86,11 @@ class VideoClassifier(pl.LightningModule):
         return loss if self.annealing is None else loss + self._attention_penalty(self.annealing)
 
     def _attention_penalty(self, annealing: Annealing) -> Tensor:
-        share = annealing.share_off_stay()
+        penalty = annealing.penalty()
         self.log("aq/temperature", annealing.temperature)
-        self.log("aq/expected_share", share.detach().mean())
-        self.log("aq/multiplier", annealing.multiplier.mean())
-        return annealing.penalty(share)
+        self.log("aq/expected_share", (annealing.share * annealing.channels).sum())
+        self.log("aq/multiplier", (annealing.multiplier * annealing.channels).sum())
+        return penalty
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         label = batch["label"]
