@@ -96,6 +96,8 @@ class Block(nn.Module):
 
     Attributes:
         offset: that of the output, likewise left to the next block. The bias of a folded shortcut ends there.
+        attention: weights (3, C_in, 1, 1) of a soft attention shift.
+        moved: the channels of a hard one that take another frame; the first `looking_back` of them the previous one.
     """
 
     conv2: Tensor
@@ -113,14 +115,14 @@ class Block(nn.Module):
         self.rectify = Rectifier(scale1, bias1, dtype)
         attention = moved = None
         temporal = block.attention
-        if temporal is not None and not temporal.hard:  # back, stay, ahead; as in (C, H, W)
-            attention = temporal.attention().t()[:, :, None, None]
         if temporal is not None and temporal.back is not None and temporal.ahead is not None:
             self.looking_back = len(temporal.back)
             channels = torch.cat((temporal.back, temporal.ahead))
             if len(channels):
                 moved = channels
                 self.rectify_moved = Rectifier(scale1[moved], bias1[moved], dtype)
+        elif temporal is not None:  # back, stay, ahead; as in (C, H, W)
+            attention = temporal.attention().t()[:, :, None, None]
         self.register_buffer("moved", moved)
         weight2 = scale2[:, None] * exact_weight(block.first_convolution)
         self.register_buffer("attention", attention)

@@ -27,20 +27,21 @@ def _standardized(logits: Tensor) -> Tensor:
     return logits / (logits.std(dim=1, keepdim=True) + 1e-6)
 
 
-def move_frames_(x: Tensor, back: Tensor, ahead: Tensor) -> Tensor:
-    """Shift some channels of x (N, T, C, H, W) by one frame, in place; frames outside the clip are zero.
+def move_frames(x: Tensor, back: Tensor, ahead: Tensor) -> Tensor:
+    """Shift some channels of x (N, T, C, H, W) by one frame; frames outside the clip are zero.
 
     Args:
         back, ahead: numbers of the channels that take the previous and the next frame.
     """
-    frames = x.shape[1]
-    for channels, first in ((back, 0), (ahead, frames - 1)):
-        if len(channels):
-            # Rolled by one frame, the one that comes round from the other end is the one outside.
-            moved = x.index_select(2, channels).roll(1 if first == 0 else -1, dims=1)
-            moved[:, first] = 0
-            x.index_copy_(2, channels, moved)
-    return x
+    channels = torch.cat((back, ahead))
+    if not len(channels):
+        return x
+    # Rolled by a frame, the one that comes round from the other end is the one outside.
+    previous = x.index_select(2, back).roll(1, dims=1)
+    previous[:, 0] = 0
+    following = x.index_select(2, ahead).roll(-1, dims=1)
+    following[:, -1] = 0
+    return x.index_copy(2, channels, torch.cat((previous, following), dim=2))
 
 
 class AttentionShift(nn.Module):
@@ -101,7 +102,7 @@ class AttentionShift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C, H, W) -> the same shape and dtype, for any number of frames."""
         if self.back is not None and self.ahead is not None:
-            return move_frames_(x.clone(), self.back, self.ahead)
+            return move_frames(x, self.back, self.ahead)
         return mix_frames(x, self.attention().to(x.dtype).t()[:, :, None, None])
 
     def extra_repr(self) -> str:
@@ -123,7 +124,7 @@ def harden(shifts: Sequence[AttentionShift], budget: float, per_layer: bool = Fa
     for group in [[shift] for shift in shifts] if per_layer else [shifts]:
         odds = torch.cat([_odds_off_stay(shift) for shift in group])
         moves = torch.cat([shift.weight.detach().argmax(1).cpu() - 1 for shift in group])
-        room = math.floor(Fraction(budget) * len(moves))  # exact: a product of floats may be rounded up
+        room = math.floor(Fraction(float(budget)) * len(moves))  # exact: a product of floats may be rounded up
         first = odds.masked_fill(moves == 0, -math.inf).argsort(descending=True, stable=True)
         moves[first[room:]] = 0
         for shift, own in zip(group, moves.split([len(shift.weight) for shift in group]), strict=True):

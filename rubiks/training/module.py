@@ -154,22 +154,29 @@ class VideoClassifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         share = self.net.temporal_share()
-        if self.annealing is not None and share is not None and share > self.annealing.schedule.budget:
+        if self.annealing is None or share is None:
+            return
+        budget = self.annealing.schedule.budget
+        if share > budget:
             raise InputError(
-                f"aq.budget={self.annealing.schedule.budget:g}, but in the network to start from {share:.1%} of the "
-                "channels are shifted in time and their choice is frozen: raise the budget, or start from a network "
-                "whose attention is soft"
+                f"aq.budget={budget:g}, but in the network to start from {share:.2%} of the channels are shifted in "
+                "time, and this choice is frozen: raise the budget, or start from a network whose attention is soft"
             )
+        self._tell_moves()
+
+    def _tell_moves(self) -> None:
+        if self.trainer.is_global_zero:
+            log.info("%s", shifts.describe_moves(self.net))
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_index: int) -> None:
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         if self.annealing is not None and self.annealing.begin_step(self.global_step, self.steps):
-            forget_best(self.trainer)
-            if self.trainer.is_global_zero:
-                log.info("%s", shifts.describe_moves(self.net))
+            forget_best(self.trainer)  # what is wanted is the best of the networks within the budget
+            self._tell_moves()
 
     def on_train_epoch_end(self) -> None:
         if self.annealing is not None:
+            # Channels that attend most to another frame; in the hard phase, those that are shifted.
             for stage, counts in shifts.moves(self.net).items():
                 self.log(f"aq/shifted/{stage}", 1 - counts.stay / sum(counts), sync_dist=True)
 

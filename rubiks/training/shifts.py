@@ -56,10 +56,10 @@ def axes_of(offsets: Tensor) -> str:
 
 
 def describe_moves(net: RubiksNet) -> str:
-    """One line for the screen."""
+    """What a hard network has chosen, in a line for the screen."""
     total = Moves(*map(sum, zip(*moves(net).values(), strict=True)))
     channels = sum(total)
     return (
-        f"temporal shift of {total.back + total.ahead:,} of {channels:,} channels "
-        f"({1 - total.stay / channels:.2%}): {total.back:,} look back, {total.ahead:,} ahead"
+        f"The temporal shifts are chosen: {total.back + total.ahead:,} of {channels:,} channels "
+        f"({1 - total.stay / channels:.2%}), {total.back:,} look back and {total.ahead:,} ahead"
     )
