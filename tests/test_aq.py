@@ -241,6 +241,17 @@ def test_hard_networks_are_saved_and_loaded_exactly(tmp_path):
     assert moved.temporal_share() == 357 / 2862
 
 
+def test_official_files_can_be_hardened(shared, tmp_path):
+    path = shared / "golden" / "ref_tiny_rubiks3d-aq.pth.tar"
+    net = RubiksNet.load_pretrained(path)
+    assert net.temporal_share() is None
+    net.harden(0.125).save_pretrained(tmp_path / "hard.pth.tar")
+    before, after = (torch.load(file, weights_only=True)["model"] for file in (path, tmp_path / "hard.pth.tar"))
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed == {name for name in before if name.endswith(("conv2.0.T", "conv2.0.weight"))}
+    assert RubiksNet.load_pretrained(tmp_path / "hard.pth.tar").temporal_share() == 357 / 2862
+
+
 # ---- training
 
 
