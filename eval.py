@@ -66,6 +66,7 @@ def evaluate(cfg: DictConfig) -> None:
         "tier": net.tier,
         "variant": net.variant,
         "num_classes": net.num_classes,
+        **({"temporal_share": net.temporal_share()} if net.attention_shifts() else {}),
         "checkpoint": saved.path,
         "epoch": saved.epoch,
         "seconds": round(seconds, 2),

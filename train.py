@@ -26,6 +26,7 @@ from rubiks.training.optim import describe_groups
 def train(cfg: DictConfig) -> None:
     run = runs.Run(assemble.run_folder(cfg))
     recipe = assemble.recipe(cfg)
+    attention = assemble.attention_schedule(cfg)
     rehearsal = bool(cfg.trainer.fast_dev_run)  # leaves nothing behind
     resume = None if rehearsal else unfinished(cfg, run, recipe.epochs)
     pl.seed_everything(assemble.whole_number("seed", cfg.seed, 0), verbose=False)
@@ -42,7 +43,7 @@ def train(cfg: DictConfig) -> None:
     )
     net = assemble.network(cfg, classes, recipe.dropout)
     config = assemble.plain(cfg)
-    module = VideoClassifier(net, recipe, classes, config)
+    module = VideoClassifier(net, recipe, classes, config, attention)
 
     trainer = assemble.trainer(
         cfg,
@@ -62,6 +63,8 @@ def train(cfg: DictConfig) -> None:
             f"{len(classes)} classes, {cfg.data.num_frames} frames of {cfg.data.size} pixels"
         )
         print(describe_groups(net, recipe, trainer.world_size))
+        if attention is not None:
+            print(attention)
         print("Rehearsal" if rehearsal else f"{'Going on with' if resume else 'Run in'} {run.folder}", flush=True)
     try:
         trainer.fit(module, data, ckpt_path=None if resume is None else resume.path, weights_only=True)

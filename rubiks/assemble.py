@@ -30,8 +30,10 @@ from rubiks.errors import InputError
 from rubiks.evaluation.protocols import FRAME_ORDERS, Protocol
 from rubiks.models import RubiksNet, checkpoint
 from rubiks.models.checkpoint import SavedNetwork
+from rubiks.training.aq import AttentionSchedule
 from rubiks.training.callbacks import ProgressLines, Throughput
 from rubiks.training.checkpointing import AtomicCheckpointIO, SaveOnInterrupt
+from rubiks.training.pictures import ShiftPictures
 from rubiks.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -170,18 +172,30 @@ def recipe(cfg: DictConfig) -> Recipe:
         if not isinstance(values[key], list):
             raise InputError(f"recipe.{key} must be a list, got {values[key]!r}")
         values[key] = tuple(values[key])
-    known = inspect.signature(Recipe).parameters
+    check_known("recipe", values, Recipe)
+    return Recipe(**values)
+
+
+def attention_schedule(cfg: DictConfig) -> AttentionSchedule | None:
+    """How the temporal attention is quantised; None for variants without."""
+    if "aq" not in cfg:
+        return None
+    values = plain(cfg.aq)
+    check_known("aq", values, AttentionSchedule)
+    return AttentionSchedule(**values)
+
+
+def check_known(section: str, values: dict[str, Any], settings: type) -> None:
+    """Raise InputError for a key of a section that its settings do not have."""
+    known = inspect.signature(settings).parameters
     for key in values:
         if key not in known:
-            raise InputError(f"recipe.{key} is unknown; recipes have {', '.join(known)}")
-    return Recipe(**values)
+            raise InputError(f"{section}.{key} is unknown; {section} has {', '.join(known)}")
 
 
 def network(cfg: DictConfig, classes: list[str], dropout: float) -> RubiksNet:
     """A new network, or one that starts from the weights of `init`."""
     frames = whole_number("data.num_frames", cfg.data.num_frames, 1)
-    if "aq" in cfg:
-        share("aq.budget", cfg.aq.budget)
     net = RubiksNet(cfg.tier.name, len(classes), cfg.variant.name, frames, dropout)
     if cfg.init is not None:
         saved = checkpoint.read(cfg.init)
@@ -313,7 +327,14 @@ def training_callbacks(run: runs.Run) -> list[Callback]:
     last = ModelCheckpoint(
         dirpath=run.checkpoints.absolute(), filename=run.last.stem, save_top_k=1, enable_version_counter=False
     )
-    return [Throughput(), ProgressLines(bar=sys.stdout.isatty()), best, last, SaveOnInterrupt(run.last)]
+    return [
+        Throughput(),
+        ProgressLines(bar=sys.stdout.isatty()),
+        ShiftPictures(run.folder / "shifts"),
+        best,
+        last,
+        SaveOnInterrupt(run.last),
+    ]
 
 
 def loggers(cfg: DictConfig, run: runs.Run, config: dict[str, Any]) -> list[Logger]:

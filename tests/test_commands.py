@@ -20,6 +20,7 @@ from conftest import ROOT
 from PIL import Image
 from videos import decode_in_order, moving_square, real_clip, write_video
 
+import rubiks.cli.main
 from rubiks import RubiksNet
 from rubiks.data import builtin
 
@@ -241,9 +242,69 @@ def test_wandb_keeps_the_curves_offline(builtin_data, commands, tmp_path, monkey
     records = map(json.loads, subprocess.run(inspect, capture_output=True, check=True).stdout.splitlines())
     history = [record["history"] for record in records if record["type"] == "history"]
     curves = json.dumps(history)
-    for key in ("train/loss_step", "train/top1", "val/top1", "val/top5", "clips/s"):
+    for key in ("train/loss_step", "train/top1", "val/top1", "val/top5", "clips/s", "shifts/offsets"):
         assert key in curves
     assert len(history) > 6
+
+
+def test_attention_is_quantised_within_its_budget(builtin_data, commands, tmp_path):
+    options = (builtin_data, *SMALL, "variant=rubiks3d-aq")
+    output = commands.train(*options, *QUICK, "aq.budget=0.125", "run=aq")
+    assert "357 of 2,862 channels (12.47%)" in output
+    run = tmp_path / "outputs/aq"
+    with (run / "csv/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for column in ("aq/temperature", "aq/expected_share", "aq/multiplier"):
+        assert len([row for row in rows if row[column]]) == 6, column
+    stages = [float(rows[-1][f"aq/shifted/layer{stage}"]) for stage in range(5)]
+    assert np.average(stages, weights=[54, 162, 378, 1188, 1080]) == pytest.approx(357 / 2862, abs=1e-6)
+
+    output = commands.evaluate(*options, "run=aq")
+    assert "12.47% of the channels are shifted in time" in output
+    assert json.loads((run / "results.json").read_text())["temporal_share"] == pytest.approx(357 / 2862)
+    RubiksNet("tiny", 8, "rubiks3d-aq").save_pretrained(tmp_path / "soft.pth.tar")
+    assert "soft" in commands.evaluate(*options, "ckpt=soft.pth.tar", "run=soft")
+    assert json.loads((tmp_path / "outputs/soft/results.json").read_text())["temporal_share"] is None
+
+
+def picture(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("L"))
+
+
+def test_pictures_and_table_of_shifts(trained, monkeypatch, capsys, tmp_path):
+    run = trained[0] / "outputs/first"
+    assert sorted(path.name for path in run.glob("shifts/*")) == ["changes.png", "offsets.png"]
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    values = torch.cat(
+        [value for name, value in saved["state_dict"].items() if "layer3" in name and "shift" in name], 1
+    )
+    torch.manual_seed(0)  # the run's seed: its network at the start
+    initial = torch.cat([block.shift.shift for block in RubiksNet("tiny", 8).backbone.layer3], dim=1)
+
+    def info(*arguments) -> str:
+        monkeypatch.setattr(sys, "argv", ["rubiks", "info", "--shifts", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "100")
+        rubiks.cli.main.main()
+        return capsys.readouterr().out
+
+    table = info(run / "checkpoints/last.ckpt", "--out", tmp_path / "own")
+    rows = [line.replace("\u2502", " ").split() for line in table.splitlines()]
+    (index,) = [index for index, row in enumerate(rows) if row[:1] == ["layer3"]]
+    for row, own, start in zip(rows[index : index + 3], values, initial, strict=True):
+        numbers = own.mean(), own.std(), own.min(), own.max(), (own - start).abs().mean()
+        assert [float(word) for word in row[-5:]] == pytest.approx([n.item() for n in numbers], abs=6e-4)
+    for name in ("changes.png", "offsets.png"):
+        assert np.array_equal(picture(tmp_path / "own" / name), picture(run / "shifts" / name))
+        assert picture(tmp_path / "own" / name).std() > 10
+
+    net = RubiksNet("tiny", 8, "rubiks3d-aq").harden(0.125)
+    net.save_pretrained(tmp_path / "net.pth.tar")
+    table = info(tmp_path / "net.pth.tar", "--out", tmp_path / "aq")
+    assert "357 of 2,862 channels (12.47%)" in table
+    assert sorted(path.name for path in tmp_path.glob("aq/*")) == ["offsets.png", "temporal_moves.png"]
+    with pytest.raises(SystemExit):
+        info(tmp_path / "nothing.ckpt")
+    assert "no checkpoint at" in capsys.readouterr().err
 
 
 def test_multirun(builtin_data, commands, tmp_path):
@@ -344,6 +405,8 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["+trainer.nonsense=1"], ["key of trainer", "nonsense", "profiler"]),
         (["aq.budget=0.5"], ["aq.budget"]),
         (["variant=rubiks3d-aq", "aq.budget=2"], ["aq.budget", "0 to 1"]),
+        (["variant=rubiks3d-aq", "aq.soft=1"], ["aq.soft", "from 0 to below 1"]),
+        (["variant=rubiks3d-aq", "+aq.nonsense=1"], ["aq.nonsense", "per_layer"]),
         (["recipe.optimizer=adam"], ["recipe.optimizer", "sgd, adamw"]),
         (["recipe.lr=fast"], ["recipe.lr", "fast"]),
         (["recipe.epochs=-1"], ["recipe.epochs", "-1"]),

@@ -64,7 +64,7 @@ def double(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.double() for tensor in tensors]
 
 
-# Rows of the result, rows of x, columns: of the tiers, and odd ones. From 145 to 288 rows Hopper has a kernel of its own.
+# Rows of the result, rows of x, columns: of the tiers, and odd ones; Hopper has a kernel of its own for 145 to 288 rows.
 SHAPES = [(54, 54, 392), (72, 72, 4104), (144, 72, 1000), (288, 288, 3136), (576, 576, 136), (20, 6, 264), (145, 38, 8)]
 SHAPES += [(288, 144, 1000), (216, 216, 17032), (150, 40, 72)]
 

@@ -1,4 +1,4 @@
-"""`rubiks info`: which implementation of the operator runs here, and versions."""
+"""`rubiks info`: which implementation of the operator runs here, and versions; what a checkpoint's shifts learned."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +17,25 @@ from rubiks.ops import fused, library, operator
 
 def add_to(commands) -> None:
     """Add the subcommand to the parser's."""
-    about = "tell which implementation of the operator serves CPU and CUDA, how it was built, and versions"
+    about = (
+        "tell which implementation of the operator serves CPU and CUDA, how it was built, and versions; "
+        "or with --shifts what the shifts of a checkpoint have learned"
+    )
     parser = commands.add_parser("info", help=about, description=about[0].upper() + about[1:] + ".")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--json", action="store_true", help="print JSON")
+    what.add_argument("--shifts", metavar="CKPT", help="a checkpoint, ours or official: print a table, write pictures")
+    parser.add_argument("--out", metavar="FOLDER", default="shifts", help="where pictures go, default: %(default)s")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what `collect` tells."""
+    """Print what `collect` tells, or what a checkpoint's shifts have learned."""
+    if arguments.shifts is not None:
+        from rubiks.cli import shifts  # with Lightning and matplotlib it takes seconds to import
+
+        shifts.describe(arguments.shifts, Path(arguments.out))
+        return
     facts = collect()
     if arguments.json:
         print(json.dumps(facts, indent=2))

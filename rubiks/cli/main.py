@@ -7,6 +7,7 @@ import os
 import sys
 
 from rubiks.cli import info
+from rubiks.errors import InputError
 
 
 def main() -> None:
@@ -18,6 +19,9 @@ def main() -> None:
     try:
         arguments.run(arguments)
         sys.stdout.flush()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -42,6 +42,13 @@ def print_table(results: dict[str, Any]) -> None:
         f"{results['top5']:.2f}",
     )
     Console().print(table)
+    if "temporal_share" in results:
+        shifted = results["temporal_share"]
+        print(
+            "Temporal attention is soft: every channel mixes frames, no budget holds yet."
+            if shifted is None
+            else f"Temporal budget: {shifted:.2%} of the channels are shifted in time, by whole frames."
+        )
     if results["frame_order"] != "natural":
         print(f"Frames of each clip were {results['frame_order']} in time: this is not a score under the protocol.")
     if results["left_out"]:

@@ -31,6 +31,7 @@ class SavedNetwork:
         classes: class names in label order, where the file has them.
         config: the whole configuration of the run, where the file has it.
         epoch: epochs trained, where the file has it.
+        initial_shifts: what `rubiks.training.shifts.offsets` gave at the start of training, where the file has it.
     """
 
     path: str
@@ -42,6 +43,7 @@ class SavedNetwork:
     classes: list[str] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     epoch: int | None = None
+    initial_shifts: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read(path: str | os.PathLike) -> SavedNetwork:
@@ -84,6 +86,7 @@ def read(path: str | os.PathLike) -> SavedNetwork:
         meta.get("classes"),
         meta.get("config") or {},
         meta.get("epoch"),
+        meta.get("initial_shifts") or {},
     )
 
 

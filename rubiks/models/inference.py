@@ -96,6 +96,8 @@ class Block(nn.Module):
 
     Attributes:
         offset: that of the output, likewise left to the next block. The bias of a folded shortcut ends there.
+        attention: weights (3, C_in, 1, 1) of a soft attention shift.
+        moved: the channels of a hard one that take another frame; the first `looking_back` of them the previous one.
     """
 
     conv2: Tensor
@@ -103,6 +105,7 @@ class Block(nn.Module):
     conv3: Tensor
     shortcut: Tensor | None
     attention: Tensor | None
+    moved: Tensor | None
 
     def __init__(self, block: RubiksBlock, offset: Tensor | None) -> None:
         super().__init__()
@@ -110,9 +113,17 @@ class Block(nn.Module):
         scale1, bias1 = affine(block.bn1, offset)
         scale2, bias2 = affine(block.bn2)
         self.rectify = Rectifier(scale1, bias1, dtype)
-        attention = None
-        if block.attention is not None:  # back, stay, ahead; as in (C, H, W)
-            attention = block.attention.attention().t()[:, :, None, None]
+        attention = moved = None
+        temporal = block.attention
+        if temporal is not None and temporal.back is not None and temporal.ahead is not None:
+            self.looking_back = len(temporal.back)
+            channels = torch.cat((temporal.back, temporal.ahead))
+            if len(channels):
+                moved = channels
+                self.rectify_moved = Rectifier(scale1[moved], bias1[moved], dtype)
+        elif temporal is not None:  # back, stay, ahead; as in (C, H, W)
+            attention = temporal.attention().t()[:, :, None, None]
+        self.register_buffer("moved", moved)
         weight2 = scale2[:, None] * exact_weight(block.first_convolution)
         self.register_buffer("attention", attention)
         self.register_buffer("conv2", (weight2 * scale1).to(dtype))
@@ -144,14 +155,27 @@ class Block(nn.Module):
         """Up to the shift: (B, C_in, P) -> (B, C_out, P)."""
         if self.attention is not None:
             x = self._attend(grid.volume(self.rectify(x)), grid)
+        moved = None if self.moved is None else self._move(x, grid)
         images, channels, columns = x.shape
         out = x.new_empty(images, len(self.conv2), columns)
         step = max(1, ELEMENTS_AT_ONCE // (channels * columns))
-        for part, result in zip(x.split(step), out.split(step), strict=True):
+        for index, (part, result) in enumerate(zip(x.split(step), out.split(step), strict=True)):
             a = self.rectify(part) if self.attention is None else part
+            if moved is not None:
+                a.index_copy_(1, self.moved, moved[index * step : (index + 1) * step])
             weight = self.conv2.expand(len(a), -1, -1)
             torch.baddbmm(self.bias2, weight, a, out=result).relu_()
         return out
+
+    def _move(self, x: Tensor, grid: Grid) -> Tensor:
+        """The channels that whole-frame shifts move, rectified: (B, C_in, P) -> (B, moved, P)."""
+        assert self.moved is not None
+        a = grid.volume(self.rectify_moved(x.index_select(1, self.moved)))
+        zero = self.rectify_moved.threshold[:, :, None]  # what frames outside the clip count as
+        back, ahead = a[:, :, : self.looking_back], a[:, :, self.looking_back :]
+        back.copy_(back.roll(1, dims=1))[:, 0] = zero[: self.looking_back]
+        ahead.copy_(ahead.roll(-1, dims=1))[:, -1] = zero[self.looking_back :]
+        return grid.matrices(a)
 
     def _attend(self, x: Tensor, grid: Grid) -> Tensor:
         """The attention shift: (N, T, C, H, W) -> (B, C, P)."""

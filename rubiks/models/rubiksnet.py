@@ -14,6 +14,7 @@ from rubiks.models.inference import InferenceNet
 from rubiks.models.inference_cuda import CudaInferenceNet
 from rubiks.models.tiers import TIERS, VARIANTS, Tier
 from rubiks.nn import AttentionShift, LearnableShift, RubiksBlock
+from rubiks.nn.attention import harden
 
 
 class Backbone(nn.Module):
@@ -118,6 +119,39 @@ class RubiksNet(nn.Module):
         self.new_fc = nn.Linear(old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype)
         self._initialise_classifier()
         return self
+
+    def attention_shifts(self) -> list[AttentionShift]:
+        """Those of the AQ variant, from the stem on; none otherwise."""
+        return [module for module in self.modules() if isinstance(module, AttentionShift)]
+
+    def harden(self, budget: float, per_layer: bool = False) -> RubiksNet:
+        """Turn the temporal attention into whole-frame shifts, which cost nothing; returns the network itself.
+
+        Each channel shifts to where its attention is largest, but at most floor(budget * channels) of the network's
+        channels do: those whose attention is most off "stay". All others stay. What is chosen is no longer trained.
+
+        Args:
+            budget: share of the channels that may be shifted in time, 0 to 1.
+            per_layer: it holds for every block by itself rather than for the whole network.
+
+        Raises:
+            ValueError: the network has no temporal attention, or the budget is out of range.
+        """
+        shifts = self.attention_shifts()
+        if not shifts:
+            raise ValueError(f"a network of variant {self.variant} has no temporal attention; only rubiks3d-aq has")
+        if not 0 <= budget <= 1:
+            raise ValueError(f"budget must be a number from 0 to 1, got {budget!r}")
+        harden(shifts, budget, per_layer)
+        return self
+
+    def temporal_share(self) -> float | None:
+        """Share of the channels that whole-frame shifts move in time; None where the temporal attention is soft."""
+        shifts = self.attention_shifts()
+        if not shifts or not all(shift.hard for shift in shifts):
+            return None
+        moved = sum(len(channels) for shift in shifts for channels in (shift.back, shift.ahead) if channels is not None)
+        return moved / sum(len(shift.weight) for shift in shifts)
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None) -> InferenceNet | CudaInferenceNet:
         """A module that computes the logits of evaluation mode faster, for the device that the network is on.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def available(device: torch.device) -> bool:
     """Whether the compiled kernels run on a device."""
     if device.type != "cuda" or not library.load().compiled("CUDA"):
         return False
-    found = torch.cuda.get_device_properties(device)
+    found: Any = torch.cuda.get_device_properties(device)  # its type lacks an attribute before PyTorch 2.15
     return (found.major, found.minor) >= (8, 0) and found.shared_memory_per_block_optin >= SHARED_MEMORY
 
 

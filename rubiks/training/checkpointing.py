@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from rubiks.errors import InputError
 from rubiks.files import write_atomically
@@ -30,6 +30,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()  # torch.save to a file reports a full disk without its reason
         torch.save(checkpoint, content)
         write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
+
+
+def forget_best(trainer: pl.Trainer) -> None:
+    """Let the best checkpoint be chosen from here on, whatever the scores were before."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            callback.best_k_models = {}
+            callback.kth_best_model_path = callback.best_model_path = ""
+            callback.best_model_score = None
 
 
 class SaveOnInterrupt(Callback):

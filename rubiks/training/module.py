@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,12 +13,17 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from rubiks.errors import InputError
 from rubiks.models import RubiksNet
 from rubiks.models.checkpoint import META_KEY
 from rubiks.nn import Normalize
 from rubiks.ops import fused, normalize_shift_grad
-from rubiks.training import optim
+from rubiks.training import optim, shifts
+from rubiks.training.aq import Annealing, AttentionSchedule
+from rubiks.training.checkpointing import forget_best
 from rubiks.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 class VideoClassifier(pl.LightningModule):
@@ -28,6 +34,7 @@ class VideoClassifier(pl.LightningModule):
         recipe: how to train it; None where it only scores.
         classes: class names in label order, kept in checkpoints.
         config: the whole configuration as plain data, kept in checkpoints.
+        attention: how the temporal attention of an AQ network is quantised; None leaves it as it is.
     """
 
     def __init__(
@@ -36,12 +43,15 @@ class VideoClassifier(pl.LightningModule):
         recipe: Recipe | None = None,
         classes: list[str] | None = None,
         config: dict[str, Any] | None = None,
+        attention: AttentionSchedule | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self._recipe = recipe
         self.classes = classes
         self.config = config or {}
+        self.annealing = None if attention is None else Annealing(net, attention)
+        self.initial_shifts = shifts.offsets(net)
         self.normalize = Normalize()
         accuracy = MetricCollection(
             {
@@ -73,7 +83,14 @@ class VideoClassifier(pl.LightningModule):
         self.log("train/loss_step", loss, on_step=True, on_epoch=False)
         self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(label), sync_dist=True)
         self.log_dict(self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(label))
-        return loss
+        return loss if self.annealing is None else loss + self._attention_penalty(self.annealing)
+
+    def _attention_penalty(self, annealing: Annealing) -> Tensor:
+        penalty = annealing.penalty()
+        self.log("aq/temperature", annealing.temperature)
+        self.log("aq/expected_share", (annealing.share * annealing.channels).sum())
+        self.log("aq/multiplier", (annealing.multiplier * annealing.channels).sum())
+        return penalty
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         label = batch["label"]
@@ -109,7 +126,8 @@ class VideoClassifier(pl.LightningModule):
         optimizer = optim.optimizer(groups, self.recipe)
         epochs = self.trainer.max_epochs
         assert epochs is not None  # Lightning fills it in
-        steps_per_epoch = self.trainer.estimated_stepping_batches / max(1, epochs)
+        self.steps = int(self.trainer.estimated_stepping_batches)
+        steps_per_epoch = self.steps / max(1, epochs)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.lr_factor(self.recipe, steps_per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -118,6 +136,8 @@ class VideoClassifier(pl.LightningModule):
         for parameter in optim.shift_parameters(self.net):
             if parameter.grad is not None:
                 parameter.grad = normalize_shift_grad(parameter.grad)
+        if self.annealing is not None:
+            self.annealing.end_step(self.steps)
 
     def configure_gradient_clipping(
         self,
@@ -132,8 +152,33 @@ class VideoClassifier(pl.LightningModule):
             others = [parameter for parameter in self.net.parameters() if id(parameter) not in shifts]
             self.log("train/grad_norm", nn.utils.clip_grad_norm_(others, limit))
 
+    def on_train_start(self) -> None:
+        share = self.net.temporal_share()
+        if self.annealing is None or share is None:
+            return
+        budget = self.annealing.schedule.budget
+        if share > budget:
+            raise InputError(
+                f"aq.budget={budget:g}, but in the network to start from {share:.2%} of the channels are shifted in "
+                "time, and this choice is frozen: raise the budget, or start from a network whose attention is soft"
+            )
+        self._tell_moves()
+
+    def _tell_moves(self) -> None:
+        if self.trainer.is_global_zero:
+            log.info("%s", shifts.describe_moves(self.net))
+
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_index: int) -> None:
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        if self.annealing is not None and self.annealing.begin_step(self.global_step, self.steps):
+            forget_best(self.trainer)  # what is wanted is the best of the networks within the budget
+            self._tell_moves()
+
+    def on_train_epoch_end(self) -> None:
+        if self.annealing is not None:
+            # Channels that attend most to another frame; in the hard phase, those that are shifted.
+            for stage, counts in shifts.moves(self.net).items():
+                self.log(f"aq/shifted/{stage}", 1 - counts.stay / sum(counts), sync_dist=True)
 
     def on_validation_start(self) -> None:
         # Each process has its own running statistics; all validate, and the checkpoint holds, those of the first.
@@ -152,4 +197,8 @@ class VideoClassifier(pl.LightningModule):
             "classes": self.classes,
             "config": self.config,
             "epoch": self.trainer.current_epoch + 1,
+            "initial_shifts": self.initial_shifts,
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.initial_shifts = checkpoint[META_KEY].get("initial_shifts", {})

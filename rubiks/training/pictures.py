@@ -1,0 +1,96 @@
+"""Pictures of what the shifts of a network have learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from rubiks.files import write_atomically
+from rubiks.models import RubiksNet
+from rubiks.training.shifts import UNITS, Moves, axes_of, moves, offsets
+
+
+def pictures(net: RubiksNet, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Figure]]:
+    """Names and pictures of what there is: the temporal moves, the learned offsets, their change from the initial ones.
+
+    `initial` is of `offsets`, or empty where it is not known.
+    """
+    if counts := moves(net):
+        yield "temporal_moves", draw_moves(counts)
+    if learned := offsets(net):
+        known = learned.keys() == initial.keys()
+        yield "offsets", draw_histograms("learned shift" + ", line: at the start" * known, learned, initial)
+        if known:
+            changes = {stage: learned[stage] - initial[stage] for stage in learned}
+            yield "changes", draw_histograms("change of the learned shift", changes, {})
+
+
+def draw_moves(counts: Mapping[str, Moves]) -> Figure:
+    """Bars for every stage: how many channels shift back, stay, shift ahead."""
+    figure = Figure(figsize=(2.4 * len(counts), 2.6))
+    figure.subplots_adjust(left=0.07, right=0.99, wspace=0.4)
+    for axes, (stage, own) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
+        axes.bar_label(axes.bar(own._fields, own, color=("C0", "0.7", "C1")), fontsize=8)
+        axes.set_title(f"{stage}, {1 - own.stay / sum(own):.1%} shifted", fontsize=9)
+        axes.margins(y=0.15)
+    figure.supylabel("channels", fontsize=9)
+    return figure
+
+
+def draw_histograms(title: str, values: Mapping[str, Tensor], outlines: Mapping[str, Tensor]) -> Figure:
+    """A row for every stage and a column for every axis: the distribution over the channels."""
+    names = axes_of(next(iter(values.values())))
+    figure = Figure(figsize=(3 * len(names), 1.4 * len(values) + 0.6))
+    figure.subplots_adjust(left=0.3 / len(names), right=0.98, top=0.94, bottom=0.08, hspace=0.15)
+    grid = figure.subplots(len(values), len(names), squeeze=False, sharex="col")
+    for column, name in enumerate(names):
+        shown = [own[column] for own in (*values.values(), *outlines.values())]
+        limit = max(0.1, *(own.abs().max().item() for own in shown))
+        bins = np.linspace(-limit, limit, 42)
+        for row, stage in enumerate(values):
+            axes = grid[row, column]
+            axes.stairs(np.histogram(values[stage][column], bins)[0], bins, fill=True)
+            if stage in outlines:
+                axes.stairs(np.histogram(outlines[stage][column], bins)[0], bins, color="black")
+            axes.tick_params(labelsize=7)
+            if column == 0:
+                axes.set_ylabel(stage, fontsize=9)
+        grid[-1, column].set_xlabel(f"{name}, {UNITS[name]}", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG."""
+    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+
+
+class ShiftPictures(Callback):
+    """Draws what the shifts have learned into a folder, and for Weights & Biases.
+
+    After each validation where Weights & Biases is in use, otherwise after the last.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.sanity_checking or not (loggers or last):
+            return
+        for name, figure in pictures(module.net, module.initial_shifts):  # type: ignore[arg-type]
+            path = self.folder / f"{name}.png"
+            save(figure, path)
+            for logger in loggers:
+                logger.log_image(f"shifts/{name}", [str(path)], step=trainer.global_step)
