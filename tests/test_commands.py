@@ -22,6 +22,7 @@ from videos import decode_in_order, moving_square, real_clip, write_video
 
 from rubiks import RubiksNet
 from rubiks.data import builtin
+from rubiks.models import TIERS, VARIANTS
 
 SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4")
 QUICK = ("recipe.batch_size=8", "recipe.epochs=2", "trainer.log_every_n_steps=1")
@@ -219,8 +220,16 @@ def test_fine_tuning_says_what_becomes_of_the_classifier(trained, builtin_data, 
     assert "with its classifier" in commands.train(*options, "init=outputs/first/checkpoints/best.ckpt")
 
 
-@pytest.mark.parametrize("tier", ["tiny", "small", "medium", "large"])
-@pytest.mark.parametrize("variant", ["rubiks3d", "rubiks3d-aq"])
+PUBLISHED = [(tier, variant) for tier in TIERS for variant in ("rubiks3d", "rubiks3d-aq")]
+
+
+def test_every_variant_has_its_file():
+    assert {path.stem for path in (ROOT / "conf/variant").iterdir()} == set(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("tier", "variant"), PUBLISHED + [("tiny", name) for name in VARIANTS if ("tiny", name) not in PUBLISHED]
+)
 def test_every_tier_and_variant_trains(tier, variant, builtin_data, commands, tmp_path):
     output = commands.train(
         builtin_data, *SMALL[:3], "data.num_frames=16", "recipe.batch_size=2", f"tier={tier}", f"variant={variant}",
@@ -228,6 +237,14 @@ def test_every_tier_and_variant_trains(tier, variant, builtin_data, commands, tm
     )  # fmt: skip
     assert f"tier='{tier}', num_classes=8, variant='{variant}', num_frames=16" in output
     assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_an_ablation_is_trained_and_evaluated_like_the_rest(builtin_data, commands, tmp_path):
+    options = (builtin_data, *SMALL, "variant=fixed-tsm")
+    commands.train(*options, "recipe.batch_size=8", "recipe.epochs=1", "run=fixed")
+    commands.evaluate(builtin_data, *SMALL[:2], "variant=fixed-tsm", "run=scores")
+    results = json.loads((tmp_path / "outputs/scores/results.json").read_text())
+    assert (results["variant"], results["checkpoint"]) == ("fixed-tsm", "outputs/fixed/checkpoints/best.ckpt")
 
 
 def test_wandb_keeps_the_curves_offline(builtin_data, commands, tmp_path, monkeypatch):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from rubiks import RubiksNet
 from rubiks.models import features
-from rubiks.models.tiers import VARIANTS
 from rubiks.ops import fused, operator
 
 pytestmark = pytest.mark.gpu
+VARIANTS = ("rubiks3d", "rubiks3d-aq", "rubiks2d")  # whose training the fused blocks serve
 ROUNDING = 4e-3  # of bfloat16, relative to the norm
 
 
