@@ -338,6 +338,42 @@ def test_training_and_evaluation_on_real_clips(name, real_videos, commands, tmp_
         assert "Not scored: 1 of the 3" in output
 
 
+def test_from_images_to_video(builtin_data, commands, tmp_path):
+    for number, (split, name) in enumerate([(s, c) for s in ("training", "val") for c in ("cat", "ant")] * 2):
+        (tmp_path / "images" / split / name).mkdir(parents=True, exist_ok=True)
+        image = Image.effect_noise((40 + number, 36), 50)
+        image.save(tmp_path / "images" / split / name / f"{number}.jpeg")
+    options = ("data=images", "data.root=images", "data.train_folder=training", "data.size=32", "variant=rubiks2d")
+    output = commands.train(*options, "recipe.batch_size=2", "recipe.epochs=1", "run=still")
+    assert "4 training and 4 validation videos, 2 classes, 1 frames of 32 pixels" in output
+    commands.evaluate(*options, "protocol=two_clip", "run=scores")
+    results = json.loads((tmp_path / "outputs/scores/results.json").read_text())
+    assert (results["videos"], results["num_classes"], results["num_frames"]) == (4, 2, 1)
+    assert torch.load(tmp_path / "outputs/still/checkpoints/best.ckpt", weights_only=True)["rubiks"]["classes"] == [
+        "ant",
+        "cat",
+    ]
+
+    video = (builtin_data, *SMALL, "init=outputs/still/checkpoints/best.ckpt")
+    for variant in ("rubiks3d", "rubiks3d-aq"):
+        output = commands.train(*video, f"variant={variant}", "init_temporal=zero", "trainer.fast_dev_run=true")
+        assert f"inflated from rubiks2d (2D shift), to {variant} (" in output
+        assert "init_temporal=zero" in output
+        assert "a new classifier for 8 classes" in output
+    assert "inflated" not in commands.train(*video, "variant=rubiks2d", "trainer.fast_dev_run=true")
+    for wrong, words in (
+        (("variant=rubiks3d", "init_temporal=one"), "tsm, uniform, zero"),
+        (("variant=fixed-tsm", "init_temporal=zero"), "must be tsm"),
+        (("variant=grouped",), "variant=grouped is chosen"),
+        (("variant=rubiks3d", "tier=small"), "tier=small variant=rubiks3d is chosen"),
+    ):
+        assert words in commands.refused("train", *video, *wrong)
+    RubiksNet("tiny", 8).save_pretrained(tmp_path / "net.pth.tar")
+    message = commands.refused("train", builtin_data, *SMALL, "init=net.pth.tar", "variant=rubiks2d")
+    assert "holds tier=tiny variant=rubiks3d" in message
+    assert "From rubiks2d" in message
+
+
 def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, commands, tmp_path):
     options = ("data=frames", *real_videos["frames"][:3], "data.size=32")
     assert "data.num_classes" in commands.refused("train", *options)
@@ -354,7 +390,9 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["tier=huge"], ["tier/huge", "large", "medium", "small", "tiny"]),
         (["variant=rubiks4d"], ["rubiks3d", "rubiks3d-aq"]),
         (["protocol=ten_clip"], ["one_clip", "two_clip"]),
-        (["data=imagenet"], ["builtin", "csv", "frames", "kinetics", "ssv2"]),
+        (["data=imagenet"], ["builtin", "csv", "frames", "images", "kinetics", "ssv2"]),
+        (["data=images"], ["data.root"]),
+        (["data=images", "data.root=nowhere"], ["nowhere/train", "data.root"]),
         (["recipe.learning_rate=1"], ["recipe.learning_rate", "recipe.lr", "recipe.momentum"]),
         (["epochs=3"], ["epochs", "recipe", "seed"]),
         (["+recipe.nonsense=1"], ["recipe.nonsense", "batch_size"]),

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rubiks import RubiksNet
-from rubiks.models import VARIANTS, features
+from rubiks.errors import InputError
+from rubiks.models import VARIANTS, features, inflation
 from rubiks.nn import FixedTimeShift, GroupedShift, LearnableShift, Normalize, QuantizedShift
 from rubiks.ops import normalize_shift_grad, reference, shift2d, shift3d
 from rubiks.training.optim import parameter_groups, shift_parameters
@@ -92,8 +93,8 @@ def test_without_time_the_order_of_frames_does_not_matter():
     with torch.no_grad():
         for variant in VARIANTS:
             net = shaken(variant)
-            difference = (net(clips[:, order]) - net(clips)).abs().max() / net(clips).abs().max()
-            assert (difference < 1e-12) == (variant == "rubiks2d"), variant
+            change = (net(clips[:, order]) - net(clips)).abs().max() / net(clips).abs().max()
+            assert (change < 1e-12) == (variant == "rubiks2d"), variant
 
 
 @pytest.mark.parametrize("variant", ABLATIONS)
@@ -156,3 +157,93 @@ def test_fused_training_replaces_only_what_it_computes():
     served = {name for name in VARIANTS if features.replaceable(RubiksNet("tiny", 5, name).train().backbone)}
     assert served == {"rubiks3d", "rubiks3d-aq", "rubiks2d"}
     assert {type(RubiksNet("tiny", 5, name).backbone.layer1[0].shift) for name in served} == {LearnableShift}
+
+
+# ---- from a network without time
+
+
+def flat_net(tier: str = "tiny") -> RubiksNet:
+    torch.manual_seed(3)
+    net = RubiksNet(tier, 5, "rubiks2d").double().eval()
+    nn.init.normal_(net.new_fc.weight)
+    return net
+
+
+def inflated(variant: str, rule: str, tier: str = "tiny", noise: float = inflation.NOISE) -> RubiksNet:
+    net = RubiksNet(tier, 5, variant).double().eval()
+    inflation.inflate(net, flat_net(tier), rule, noise)
+    return net
+
+
+def difference(net: RubiksNet, other: RubiksNet, clips: Tensor) -> float:
+    """Of the logits, relative to the largest."""
+    with torch.no_grad():
+        expected = other(clips)
+        return ((net(clips) - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("variant", ["rubiks3d", "rubiks3d-quantized", "rubiks3d-aq"])
+@pytest.mark.parametrize("tier", ["tiny", "small"])
+def test_zero_time_changes_no_logit(tier, variant):
+    clips = torch.randn(1, 4, 3, 32, 32, dtype=torch.float64)
+    nets = [inflated(variant, "zero", tier, noise) for noise in (0, 1e-7)]
+    flat = flat_net(tier)
+    if variant == "rubiks3d-quantized":  # space is rounded too
+        for parameter in shift_parameters(flat):
+            parameter.detach().add_(0.5).floor_()
+    for net in nets:
+        for layer in net.backbone.layers():
+            for block in layer:
+                if block.attention is not None:  # soft: only as it hardens is a frame left alone
+                    block.attention.T.fill_(1e-3)
+    assert difference(nets[0], flat, clips) < 1e-12
+    assert difference(nets[1], flat, clips) < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["rubiks3d", "rubiks3d-quantized", "fixed-tsm"])
+def test_tsm_time_is_that_of_tsm(variant):
+    net = inflated(variant, "tsm")
+    twin = RubiksNet("tiny", 5, "fixed-tsm").double().eval()
+    weights = flat_net().state_dict()
+    twin.load_state_dict(twin.state_dict() | weights)
+    if variant == "rubiks3d-quantized":
+        for module in twin.modules():
+            if isinstance(module, LearnableShift):
+                module.quantize = True
+    clips = torch.randn(1, 4, 3, 32, 32, dtype=torch.float64)
+    assert difference(net, twin, clips) < 1e-12
+    assert difference(net, flat_net(), clips) > 1e-3
+
+
+def test_values_of_the_rules():
+    def rows(rule: str) -> Tensor:
+        net = inflated("rubiks3d", rule)
+        return torch.cat([block.shift.shift[0] for layer in net.backbone.layers() for block in layer]).detach()
+
+    def logits(rule: str) -> Tensor:
+        net = inflated("rubiks3d-aq", rule)
+        return torch.cat([block.attention.weight for layer in net.backbone.layers() for block in layer]).detach()
+
+    widths = [54] * 4 + [108] * 4 + [216] * 6 + [432] * 3  # after the first convolution of each block
+    eighths = sum(width // 8 for width in widths)
+    assert [(rows("tsm") == step).sum() for step in (1, -1, 0)] == [eighths, eighths, sum(widths) - 2 * eighths]
+    uniform, zero = rows("uniform"), rows("zero")
+    assert uniform.abs().max() <= 0.25
+    assert uniform.std().item() == pytest.approx(0.25 / 3**0.5, rel=0.05)
+    assert zero.std().item() == pytest.approx(0.01, rel=0.1)
+    widths = [54] * 5 + [108] * 4 + [216] * 6 + [432] * 2  # before it
+    eighths = sum(width // 8 for width in widths)
+    back, stay, ahead = logits("tsm").t()
+    assert (back.sum(), ahead.sum()) == (eighths, eighths)
+    assert torch.equal(back + stay + ahead, torch.ones(sum(widths), dtype=torch.float64))
+    assert logits("uniform").mean().item() == pytest.approx(0.5, abs=0.02)
+    torch.testing.assert_close(logits("zero").mean(0), torch.tensor([0.0, 1, 0]).double(), atol=2e-3, rtol=0)
+
+
+def test_inflation_refuses_what_it_cannot_do():
+    with pytest.raises(InputError, match="init_temporal must be tsm for variant=fixed-tsm; got 'zero'"):
+        inflated("fixed-tsm", "zero")
+    with pytest.raises(InputError, match="tsm or uniform or zero"):
+        inflated("rubiks3d", "one")
+    with pytest.raises(ValueError, match="rubiks2d into grouped"):
+        inflated("grouped", "tsm")
