@@ -85,8 +85,10 @@ class Drawn(Dataset):
 
 def draw(plan: Plan, split: int, kept: int, side: int, workers: int, device: str) -> Clips:
     data = Drawn(plan, [clip for clip in plan.clips() if clip.split == split], kept, side)
-    frames, labels = zip(*DataLoader(data, batch_size=64, num_workers=workers), strict=True)
-    return Clips(torch.cat(frames).to(device), torch.cat(labels).to(device))
+    # Copied at once, so that little of the memory that processes share is needed.
+    copies = [[part.to(device, copy=True) for part in batch] for batch in DataLoader(data, 8, num_workers=workers)]
+    frames, labels = zip(*copies, strict=True)
+    return Clips(torch.cat(frames), torch.cat(labels))
 
 
 def training_views(clips: Clips, indices: Tensor, frames: int, size: int) -> Tensor:
@@ -187,10 +189,11 @@ def budget(net: RubiksNet) -> float | None:
     return (torch.cat(weights).argmax(1) != 1).double().mean().item() if weights else None
 
 
-def describe(tier: str, variant: str, classes: int, frames: int, size: int) -> dict[str, float]:
+def describe(tier: str, variant: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Parameters and arithmetic, counted without running the network."""
+    frames, size = arguments.frames, arguments.size
     with torch.device("meta"):
-        net = RubiksNet(tier, classes, variant, frames).eval()
+        net = RubiksNet(tier, len(scenes.class_names(arguments.level)), variant, frames).eval()
         clip = torch.empty(1, frames, 3, size, size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(clip)
@@ -201,7 +204,7 @@ def describe(tier: str, variant: str, classes: int, frames: int, size: int) -> d
 
 
 def probe(tier: str, variant: str, seed: int, data: tuple[Clips, Clips], arguments: argparse.Namespace) -> dict:
-    """The row of one network."""
+    """What training one network gave."""
     training, validation = data
     recipe = Recipe(
         epochs=1,
@@ -215,15 +218,13 @@ def probe(tier: str, variant: str, seed: int, data: tuple[Clips, Clips], argumen
         warmup_epochs=0.1,
     )
     torch.manual_seed(seed)
-    classes = len(scenes.class_names(arguments.level))
-    net = RubiksNet(tier, classes, variant, arguments.frames).to(arguments.device)
+    net = RubiksNet(tier, len(scenes.class_names(arguments.level)), variant, arguments.frames).to(arguments.device)
     rate = train(net, training, recipe, arguments.steps, arguments.size)
     return {
         "tier": tier,
         "variant": variant,
         "seed": seed,
         **score(net, validation, arguments.size),
-        **describe(tier, variant, classes, arguments.frames, arguments.size),
         "budget": budget(net),
         "steps_per_second": rate,
     }
@@ -285,8 +286,9 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     report: dict[str, Any] = {**settings, "device": name, "torch": torch.__version__}
     rows: list[dict[str, Any]] = []
     for tier, variant in itertools.product(arguments.tiers, arguments.variants):
+        facts = describe(tier, variant, arguments)
         for seed in arguments.seeds:
-            rows.append(probe(tier, variant, seed, (training, validation), arguments))
+            rows.append(probe(tier, variant, seed, (training, validation), arguments) | facts)
             if arguments.json:
                 arguments.json.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
         print(line(rows[-len(arguments.seeds) :]), flush=True)

@@ -239,12 +239,13 @@ def test_every_tier_and_variant_trains(tier, variant, builtin_data, commands, tm
     assert not list(tmp_path.glob("outputs/*"))
 
 
-def test_an_ablation_is_trained_and_evaluated_like_the_rest(builtin_data, commands, tmp_path):
-    options = (builtin_data, *SMALL, "variant=fixed-tsm")
-    commands.train(*options, "recipe.batch_size=8", "recipe.epochs=1", "run=fixed")
-    commands.evaluate(builtin_data, *SMALL[:2], "variant=fixed-tsm", "run=scores")
+@pytest.mark.parametrize("variant", ["fixed-tsm", "grouped"])
+def test_an_ablation_is_trained_and_evaluated_like_the_rest(variant, builtin_data, commands, tmp_path):
+    choice = f"variant={variant}"
+    commands.train(builtin_data, *SMALL, choice, "recipe.batch_size=8", "recipe.epochs=1", "run=ablation")
+    commands.evaluate(builtin_data, *SMALL[:2], choice, "run=scores")
     results = json.loads((tmp_path / "outputs/scores/results.json").read_text())
-    assert (results["variant"], results["checkpoint"]) == ("fixed-tsm", "outputs/fixed/checkpoints/best.ckpt")
+    assert (results["variant"], results["checkpoint"]) == (variant, "outputs/ablation/checkpoints/best.ckpt")
 
 
 def test_wandb_keeps_the_curves_offline(builtin_data, commands, tmp_path, monkeypatch):

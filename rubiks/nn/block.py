@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,10 +64,7 @@ class RubiksBlock(nn.Module):
         conv2 = pointwise(channels_in, channels_out)
         self.conv2 = nn.Sequential(AttentionShift(channels_in), conv2) if temporal_attention else conv2
         self.bn2 = nn.BatchNorm2d(channels_out)
-        if shift is None:
-            as3: ChannelShift = LearnableShift(channels_out, stride, temporal=not temporal_attention)
-        else:
-            as3 = shift(channels_out, stride)
+        as3 = (shift or partial(LearnableShift, temporal=not temporal_attention))(channels_out, stride)
         learned_in_3d = isinstance(as3, LearnableShift) and len(as3.shift) == 3
         self.as3 = nn.Sequential(OrderedDict(rubiks3d=as3)) if learned_in_3d else as3
         self.se = None if reduction is None else SqueezeExcite(channels_out, reduction)

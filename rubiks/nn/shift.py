@@ -61,12 +61,9 @@ class LearnableShift(ChannelShift):
 
 
 class QuantizedShift(LearnableShift):
-    """`LearnableShift` in time and space by the nearest whole numbers, with the straight-through gradient."""
+    """`LearnableShift` by the nearest whole numbers, with the straight-through gradient."""
 
     quantize = True
-
-    def __init__(self, channels: int, stride: int = 1) -> None:
-        super().__init__(channels, stride)
 
 
 class FixedTimeShift(LearnableShift):
