@@ -45,7 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import Bottleneck
 
 from rubiks import RubiksNet
-from rubiks.models import TIERS, VARIANTS
+from rubiks.models import TIERS
 from rubiks.ops import library, operator
 
 CLASSES = 174
@@ -62,7 +62,8 @@ DEFAULT_MODES: dict[str, dict[str, tuple[str, ...]]] = {
     "cuda": {"rubiks": ("eager", "optimized"), "tsm": ("eager", "channels-last", "compiled"), "mvit": ("eager",)},
     "cpu": {"rubiks": ("eager", "optimized"), "tsm": ("channels-last",), "mvit": ("eager",)},
 }
-RUBIKS = {f"rubiks-{tier}{variant[len('rubiks3d') :]}": (tier, variant) for tier in TIERS for variant in VARIANTS}
+PUBLISHED = ("rubiks3d", "rubiks3d-aq")
+RUBIKS = {f"rubiks-{tier}{variant[len('rubiks3d') :]}": (tier, variant) for tier in TIERS for variant in PUBLISHED}
 MODELS = ("tsm", *RUBIKS, "mvit")
 
 

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from rubiks.models import TIERS, VARIANTS, features
+from rubiks.models import TIERS, features
 from rubiks.nn import AttentionShift, RubiksBlock
 
 MARK = "part/"  # of the profiler's annotations that are ours
@@ -244,7 +244,7 @@ def parse() -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tier", choices=TIERS, default="large" if device == "cuda" else "tiny")
-    parser.add_argument("--variant", choices=VARIANTS, default=VARIANTS[0])
+    parser.add_argument("--variant", choices=("rubiks3d", "rubiks3d-aq"), default="rubiks3d")
     parser.add_argument("--phase", choices=PHASES, default="inference")
     parser.add_argument("--mode", choices=FAMILY_MODES["rubiks"], default="eager", help="as in network.py")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16" if device == "cuda" else "float32")

@@ -24,11 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 from rubiks import runs
 from rubiks.data import builtin, sources
 from rubiks.data.datamodule import VideoDataModule, default_workers
+from rubiks.data.images import ImageFolders
 from rubiks.data.records import VideoRecord
 from rubiks.data.views import TrainingViews
 from rubiks.errors import InputError
 from rubiks.evaluation.protocols import FRAME_ORDERS, Protocol
-from rubiks.models import RubiksNet, checkpoint
+from rubiks.models import VARIANTS, RubiksNet, checkpoint, inflation
 from rubiks.models.checkpoint import SavedNetwork
 from rubiks.training.aq import AttentionSchedule
 from rubiks.training.callbacks import ProgressLines, Throughput
@@ -76,6 +77,8 @@ def source(cfg: DictConfig) -> sources.Source:
         if data.format == "builtin":
             folder = builtin.generate(data.root, data.level, data.train_videos, data.val_videos, data.seed)
             return sources.SomethingSomethingV2(str(folder))
+        if data.format == "images":
+            return ImageFolders(data.root, data.train_folder, data.val_folder)
         lists = {key: data[key] for key in ("root", "train_list", "val_list", "labels")}
         if data.format == "ssv2":
             return sources.SomethingSomethingV2(**lists, videos=data.videos)
@@ -85,7 +88,7 @@ def source(cfg: DictConfig) -> sources.Source:
             return sources.FrameLists(**lists, pattern=data.pattern)
     except MissingMandatoryValue as error:
         raise InputError(f"{error.full_key} is not set; data={cfg.data.name} needs it") from None
-    one_of("data.format", data.format, ("builtin", "ssv2", "kinetics", "frames", "csv"))
+    one_of("data.format", data.format, ("builtin", "images", "ssv2", "kinetics", "frames", "csv"))
     return sources.CsvLists(**lists)
 
 
@@ -199,9 +202,16 @@ def network(cfg: DictConfig, classes: list[str], dropout: float) -> RubiksNet:
     net = RubiksNet(cfg.tier.name, len(classes), cfg.variant.name, frames, dropout)
     if cfg.init is not None:
         saved = checkpoint.read(cfg.init)
-        check_same_network(cfg, saved, "init")
+        rule = one_of("init_temporal", cfg.init_temporal, inflation.RULES)
         net.replace_classifier(saved.num_classes)
-        checkpoint.load_weights(net, saved)
+        if saved.variant == inflation.FROM and net.variant in inflation.INTO and saved.tier == net.tier:
+            inflation.inflate(net, RubiksNet.from_saved(saved), rule)
+            variants = ", to ".join(f"{name} ({VARIANTS[name].about})" for name in (saved.variant, net.variant))
+            log.info("init: inflated from %s, in time by init_temporal=%s", variants, rule)
+        else:
+            others = f". From {inflation.FROM}, the variants {', '.join(inflation.INTO)} of the same tier can start too"
+            check_same_network(cfg, saved, "init", others)
+            checkpoint.load_weights(net, saved)
         # An official file does not name its classes: then their number decides.
         if saved.num_classes != len(classes) or (saved.classes is not None and saved.classes != classes):
             net.replace_classifier(len(classes))
@@ -211,12 +221,12 @@ def network(cfg: DictConfig, classes: list[str], dropout: float) -> RubiksNet:
     return net
 
 
-def check_same_network(cfg: DictConfig, saved: SavedNetwork, key: str) -> None:
-    """Raise InputError unless a checkpoint is of the chosen tier and variant."""
+def check_same_network(cfg: DictConfig, saved: SavedNetwork, key: str, hint: str = "") -> None:
+    """Raise InputError unless a checkpoint is of the chosen tier and variant; `hint` ends its message."""
     if (saved.tier, saved.variant) != (cfg.tier.name, cfg.variant.name):
         raise InputError(
             f"{key}={saved.path} holds tier={saved.tier} variant={saved.variant}, but tier={cfg.tier.name} "
-            f"variant={cfg.variant.name} is chosen; add tier={saved.tier} variant={saved.variant}"
+            f"variant={cfg.variant.name} is chosen; add tier={saved.tier} variant={saved.variant}{hint}"
         )
 
 

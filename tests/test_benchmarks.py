@@ -1,26 +1,41 @@
-"""The benchmarks: the network that others are compared with, and the bookkeeping."""
+"""The benchmarks: the network that others are compared with, what the probe of time measures, and the bookkeeping."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+
+from rubiks import RubiksNet
+from rubiks.data import scenes
+from rubiks.data.builtin import Plan
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def network() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_network", FOLDER / "network.py")
+def benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def network() -> ModuleType:
+    return benchmark("network")
+
+
+@pytest.fixture(scope="module")
+def probe() -> ModuleType:
+    return benchmark("temporal_probe")
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -58,6 +73,68 @@ def test_tsm_is_measured_first_and_failures_do_not_count(network):
     rows = [key | {"clips_per_second": 10.0} for key in plan[:1]] + [key | {"error": "no memory"} for key in plan[1:2]]
     assert network.ratio(rows, plan[2] | {"clips_per_second": 5.0}) == {"over_tsm": 0.5}
     assert network.ratio(rows, plan[3] | {"clips_per_second": 5.0}) == {}
+
+
+class Oracle(torch.nn.Module):
+    """Answers from the brightness of frames: class 0 where it rises, 1 where it falls, 2 where the clip is flat."""
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        slope = clips.mean((2, 3, 4)).diff(dim=1).sum(1)
+        return torch.stack((slope, -slope, torch.full_like(slope, 0.01), torch.zeros_like(slope)), dim=1)
+
+
+def test_the_probe_scores_what_it_says(probe):
+    ramp = torch.linspace(0, 250, 6).round().to(torch.uint8)[:, None, None, None].expand(6, 3, 9, 9)
+    frames = torch.stack((ramp, ramp.flip(0), ramp[:1].expand_as(ramp), ramp))
+    clips = probe.Clips(frames, torch.tensor([0, 1, 2, 1]))
+    scores = probe.score(Oracle(), clips, 8)
+    assert scores["top1"] == 75  # the last has the wrong label
+    assert scores["pair"] == 75
+    assert scores["reversed"] == 50  # the flat one, and the last
+    assert set(scores) == set(probe.SCORES)
+
+
+def test_the_probe_draws_the_built_in_clips(probe):
+    plan = Plan("plain", 0, 16, 8)
+    training = probe.draw(plan, 0, 12, 20, workers=0, device="cpu")
+    validation = probe.draw(plan, 1, 4, 20, workers=0, device="cpu")
+    assert (training.frames.shape, training.frames.dtype) == ((16, 12, 3, 20, 20), torch.uint8)
+    assert validation.frames.shape == (8, 4, 3, 20, 20)
+    assert training.labels.bincount().tolist() == [2] * 8
+    drawn = scenes.draw(plan.rng(plan.clips()[3]), "plain", plan.clips()[3].label)
+    assert abs(training.frames[3].float().mean() - np.float32(drawn).mean()) < 12  # the central square of it
+
+    # Views are pieces of the kept frames, a piece and an order for each clip.
+    views = probe.training_views(training, torch.tensor([3, 0]), frames=4, size=16)
+    for view, number in zip(views, (3, 0), strict=True):
+        found = [
+            [
+                {t for t in range(12) if torch.equal(training.frames[number, t, :, y : y + 16, x : x + 16], frame)}
+                for frame in view
+            ]
+            for y in range(5)
+            for x in range(5)
+        ]
+        # Where nothing moves between two frames, they are equal.
+        segments = [{3 * t, 3 * t + 1, 3 * t + 2} for t in range(4)]
+        assert any(all(own & segment for own, segment in zip(place, segments, strict=True)) for place in found)
+
+
+def test_the_probe_trains_each_variant_and_reports(probe, tmp_path, capsys):
+    words = ["--variants", "rubiks2d", "rubiks3d-aq", "--seeds", "0", "1", "--steps", "2", "--batch", "2"]
+    setting = ["--size", "32", "--frames", "2", "--clips", "8", "8", "--workers", "0", "--device", "cpu"]
+    rows = probe.run(probe.parse([*words, *setting, "--json", str(tmp_path / "probe.json")]))
+    assert [(row["variant"], row["seed"]) for row in rows] == [(v, s) for v in words[1:3] for s in (0, 1)]
+    for row in rows:
+        assert row["parameters"] == sum(p.numel() for p in RubiksNet("tiny", 8, row["variant"]).parameters())
+        assert row["gflops"] > 0.01
+        assert row["steps_per_second"] > 0
+        assert (row["budget"] is not None) == (row["variant"] == "rubiks3d-aq")
+    assert all(row["top1"] == row["shuffled"] == row["reversed"] for row in rows[:2])  # it cannot tell
+    assert json.loads((tmp_path / "probe.json").read_text())["rows"] == rows
+    table = capsys.readouterr().out.splitlines()
+    assert len([text for text in table if text.startswith("tiny")]) == 2
+    assert "±" in table[-1]
 
 
 def test_no_benchmark_hides_a_module_of_the_standard_library():

@@ -23,6 +23,7 @@ from videos import decode_in_order, moving_square, real_clip, write_video
 import rubiks.cli.main
 from rubiks import RubiksNet
 from rubiks.data import builtin
+from rubiks.models import TIERS, VARIANTS
 
 SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4")
 QUICK = ("recipe.batch_size=8", "recipe.epochs=2", "trainer.log_every_n_steps=1")
@@ -220,8 +221,16 @@ def test_fine_tuning_says_what_becomes_of_the_classifier(trained, builtin_data, 
     assert "with its classifier" in commands.train(*options, "init=outputs/first/checkpoints/best.ckpt")
 
 
-@pytest.mark.parametrize("tier", ["tiny", "small", "medium", "large"])
-@pytest.mark.parametrize("variant", ["rubiks3d", "rubiks3d-aq"])
+PUBLISHED = [(tier, variant) for tier in TIERS for variant in ("rubiks3d", "rubiks3d-aq")]
+
+
+def test_every_variant_has_its_file():
+    assert {path.stem for path in (ROOT / "conf/variant").iterdir()} == set(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("tier", "variant"), PUBLISHED + [("tiny", name) for name in VARIANTS if ("tiny", name) not in PUBLISHED]
+)
 def test_every_tier_and_variant_trains(tier, variant, builtin_data, commands, tmp_path):
     output = commands.train(
         builtin_data, *SMALL[:3], "data.num_frames=16", "recipe.batch_size=2", f"tier={tier}", f"variant={variant}",
@@ -229,6 +238,15 @@ def test_every_tier_and_variant_trains(tier, variant, builtin_data, commands, tm
     )  # fmt: skip
     assert f"tier='{tier}', num_classes=8, variant='{variant}', num_frames=16" in output
     assert not list(tmp_path.glob("outputs/*"))
+
+
+@pytest.mark.parametrize("variant", ["fixed-tsm", "grouped"])
+def test_an_ablation_is_trained_and_evaluated_like_the_rest(variant, builtin_data, commands, tmp_path):
+    choice = f"variant={variant}"
+    commands.train(builtin_data, *SMALL, choice, "recipe.batch_size=8", "recipe.epochs=1", "run=ablation")
+    commands.evaluate(builtin_data, *SMALL[:2], choice, "run=scores")
+    results = json.loads((tmp_path / "outputs/scores/results.json").read_text())
+    assert (results["variant"], results["checkpoint"]) == (variant, "outputs/ablation/checkpoints/best.ckpt")
 
 
 def test_wandb_keeps_the_curves_offline(builtin_data, commands, tmp_path, monkeypatch):
@@ -382,6 +400,42 @@ def test_training_and_evaluation_on_real_clips(name, real_videos, commands, tmp_
         assert "Not scored: 1 of the 3" in output
 
 
+def test_from_images_to_video(builtin_data, commands, tmp_path):
+    for number, (split, name) in enumerate([(s, c) for s in ("training", "val") for c in ("cat", "ant")] * 2):
+        (tmp_path / "images" / split / name).mkdir(parents=True, exist_ok=True)
+        image = Image.effect_noise((40 + number, 36), 50)
+        image.save(tmp_path / "images" / split / name / f"{number}.jpeg")
+    options = ("data=images", "data.root=images", "data.train_folder=training", "data.size=32", "variant=rubiks2d")
+    output = commands.train(*options, "recipe.batch_size=2", "recipe.epochs=1", "run=still")
+    assert "4 training and 4 validation videos, 2 classes, 1 frames of 32 pixels" in output
+    commands.evaluate(*options, "protocol=two_clip", "run=scores")
+    results = json.loads((tmp_path / "outputs/scores/results.json").read_text())
+    assert (results["videos"], results["num_classes"], results["num_frames"]) == (4, 2, 1)
+    assert torch.load(tmp_path / "outputs/still/checkpoints/best.ckpt", weights_only=True)["rubiks"]["classes"] == [
+        "ant",
+        "cat",
+    ]
+
+    video = (builtin_data, *SMALL, "init=outputs/still/checkpoints/best.ckpt")
+    for variant in ("rubiks3d", "rubiks3d-aq"):
+        output = commands.train(*video, f"variant={variant}", "init_temporal=zero", "trainer.fast_dev_run=true")
+        assert f"inflated from rubiks2d (2D shift), to {variant} (" in output
+        assert "init_temporal=zero" in output
+        assert "a new classifier for 8 classes" in output
+    assert "inflated" not in commands.train(*video, "variant=rubiks2d", "trainer.fast_dev_run=true")
+    for wrong, words in (
+        (("variant=rubiks3d", "init_temporal=one"), "tsm, uniform, zero"),
+        (("variant=fixed-tsm", "init_temporal=zero"), "must be tsm"),
+        (("variant=grouped",), "variant=grouped is chosen"),
+        (("variant=rubiks3d", "tier=small"), "tier=small variant=rubiks3d is chosen"),
+    ):
+        assert words in commands.refused("train", *video, *wrong)
+    RubiksNet("tiny", 8).save_pretrained(tmp_path / "net.pth.tar")
+    message = commands.refused("train", builtin_data, *SMALL, "init=net.pth.tar", "variant=rubiks2d")
+    assert "holds tier=tiny variant=rubiks3d" in message
+    assert "From rubiks2d" in message
+
+
 def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, commands, tmp_path):
     options = ("data=frames", *real_videos["frames"][:3], "data.size=32")
     assert "data.num_classes" in commands.refused("train", *options)
@@ -398,7 +452,9 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["tier=huge"], ["tier/huge", "large", "medium", "small", "tiny"]),
         (["variant=rubiks4d"], ["rubiks3d", "rubiks3d-aq"]),
         (["protocol=ten_clip"], ["one_clip", "two_clip"]),
-        (["data=imagenet"], ["builtin", "csv", "frames", "kinetics", "ssv2"]),
+        (["data=imagenet"], ["builtin", "csv", "frames", "images", "kinetics", "ssv2"]),
+        (["data=images"], ["data.root"]),
+        (["data=images", "data.root=nowhere"], ["nowhere/train", "data.root"]),
         (["recipe.learning_rate=1"], ["recipe.learning_rate", "recipe.lr", "recipe.momentum"]),
         (["epochs=3"], ["epochs", "recipe", "seed"]),
         (["+recipe.nonsense=1"], ["recipe.nonsense", "batch_size"]),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, write_video
 
-from rubiks.data.decode import FrameFolder, VideoFile, open_video
+from rubiks.data.decode import FrameFolder, ImageFile, VideoFile, open_video
 from rubiks.data.records import VideoRecord
 from rubiks.errors import VideoError
 
@@ -302,12 +302,40 @@ class TestFrameFolder:
                 video.frames(indices)
 
 
+class TestImageFile:
+    def test_is_a_video_of_one_frame(self, tmp_path):
+        path = tmp_path / "a.png"
+        Image.fromarray(moving_square(1)[0]).convert("RGBA").save(path)
+        with open_video(VideoRecord(str(path), 0, image=True)) as video:
+            assert isinstance(video, ImageFile)
+            assert len(video) == 1
+            images = as_images(video.frames([0, 0, 0]))
+            with pytest.raises(IndexError, match="1 frames"):
+                video.frames([1])
+        np.testing.assert_array_equal(images, np.stack([moving_square(1)[0]] * 3))
+
+    @pytest.mark.parametrize(
+        ("content", "words"), [(None, "no such file"), (b"", "cannot be decoded"), (b"hello", "cannot be decoded")]
+    )
+    def test_bad_files(self, tmp_path, content, words):
+        path = tmp_path / "a.jpg"
+        if content is not None:
+            path.write_bytes(content)
+        with (
+            pytest.raises(VideoError, match=words) as error,
+            open_video(VideoRecord(str(path), 0, image=True)) as image,
+        ):
+            image.frames([0])
+        assert error.value.path == str(path)
+
+
 @pytest.mark.parametrize(
     ("record", "name"),
     [
         (VideoRecord("videos/a.b/78687.webm", 0), "78687"),
         (VideoRecord("/data/x y_000010_000020.mp4", 0), "x y_000010_000020"),
         (VideoRecord("frames/v_1.5/", 0, 8, "{:05d}.jpg"), "v_1.5"),
+        (VideoRecord("train/n01440764/n01440764_18.JPEG", 0, image=True), "n01440764_18"),
     ],
 )
 def test_record_name(record, name):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from rubiks import RubiksNet
 from rubiks.models import features
-from rubiks.models.tiers import VARIANTS
 from rubiks.nn import RubiksBlock
 from rubiks.nn.fused import Geometry, attention_weights, matrix, supports, train_blocks
 from rubiks.ops.fused import norm_input_grad, pointwise, pointwise_grad, pointwise_weight_grad, row_sums
 
+VARIANTS = ("rubiks3d", "rubiks3d-aq", "rubiks2d")  # which it replaces
 SIZES = [(2, 4, 3, 32, 32), (3, 3, 3, 33, 35)]
 
 

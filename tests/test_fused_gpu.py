@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from rubiks import RubiksNet
 from rubiks.models import features
-from rubiks.models.tiers import VARIANTS
 from rubiks.ops import fused, operator
 
 pytestmark = pytest.mark.gpu
+VARIANTS = ("rubiks3d", "rubiks3d-aq", "rubiks2d")  # whose training the fused blocks serve
 ROUNDING = 4e-3  # of bfloat16, relative to the norm
 
 
@@ -47,9 +47,7 @@ def sums_close(parts: Tensor, value: Tensor, other: Tensor) -> None:
 
 def sums_agree(parts: Tensor, value: Tensor, other: Tensor) -> bool:
     pairs = zip(parts.double().sum(0), (value, value * other), strict=True)
-    return all(
-        bool(((row - terms.sum(1)).abs() <= 1e-4 * terms.abs().sum(1) + 1e-6).all()) for row, terms in pairs
-    )
+    return all(bool(((row - terms.sum(1)).abs() <= 1e-4 * terms.abs().sum(1) + 1e-6).all()) for row, terms in pairs)
 
 
 def same_bits(call) -> tuple[Tensor, ...]:
@@ -64,7 +62,7 @@ def double(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.double() for tensor in tensors]
 
 
-# Rows of the result, rows of x, columns: of the tiers, and odd ones; Hopper has a kernel of its own for 145 to 288 rows.
+# Rows of the result, rows of x, columns: of the tiers, and odd ones; for 145 to 288 rows Hopper has another kernel.
 SHAPES = [(54, 54, 392), (72, 72, 4104), (144, 72, 1000), (288, 288, 3136), (576, 576, 136), (20, 6, 264), (145, 38, 8)]
 SHAPES += [(288, 144, 1000), (216, 216, 17032), (150, 40, 72)]
 

@@ -2,7 +2,9 @@ import json
 import os
 
 import pytest
+import torchvision
 
+from rubiks.data.images import ImageFolders
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources import CsvLists, FrameLists, Kinetics, SomethingSomethingV2, check_labels
 from rubiks.errors import InputError
@@ -384,6 +386,44 @@ class TestCsvLists:
     def test_a_folder_for_a_list(self, tmp_path):
         source = CsvLists(root=str(tmp_path), val_list=str(tmp_path))
         assert_rejected(lambda: source.records("val"), "data.val_list", str(tmp_path))
+
+
+class TestImageFolders:
+    FILES = ("train/dog/a.JPEG", "train/ant/b.png", "train/ant/deep/c.jpg", "train/notes.txt", "val/dog/d.jpeg")
+
+    def test_as_torchvision_reads_it(self, tmp_path):
+        source = ImageFolders(write(tmp_path, dict.fromkeys((*self.FILES, "val/dog/list.txt"))))
+        assert source.classes == ["ant", "dog"]
+        records, missing = source.records("train")
+        expected = torchvision.datasets.ImageFolder(tmp_path / "train", loader=str)
+        assert [(record.path, record.label) for record in records] == expected.samples
+        assert all(record.image for record in records)
+        assert missing == []
+        assert names_and_labels(source.records("val")[0]) == [("d", 1)]
+
+    def test_splits_of_other_names(self, tmp_path):
+        files = [name.replace("train/", "x/training set/") for name in self.FILES]
+        source = ImageFolders(write(tmp_path, dict.fromkeys(files)), "x/training set", str(tmp_path / "val"))
+        assert [len(source.records(split)[0]) for split in ("train", "val")] == [3, 1]
+
+    def test_validation_alone(self, tmp_path):
+        source = ImageFolders(write(tmp_path, {"val/dog/d.jpeg": None, "val/cat/e.jpeg": None}))
+        assert source.classes == ["cat", "dog"]
+        assert names_and_labels(source.records("val")[0]) == [("e", 0), ("d", 1)]
+
+    @pytest.mark.parametrize(
+        ("files", "split", "parts"),
+        [
+            ((), "train", ["train: no such folder", "data.root", "data.train_folder"]),
+            (FILES[:3], "val", ["val: no such folder", "data.val_folder"]),
+            (("train/a.jpg",), "train", ["train: expected a folder for each class, found none"]),
+            (("train/dog/notes.txt",), "train", ["train: expected images", ".jpeg", "data.train_folder"]),
+            ((*FILES, "val/cow/a.jpg"), "val", ["cow", "expected a class of", "train", "data.val_folder"]),
+        ],
+    )
+    def test_bad_folders(self, tmp_path, files, split, parts):
+        source = ImageFolders(write(tmp_path, dict.fromkeys(files)))
+        assert_rejected(lambda: source.records(split), str(tmp_path), *parts)
 
 
 def test_check_labels():

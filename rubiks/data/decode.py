@@ -1,4 +1,4 @@
-"""Frames of one video as uint8 tensors, from a video file or from a folder of images, behind one interface."""
+"""Frames of one video as uint8 tensors, from a video file, a folder of images or an image, behind one interface."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ _SEEKABLE_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")
 _SEEKABLE_CODECS = ("h264", "vp8", "vp9")
 
 
-def open_video(record: VideoRecord) -> VideoFile | FrameFolder:
+def open_video(record: VideoRecord) -> VideoFile | FrameFolder | ImageFile:
     """Open a record's video for reading, as a context manager; raises VideoError where it cannot be read."""
+    if record.image:
+        return ImageFile(record.path)
     if record.pattern is None:
         return VideoFile(record.path)
     return FrameFolder(record.path, record.num_frames or 0, record.pattern)
@@ -185,14 +187,55 @@ class FrameFolder:
         """uint8 (H, W, 3)."""
         name = self._file(index)
         try:
-            with Image.open(os.path.join(self.path, name)) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise VideoError(self.path, f"frame {name} has more than 8 bits per channel, expected 8")
-                return np.asarray(image.convert("RGB"))
+            return _read_image(os.path.join(self.path, name))
         except FileNotFoundError as error:
             raise VideoError(self.path, f"frame {name} is missing, the list gives {self._length} frames") from error
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
-            raise VideoError(self.path, f"frame {name} cannot be decoded: {_first_line(error)}") from error
+        except VideoError as error:
+            raise VideoError(self.path, f"frame {name} {error.reason}") from error
+
+
+class ImageFile:
+    """A still image as a video of one frame, which is read when it is asked for.
+
+    Args:
+        path: any image of 8 bits per channel that Pillow reads.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __len__(self) -> int:
+        return 1
+
+    def frames(self, indices: Sequence[int]) -> Tensor:
+        """The image once for each index; as `FrameFolder.frames`."""
+        indices = _checked(indices, 1)
+        try:
+            image = _read_image(self.path)
+        except FileNotFoundError as error:
+            raise VideoError(self.path, "no such file") from error
+        return _as_tensor(np.stack([image] * len(indices)))
+
+    def __enter__(self) -> ImageFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing stays open between reads."""
+
+
+def _read_image(path: str) -> np.ndarray:
+    """uint8 (H, W, 3); raises VideoError, or FileNotFoundError."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise VideoError(path, "has more than 8 bits per channel, expected 8")
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
+        raise VideoError(path, f"cannot be decoded: {_first_line(error)}") from error
 
 
 def _checked(indices: Sequence[int], length: int) -> list[int]:

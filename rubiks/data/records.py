@@ -8,19 +8,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """A video file, or a folder with one image per frame, and its label.
+    """A video file, a folder with one image per frame, or a still image, and its label.
 
     Attributes:
-        path: the video file, or the folder of frames.
+        path: the video file, the folder of frames, or the image.
         label: index of the class, from 0.
         num_frames: frame folders: the count that the list gives. None for video files, whose reader counts.
         pattern: frame folders: how frame files are named, e.g. "{:06d}.jpg", numbered from 1. None for video files.
+        image: whether it is a still image, a video of one frame.
     """
 
     path: str
     label: int
     num_frames: int | None = None
     pattern: str | None = None
+    image: bool = False
 
     @property
     def name(self) -> str:

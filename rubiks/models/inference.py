@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rubiks.models.clips import as_clips
-from rubiks.nn import LearnableShift, RubiksBlock
+from rubiks.nn import ChannelShift, RubiksBlock
 from rubiks.ops.fused import mix_frames
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Block(nn.Module):
         self.register_buffer("attention", attention)
         self.register_buffer("conv2", (weight2 * scale1).to(dtype))
         self.register_buffer("bias2", (weight2 @ bias1 + bias2)[:, None].to(dtype))
-        self.shift: LearnableShift = copy.deepcopy(block.shift)
+        self.shift: ChannelShift = copy.deepcopy(block.shift)
         self.register_buffer("conv3", block.conv3.weight.flatten(1).clone())
         self.register_buffer("shortcut", None)
         self.offset = offset

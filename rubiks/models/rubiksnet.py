@@ -1,4 +1,4 @@
-"""RubiksNet: four tiers, two variants (Fan et al., ECCV 2020)."""
+"""RubiksNet: four tiers, two variants and their ablations (Fan et al., ECCV 2020)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rubiks.models import checkpoint, features
 from rubiks.models.clips import as_clips
 from rubiks.models.inference import InferenceNet
 from rubiks.models.inference_cuda import CudaInferenceNet
-from rubiks.models.tiers import TIERS, VARIANTS, Tier
-from rubiks.nn import AttentionShift, LearnableShift, RubiksBlock
+from rubiks.models.tiers import TIERS, VARIANTS, Tier, Variant
+from rubiks.nn import AttentionShift, ChannelShift, RubiksBlock
 from rubiks.nn.attention import harden
 
 
 class Backbone(nn.Module):
     """Everything before the classifier, under the official names."""
 
-    def __init__(self, tier: Tier, temporal_attention: bool) -> None:
+    def __init__(self, tier: Tier, variant: Variant) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, tier.width, 3, stride=2, padding=1, bias=False)
         channels = tier.width
@@ -30,7 +30,9 @@ class Backbone(nn.Module):
             layer = nn.ModuleList()
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                layer.append(RubiksBlock(channels, width, stride, temporal_attention, tier.reduction))
+                layer.append(
+                    RubiksBlock(channels, width, stride, variant.temporal_attention, tier.reduction, variant.shift)
+                )
                 channels = width
             self.add_module(f"layer{stage}", layer)
         self.bn_last = nn.BatchNorm2d(channels)
@@ -56,7 +58,9 @@ class RubiksNet(nn.Module):
     Args:
         tier: tiny, small, medium or large.
         num_classes: of the classifier, at least 1.
-        variant: rubiks3d (learned 3D shift) or rubiks3d-aq (learned 2D shift and a temporal attention shift).
+        variant: rubiks3d (learned 3D shift) or rubiks3d-aq (learned 2D shift and a temporal attention shift); for
+            comparison rubiks3d-quantized (whole-number 3D shift), rubiks2d (no temporal shift), fixed-tsm (TSM's
+            temporal shift) and grouped (nothing learned: ShiftNet's spatial and TSM's temporal shift).
         num_frames: frames per clip that the network is meant for, kept in its files. The network takes any number.
         dropout: share of features dropped before the classifier in training.
 
@@ -68,7 +72,7 @@ class RubiksNet(nn.Module):
         self, tier: str, num_classes: int, variant: str = "rubiks3d", num_frames: int = 8, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        for key, value, choices in (("tier", tier, tuple(TIERS)), ("variant", variant, VARIANTS)):
+        for key, value, choices in (("tier", tier, TIERS), ("variant", variant, VARIANTS)):
             if value not in choices:
                 raise ValueError(f"{key} must be one of {', '.join(choices)}; got {value!r}")
         for key, number in (("num_classes", num_classes), ("num_frames", num_frames)):
@@ -77,7 +81,7 @@ class RubiksNet(nn.Module):
         self.tier = tier
         self.variant = variant
         self.num_frames = num_frames
-        self.backbone = Backbone(TIERS[tier], temporal_attention=variant == "rubiks3d-aq")
+        self.backbone = Backbone(TIERS[tier], VARIANTS[variant])
         self.dropout = nn.Dropout(dropout)
         self.new_fc = nn.Linear(self.backbone.bn_last.num_features, num_classes)
         self._initialise()
@@ -210,10 +214,8 @@ class RubiksNet(nn.Module):
             stride = 1 if stage == 0 else 2
             lines.append(f"  layer{stage}  {channels}, {len(layer)} block{'s'[: len(layer) > 1]}, stride {stride}")
         lines.append(f"  new_fc  {self.new_fc.in_features} -> {self.num_classes}, mean over frames")
-        kinds = {type(m) for m in self.modules()}
-        shift = "3D shift" if AttentionShift not in kinds else "2D shift, temporal attention shift"
         extras = ", squeeze-excite" if TIERS[self.tier].reduction else ""
-        shifted = sum(m.shift.shape[1] for m in self.modules() if isinstance(m, LearnableShift))
-        lines.append(f"  {shift} of {shifted:,} channels{extras}")
+        shifted = sum(m.shift.shape[1] for m in self.modules() if isinstance(m, ChannelShift))
+        lines.append(f"  {VARIANTS[self.variant].about} of {shifted:,} channels{extras}")
         lines.append(f"  {sum(p.numel() for p in self.parameters()):,} parameters")
         return "\n".join(lines)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rubiks.nn.attention import AttentionShift
-from rubiks.nn.shift import LearnableShift
+from rubiks.nn.shift import ChannelShift, LearnableShift
 
 
 def pointwise(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
@@ -35,28 +37,36 @@ class SqueezeExcite(nn.Module):
 
 
 class RubiksBlock(nn.Module):
-    """Pre-activation residual block: 1x1 convolution, learnable shift, 1x1 convolution (RubiksNet, ECCV 2020).
+    """Pre-activation residual block: 1x1 convolution, shift, 1x1 convolution (RubiksNet, ECCV 2020).
 
     The parameters bear the names of the official state dict, so that its files load without renaming.
 
     Args:
         channels_in, channels_out: of the block.
         stride: of H and W, taken by the shift and by the shortcut.
-        temporal_attention: the AQ variant: a 2D shift, and an attention shift in time before the first convolution.
-            Otherwise the shift is 3D.
+        temporal_attention: an attention shift in time before the first convolution, as the AQ variant has.
         reduction: of the squeeze-excite after the shift; None for no squeeze-excite.
+        shift: makes the shift of a number of channels and a stride. None: a learned one, in space where there is
+            temporal attention, else in time and space.
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, stride: int, temporal_attention: bool, reduction: int | None
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: int,
+        temporal_attention: bool,
+        reduction: int | None,
+        shift: Callable[[int, int], ChannelShift] | None = None,
     ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels_in)
         conv2 = pointwise(channels_in, channels_out)
         self.conv2 = nn.Sequential(AttentionShift(channels_in), conv2) if temporal_attention else conv2
         self.bn2 = nn.BatchNorm2d(channels_out)
-        shift = LearnableShift(channels_out, stride, temporal=not temporal_attention)
-        self.as3 = shift if temporal_attention else nn.Sequential(OrderedDict(rubiks3d=shift))
+        as3 = (shift or partial(LearnableShift, temporal=not temporal_attention))(channels_out, stride)
+        learned_in_3d = isinstance(as3, LearnableShift) and len(as3.shift) == 3
+        self.as3 = nn.Sequential(OrderedDict(rubiks3d=as3)) if learned_in_3d else as3
         self.se = None if reduction is None else SqueezeExcite(channels_out, reduction)
         self.conv3 = pointwise(channels_out, channels_out)
         changes = stride != 1 or channels_in != channels_out
@@ -79,10 +89,10 @@ class RubiksBlock(nn.Module):
         return convolution
 
     @property
-    def shift(self) -> LearnableShift:
+    def shift(self) -> ChannelShift:
         as3: nn.Module = self.as3
         shift = as3[0] if isinstance(as3, nn.Sequential) else as3
-        assert isinstance(shift, LearnableShift)
+        assert isinstance(shift, ChannelShift)
         return shift
 
     def forward(self, x: Tensor, frames: int) -> Tensor:

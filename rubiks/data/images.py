@@ -1,0 +1,65 @@
+"""Still images in a folder for each class, as records of one frame."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from rubiks.data.records import VideoRecord
+from rubiks.data.sources import Split
+from rubiks.errors import InputError
+
+
+class ImageFolders:
+    """ImageNet's layout, read as torchvision's ImageFolder reads it: `<root>/<split's folder>/<class>/*.jpeg`.
+
+    The classes are the names of the training folder's folders, sorted; of the validation folder's where there is no
+    training folder. Images may lie in folders below their class's.
+
+    Args:
+        root: folder of the data set.
+        train_folder, val_folder: the splits' folders, absolute or relative to root.
+    """
+
+    def __init__(self, root: str, train_folder: str = "train", val_folder: str = "val") -> None:
+        self._root = root
+        self._folders = {"train": os.path.join(root, train_folder), "val": os.path.join(root, val_folder)}
+
+    @cached_property
+    def classes(self) -> list[str]:
+        return self._classes(self._class_split)
+
+    @property
+    def _class_split(self) -> Split:
+        alone = os.path.isdir(self._folders["val"]) and not os.path.isdir(self._folders["train"])
+        return "val" if alone else "train"
+
+    def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
+        labels = {name: label for label, name in enumerate(self.classes)}
+        folder, names = self._folders[split], self._classes(split)
+        for name in names:
+            if name not in labels:
+                raise InputError(
+                    f"{os.path.join(folder, name)}: expected a class of {self._folders[self._class_split]}, which has "
+                    f"no folder {name!r}; set data.train_folder and data.val_folder to splits of one data set"
+                )
+        images = make_dataset(folder, {name: labels[name] for name in names}, IMG_EXTENSIONS, allow_empty=True)
+        if not images:
+            raise InputError(
+                f"{folder}: expected images ({', '.join(IMG_EXTENSIONS)}) in its folders, found none; set "
+                f"data.root or data.{split}_folder"
+            )
+        return [VideoRecord(path, label, image=True) for path, label in images], []
+
+    def _classes(self, split: Split) -> list[str]:
+        folder = self._folders[split]
+        try:
+            return find_classes(folder)[0]
+        except FileNotFoundError:
+            what = "expected a folder for each class, found none" if os.path.isdir(folder) else "no such folder"
+            remedy = f"set data.root to the folder that holds it, or data.{split}_folder to its name"
+        except OSError as error:
+            what, remedy = f"cannot be listed: {error.strerror}", f"check data.root and data.{split}_folder"
+        raise InputError(f"{folder}: {what}; {remedy}")
