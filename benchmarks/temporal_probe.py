@@ -118,9 +118,7 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def train(
-    net: RubiksNet, clips: Clips, recipe: Recipe, attention: AttentionSchedule, steps: int, size: int
-) -> float:
+def train(net: RubiksNet, clips: Clips, recipe: Recipe, attention: AttentionSchedule, steps: int, size: int) -> float:
     """Train for a number of steps, which the recipe sees as one epoch; steps per second, without the first few."""
     device = clips.labels.device
     net.train()
@@ -141,7 +139,7 @@ def train(
             logits = net(views)
         loss = F.cross_entropy(logits.float(), clips.labels[indices])
         if annealing is not None:
-            loss = loss + annealing.penalty(annealing.share_off_stay())
+            loss = loss + annealing.penalty()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for parameter in optim.shift_parameters(net):

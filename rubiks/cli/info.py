@@ -90,8 +90,8 @@ def _network() -> dict[str, str | list[str]]:
         return {"fused blocks": f"no: they {reason}" + (" on a GPU such as A100 or H100" if gpus else "")}
     where = f"GPU {', '.join(served)}"
     return {
-        "fused blocks": f"in bfloat16 on {where}; elsewhere, and for squeeze-excite, synchronised or frozen batch norm "
-        "and a stage whose pixels are no multiple of 8, the modules"
+        "fused blocks": f"in bfloat16 on {where}; elsewhere, and for squeeze-excite, shifts that are fixed or of whole "
+        "numbers, synchronised or frozen batch norm and a stage whose pixels are no multiple of 8, the modules"
     }
 
 
