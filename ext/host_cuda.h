@@ -29,6 +29,23 @@ int attribute(const torch::stable::Tensor& x) {
   return value;
 }
 
+namespace {
+
+__global__ void nothing() {}
+
+// Whether the kernels of this file are, on the device of x, those compiled for compute capability 9.0 or later: code for
+// an earlier one, compiled anew for this GPU, does not wait for the kernel before.
+bool kernels_wait(const torch::stable::Tensor& x) {
+  static thread_local int device = -1;
+  static thread_local bool result = false;
+  if (device != x.get_device_index()) {
+    cudaFuncAttributes found = {};
+    STD_CUDA_CHECK(cudaFuncGetAttributes(&found, nothing));
+    device = x.get_device_index(), result = found.ptxVersion >= 90;
+  }
+  return result;
+}
+
 // Launches a kernel on the current stream of x's device, where it may start while the one before it ends. It must call
 // wait_for_kernel_before().
 template <typename... Parameters, typename... Values>
@@ -40,8 +57,9 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t sha
   cudaLaunchConfig_t config = {};
   config.gridDim = blocks, config.blockDim = threads;
   config.dynamicSmemBytes = shared_bytes, config.stream = current_stream(x);
-  config.attrs = &early, config.numAttrs = attribute<cudaDevAttrComputeCapabilityMajor>(x) >= 9;
+  config.attrs = &early, config.numAttrs = kernels_wait(x);
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(values)...));
 }
 
+}  // namespace
 }  // namespace rubiks
