@@ -45,7 +45,8 @@ class Block(nn.Module):
         exact = torch.promote_types(dtype, torch.float32)
         scale1, bias1 = affine(block.bn1)
         scale2, bias2 = affine(block.bn2)
-        attention = None if block.attention is None else block.attention.attention().to(exact)
+        temporal = block.attention
+        attention = None if temporal is None or temporal.still else temporal.attention().to(exact)
         shortcut = None if block.shortcut is None else exact_weight(block.shortcut).to(dtype)
         for name, value in (
             ("scale", scale1.to(exact)),

@@ -76,6 +76,11 @@ class AttentionShift(nn.Module):
     def hard(self) -> bool:
         return self.back is not None
 
+    @property
+    def still(self) -> bool:
+        """Whether it is hard and moves no channel: it leaves everything as it is."""
+        return self.back is not None and self.ahead is not None and not len(self.back) and not len(self.ahead)
+
     def attention(self) -> Tensor:
         """The weights (C, 3) of the previous, the same and the next frame; each row sums to 1."""
         return attention(self.weight, self.T)
