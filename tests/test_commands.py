@@ -320,6 +320,9 @@ def test_pictures_and_table_of_shifts(trained, monkeypatch, capsys, tmp_path):
     table = info(tmp_path / "net.pth.tar", "--out", tmp_path / "aq")
     assert "357 of 2,862 channels (12.47%)" in table
     assert sorted(path.name for path in tmp_path.glob("aq/*")) == ["offsets.png", "temporal_moves.png"]
+    RubiksNet("tiny", 8, "grouped").save_pretrained(tmp_path / "grouped.pth.tar")
+    assert info(tmp_path / "grouped.pth.tar", "--out", tmp_path / "grouped").count("\n") == 1
+    assert not (tmp_path / "grouped").exists()
     with pytest.raises(SystemExit):
         info(tmp_path / "nothing.ckpt")
     assert "no checkpoint at" in capsys.readouterr().err

@@ -20,18 +20,23 @@ def describe(path: str, folder: Path) -> None:
     """
     saved = checkpoint.read(path)
     net = RubiksNet.from_saved(saved)
-    title = "learned shifts: T in frames, H and W in pixels"
-    table = Table("stage", "channels", "axis", "mean", "std", "min", "max", "change", title=title)
-    for stage, values in offsets(net).items():
-        initial = saved.initial_shifts.get(stage)
-        for row, axis in enumerate(axes_of(values)):
-            own = values[row]
-            change = "" if initial is None else f"{(own - initial[row]).abs().mean():.3f}"
-            numbers = (f"{number:.3f}" for number in (own.mean(), own.std(), own.min(), own.max()))
-            table.add_row(*((stage, f"{len(own):,}") if row == 0 else ("", "")), axis, *numbers, change)
-    Console().print(table)
-    known = "mean distance from the start of training" if saved.initial_shifts else "not known, the file has no start"
-    print(f"change: {known}")
+    if learned := offsets(net):
+        title = "learned shifts: T in frames, H and W in pixels"
+        table = Table("stage", "channels", "axis", "mean", "std", "min", "max", "change", title=title)
+        for stage, values in learned.items():
+            initial = saved.initial_shifts.get(stage)
+            for row, axis in enumerate(axes_of(values)):
+                own = values[row]
+                change = "" if initial is None else f"{(own - initial[row]).abs().mean():.3f}"
+                numbers = (f"{number:.3f}" for number in (own.mean(), own.std(), own.min(), own.max()))
+                table.add_row(*((stage, f"{len(own):,}") if row == 0 else ("", "")), axis, *numbers, change)
+        Console().print(table)
+        known = (
+            "mean distance from the start of training" if saved.initial_shifts else "not known, the file has no start"
+        )
+        print(f"change: {known}")
+    else:
+        print(f"The shifts of variant {net.variant} are fixed: nothing is learned")
     if by_stage := moves(net):
         hard = net.temporal_share() is not None
         title = "whole-frame shifts in time" if hard else "soft temporal attention, channels by where it is largest"
