@@ -25,6 +25,7 @@ from rubiks import runs
 from rubiks.data import builtin, sources
 from rubiks.data.datamodule import VideoDataModule, default_workers
 from rubiks.data.images import ImageFolders
+from rubiks.data.readers import check_reader
 from rubiks.data.records import VideoRecord
 from rubiks.data.views import TrainingViews
 from rubiks.errors import InputError
@@ -151,7 +152,23 @@ def datamodule(
         cfg.seed,
         one_of("data.on_error", cfg.data.on_error, ("raise", "skip")),
         share("data.max_bad", cfg.data.max_bad),
+        reader(cfg),
+        timeout(cfg),
     )
+
+
+def reader(cfg: DictConfig) -> str:
+    """What reads video files."""
+    check_reader(cfg.data.reader)
+    return cfg.data.reader
+
+
+def timeout(cfg: DictConfig) -> float | None:
+    """Seconds for a video, or None."""
+    value = cfg.data.timeout
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+        raise InputError(f"data.timeout must be a number of seconds above 0, or null for no limit; got {value!r}")
+    return value
 
 
 def protocol(cfg: DictConfig, num_frames: int, size: int, frame_order: str = "natural") -> Protocol:
