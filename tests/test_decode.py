@@ -2,6 +2,8 @@ import builtins
 import importlib.util
 import os
 import pickle
+import subprocess
+import sys
 import wave
 import weakref
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, rotated, write_video
 
@@ -193,7 +196,7 @@ class TestBadVideoFiles:
         with pytest.raises(VideoError, match=r"^a/1.mp4: cannot be read from .*train-00000.tar: No such file"):
             open_video(record)
         shard.write_bytes(bytes(900))
-        with pytest.raises(VideoError, match="is not whole in .*train-00000.tar, which is cut off"):
+        with pytest.raises(VideoError, match=r"is not whole in .*train-00000\.tar, which is cut off"):
             open_video(record)
 
     def test_a_size_that_changes_on_the_way(self, tmp_path, clips, reason):
@@ -411,3 +414,31 @@ def test_a_reader_that_is_unknown_or_missing_is_named(monkeypatch):
     for name in ("decord", "torchcodec"):
         with pytest.raises(InputError, match=f"data.reader={name} needs {name}.*pip install {name}"):
             check_reader(name)
+
+
+MEMORY = """
+import os, sys
+from rubiks.data.dataset import VideoDataset
+from rubiks.data.records import VideoRecord
+from rubiks.evaluation.protocols import Protocol
+
+def megabytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+path, reader = sys.argv[1:]
+videos = VideoDataset([VideoRecord(path, 0)], Protocol("one_clip", 1, 1, 8, 32), 0, reader, timeout=60)
+for number in range(160):
+    assert videos[0, 0]["views"].shape == (1, 8, 3, 32, 32)
+    if number == 39:
+        before = megabytes()
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
+def test_memory_stays_flat(tmp_path, reader):
+    write_video(tmp_path / "a.mp4", moving_square(9, 240, 320))  # 1.8 MB of frames a video
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "a.mp4"), reader]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < 30

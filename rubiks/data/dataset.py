@@ -90,8 +90,8 @@ class VideoDataset(Dataset):
         if not outcome:
             raise VideoError(
                 record.path,
-                f"was not read within data.timeout={self.timeout:g} seconds: the decoder or the disk hangs; if the disk "
-                "is only slow, raise data.timeout",
+                f"was not read within data.timeout={self.timeout:g} seconds: the decoder or the disk hangs; if it is "
+                "only slow, raise data.timeout",
             )
         if isinstance(outcome[0], Exception):
             raise outcome[0]

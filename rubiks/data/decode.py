@@ -22,8 +22,8 @@ from rubiks.data.records import Span, VideoRecord
 from rubiks.errors import VideoError
 
 # Here random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time stamps are
-# incomplete, and for MPEG-4 part 2 and HEVC with B-frames, decord returns others without an error (0.6.0); of videos with
-# more than 8 bits per channel it makes slightly other colours.
+# incomplete, and for MPEG-4 part 2 and HEVC with B-frames, decord returns others without an error (0.6.0), and of more
+# than 8 bits per channel it makes slightly other colours.
 _SEEKABLE_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")
 _SEEKABLE_CODECS = ("h264", "vp8", "vp9")
 _SEEKABLE_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
@@ -60,7 +60,9 @@ class VideoFile:
         if content is None:
             _check_file(path)
         try:
-            with av.open(self._file()) as container:  # fails with a reason, and quietly; decord has neither quality
+            with av.open(
+                self._file(), "r"
+            ) as container:  # fails with a reason, and quietly; decord has neither quality
                 if not container.streams.video:
                     raise VideoError(path, "holds no video, only sound or data")
                 codec = container.streams.video[0].codec_context
@@ -124,7 +126,7 @@ class VideoFile:
         last = max(indices)
         frames = {}
         try:
-            with av.open(self._file()) as container:
+            with av.open(self._file(), "r") as container:
                 container.streams.video[0].codec_context.thread_count = 1
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in indices:

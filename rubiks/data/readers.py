@@ -1,4 +1,4 @@
-"""The libraries that seek to frames, decord and torchcodec, behind one function. PyAV, in `decode`, decodes in order."""
+"""The libraries that seek to frames, decord and torchcodec, behind one function; PyAV decodes in order in `decode`."""
 
 from __future__ import annotations
 
