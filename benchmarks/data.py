@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         middle = statistics.median_low(row["videos_per_core_second"] for row in measured)
         row = next(row for row in measured if row["videos_per_core_second"] == middle)
         rows.append(speed.with_cores(row, needs))
-        print(f"{form:<10}{speed.describe(rows[-1])}", flush=True)
+        print(f"{form:<16}{speed.describe(rows[-1])}", flush=True)
     return {
         "command": " ".join(["python benchmarks/data.py", *sys.argv[1:]]),
         "processor": platform.processor() or platform.machine(),

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 import wave
 import weakref
 from pathlib import Path
@@ -414,6 +415,17 @@ def test_a_reader_that_is_unknown_or_missing_is_named(monkeypatch):
     for name in ("decord", "torchcodec"):
         with pytest.raises(InputError, match=f"data.reader={name} needs {name}.*pip install {name}"):
             check_reader(name)
+
+
+def test_a_torchcodec_that_finds_no_ffmpeg_is_an_error_not_a_slow_run(monkeypatch):
+    def decoder(file):
+        raise RuntimeError("Could not load libtorchcodec. Likely causes: ...")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(VideoDecoder=decoder))
+    with pytest.raises(InputError, match="needs the FFmpeg libraries of the system"):
+        check_reader("torchcodec")
 
 
 MEMORY = """

@@ -23,13 +23,15 @@ def check_reader(reader: str) -> None:
         raise InputError(f"data.reader={reader} needs {reader}, which is not installed: pip install {reader}, or auto")
     if reader == "torchcodec":
         try:
-            import torchcodec.decoders  # noqa: F401
-        except (ImportError, OSError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            raise InputError(
-                f"data.reader=torchcodec: torchcodec is installed but does not load ({reason}). It needs the FFmpeg "
-                "libraries of the system and a torch of its release; install them, or set data.reader=auto"
-            ) from error
+            from torchcodec.decoders import VideoDecoder
+
+            VideoDecoder(b"no video")  # newer releases load their library here
+        except Exception as error:
+            if "could not load" in str(error).lower() or isinstance(error, (ImportError, OSError)):
+                raise InputError(
+                    "data.reader=torchcodec: torchcodec is installed, but its library does not load: it needs the "
+                    "FFmpeg libraries of the system and the torch of its release; install them, or set data.reader=auto"
+                ) from error
 
 
 def seeking_reader(reader: str, file: str | io.BytesIO, length: int) -> FrameReader | None:
