@@ -58,8 +58,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         row = next(row for row in measured if row["videos_per_core_second"] == middle)
         rows.append(speed.with_cores(row, needs))
         print(f"{form:<16}{speed.describe(rows[-1])}", flush=True)
+    command = [word for word in sys.argv[1:] if word not in ("--json", str(arguments.json))]
     return {
-        "command": " ".join(["python benchmarks/data.py", *sys.argv[1:]]),
+        "command": " ".join(["python benchmarks/data.py", *command]),
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

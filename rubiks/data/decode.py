@@ -60,9 +60,8 @@ class VideoFile:
         if content is None:
             _check_file(path)
         try:
-            with av.open(
-                self._file(), "r"
-            ) as container:  # fails with a reason, and quietly; decord has neither quality
+            # PyAV fails with a reason, and quietly; decord has neither quality.
+            with av.open(self._file(), "r") as container:
                 if not container.streams.video:
                     raise VideoError(path, "holds no video, only sound or data")
                 codec = container.streams.video[0].codec_context
@@ -130,7 +129,7 @@ class VideoFile:
                 container.streams.video[0].codec_context.thread_count = 1
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in indices:
-                        # A turn by another angle is drawn by few players.
+                        # Upright, as the other readers return it.
                         frames[index] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                     if index == last:
                         break
