@@ -25,7 +25,9 @@ from rubiks import runs
 from rubiks.data import builtin, sources
 from rubiks.data.datamodule import VideoDataModule, default_workers
 from rubiks.data.images import ImageFolders
+from rubiks.data.readers import check_reader
 from rubiks.data.records import VideoRecord
+from rubiks.data.shards import Shards
 from rubiks.data.views import TrainingViews
 from rubiks.errors import InputError
 from rubiks.evaluation.protocols import FRAME_ORDERS, Protocol
@@ -79,6 +81,8 @@ def source(cfg: DictConfig) -> sources.Source:
             return sources.SomethingSomethingV2(str(folder))
         if data.format == "images":
             return ImageFolders(data.root, data.train_folder, data.val_folder)
+        if data.format == "shards":
+            return Shards(data.root)
         lists = {key: data[key] for key in ("root", "train_list", "val_list", "labels")}
         if data.format == "ssv2":
             return sources.SomethingSomethingV2(**lists, videos=data.videos)
@@ -88,7 +92,7 @@ def source(cfg: DictConfig) -> sources.Source:
             return sources.FrameLists(**lists, pattern=data.pattern)
     except MissingMandatoryValue as error:
         raise InputError(f"{error.full_key} is not set; data={cfg.data.name} needs it") from None
-    one_of("data.format", data.format, ("builtin", "images", "ssv2", "kinetics", "frames", "csv"))
+    one_of("data.format", data.format, ("builtin", "images", "shards", "ssv2", "kinetics", "frames", "csv"))
     return sources.CsvLists(**lists)
 
 
@@ -119,7 +123,8 @@ def records(
     if missing:
         message = f"{len(missing):,} of the {total:,} {split} videos are missing, the first is {missing[0]}"
         limit = share("data.max_bad", cfg.data.max_bad)
-        usual = cfg.data.format == "kinetics"  # videos vanish from YouTube
+        # Videos vanish from YouTube; and who wrote the shards knew what was missing.
+        usual = cfg.data.format in ("kinetics", "shards")
         if not usual and cfg.data.on_error == "raise":
             raise InputError(f"{message}. data.on_error=skip leaves them out and counts them")
         if not present or (not usual and len(missing) > limit * total):
@@ -143,7 +148,7 @@ def datamodule(
     return VideoDataModule(
         train,
         val,
-        TrainingViews(protocol.num_frames, protocol.size, crop_scales, cfg.data.flip),
+        training_views(cfg, protocol.num_frames, protocol.size, crop_scales),
         protocol,
         batch_size,
         eval_batch_size,
@@ -151,7 +156,28 @@ def datamodule(
         cfg.seed,
         one_of("data.on_error", cfg.data.on_error, ("raise", "skip")),
         share("data.max_bad", cfg.data.max_bad),
+        reader(cfg),
+        timeout(cfg),
     )
+
+
+def training_views(cfg: DictConfig, num_frames: int, size: int, crop_scales: tuple[float, ...]) -> TrainingViews:
+    """What becomes of a training video."""
+    return TrainingViews(num_frames, size, crop_scales, cfg.data.flip)
+
+
+def reader(cfg: DictConfig) -> str:
+    """What reads video files."""
+    check_reader(cfg.data.reader)
+    return cfg.data.reader
+
+
+def timeout(cfg: DictConfig) -> float | None:
+    """Seconds for a video, or None."""
+    value = cfg.data.timeout
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+        raise InputError(f"data.timeout must be a number of seconds above 0, or null for no limit; got {value!r}")
+    return value
 
 
 def protocol(cfg: DictConfig, num_frames: int, size: int, frame_order: str = "natural") -> Protocol:

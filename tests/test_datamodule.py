@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import chain
 
 import numpy as np
@@ -13,7 +14,7 @@ from videos import moving_square, write_video
 
 from rubiks.data.datamodule import VideoDataModule
 from rubiks.data.dataset import EpochSampler
-from rubiks.data.records import VideoRecord
+from rubiks.data.records import Span, VideoRecord
 from rubiks.data.views import TrainingViews
 from rubiks.errors import InputError
 from rubiks.evaluation.protocols import Protocol
@@ -133,4 +134,22 @@ def test_with_raise_the_first_unreadable_video_ends_the_run(damaged):
     loader = data.val_dataloader()
     data.trainer = Stage(training=False)
     with pytest.raises(InputError, match=r"empty\.mp4: is empty.*data\.on_error=skip"):
+        pass_all(data, loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_video_that_hangs_is_given_up_and_named(records, tmp_path, workers):
+    # Opening a pipe that nobody writes to blocks for ever, within the operating system.
+    os.mkfifo(tmp_path / "pipe")
+    stuck = VideoRecord("stuck.mp4", 0, span=Span(str(tmp_path / "pipe"), 0, 100))
+    listed = [records[0], stuck, *records[1:]]
+    data = data_module([], listed, workers, on_error="skip", max_bad=0.2, timeout=0.5)
+    loader = data.val_dataloader()
+    data.trainer = Stage(training=False)
+    seen = [index for batch in pass_all(data, loader) for index in batch["index"].tolist()]
+    assert sorted(seen) == [0, 2, 3, 4, 5, 6, 7]
+    assert list(data.bad["val"]) == ["stuck.mp4"]
+    assert "data.timeout=0.5" in data.bad["val"]["stuck.mp4"]
+    data.on_error = "raise"
+    with pytest.raises(InputError, match=r"stuck\.mp4: was not read within data\.timeout"):
         pass_all(data, loader)

@@ -1,39 +1,69 @@
 import builtins
+import importlib.util
 import os
 import pickle
+import subprocess
+import sys
+import types
 import wave
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
-from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, write_video
+from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, rotated, write_video
 
 from rubiks.data.decode import FrameFolder, ImageFile, VideoFile, open_video
-from rubiks.data.records import VideoRecord
-from rubiks.errors import VideoError
+from rubiks.data.readers import check_reader
+from rubiks.data.records import Span, VideoRecord
+from rubiks.errors import InputError, VideoError
 
 decord = pytest.importorskip("decord")
 
 
-def read(path, indices):
-    with open_video(VideoRecord(str(path), 0)) as video:
-        return video.frames(indices)
+@pytest.fixture(scope="module", params=["decord", "pyav", "torchcodec"])
+def reader(request):
+    try:
+        check_reader(request.param)
+    except InputError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+@pytest.fixture(params=["loose", "in a shard"])
+def read(request, reader, tmp_path):
+    """Reads frames of a video file with each reader, from the file itself and from within a larger one."""
+
+    def read(path, indices):
+        record = VideoRecord(str(path), 0)
+        if request.param == "in a shard" and os.path.isfile(path):
+            content = Path(path).read_bytes()
+            (tmp_path / "shard").write_bytes(b"before" + content + b"after")
+            record = VideoRecord(str(path), 0, span=Span(str(tmp_path / "shard"), 6, len(content)))
+        with open_video(record, reader) as video:
+            return len(video), video.frames(indices)
+
+    return read
+
+
+@pytest.fixture
+def assert_same_as_in_order(read):
+    def check(path, indices):
+        expected = decode_in_order(path)
+        length, frames = read(path, indices)
+        assert length == len(expected)
+        assert frames.dtype == torch.uint8
+        np.testing.assert_array_equal(as_images(frames), expected[list(indices)])
+
+    return check
 
 
 def as_images(frames):
     """(T, 3, H, W) tensor -> (T, H, W, 3) array."""
     return frames.permute(0, 2, 3, 1).numpy()
-
-
-def assert_same_as_in_order(path, indices):
-    expected = decode_in_order(path)
-    with VideoFile(str(path)) as video:
-        assert len(video) == len(expected)
-        frames = video.frames(indices)
-    assert frames.dtype == torch.uint8
-    np.testing.assert_array_equal(as_images(frames), expected[list(indices)])
 
 
 ENCODINGS = {
@@ -59,13 +89,13 @@ def clips(tmp_path_factory):
 class TestVideoFile:
     @pytest.mark.parametrize("name", ENCODINGS)
     @pytest.mark.parametrize("indices", [[39], [17], [2, 11, 23, 38], [30, 4, 4, 39, 0, 30], range(40)], ids=str)
-    def test_any_frames_equal_those_of_a_decode_in_order(self, clips, name, indices):
+    def test_any_frames_equal_those_of_a_decode_in_order(self, clips, name, indices, assert_same_as_in_order):
         assert_same_as_in_order(clips / name, indices)
 
     @pytest.mark.parametrize(
         "name", ["kinetics_demo.mp4", "mpeg4_test.avi", "short_32frames.mp4", "ssv2_like.webm", "ssv2_like_2.webm"]
     )
-    def test_real_clips(self, name):
+    def test_real_clips(self, name, assert_same_as_in_order):
         path = real_clip(name)
         last = len(decode_in_order(path)) - 1
         assert_same_as_in_order(path, [last, 0, last // 2, last // 3, last // 3])
@@ -76,15 +106,17 @@ class TestVideoFile:
         assert abs(frames[20].astype(int) - moving_square(40)[20]).mean() < 12
 
     @pytest.mark.parametrize(("clip", "first"), [("short_32frames.mp4", 3), ("h264.mp4", 17)])
-    def test_frames_before_a_cut_without_encoding_do_not_count(self, tmp_path, clips, clip, first):
+    def test_frames_before_a_cut_without_encoding_do_not_count(
+        self, tmp_path, clips, clip, first, read, assert_same_as_in_order
+    ):
         source = str(clips / clip) if (clips / clip).exists() else real_clip(clip)
         path = tmp_path / "cut.mp4"
         cut_without_encoding(source, path, first)
         original = decode_in_order(source)
         assert_same_as_in_order(path, [0, 5, len(original) - first - 1])
-        np.testing.assert_array_equal(as_images(read(path, [0])), original[first : first + 1])
+        np.testing.assert_array_equal(as_images(read(path, [0])[1]), original[first : first + 1])
 
-    def test_frames_after_the_end_of_the_edit_list_do_not_count(self, tmp_path, clips):
+    def test_frames_after_the_end_of_the_edit_list_do_not_count(self, tmp_path, clips, assert_same_as_in_order):
         content = bytearray((clips / "h264.mp4").read_bytes())
         duration = slice(content.index(b"elst") + 12, content.index(b"elst") + 16)  # after version, flags and count
         content[duration] = (int.from_bytes(content[duration], "big") // 2).to_bytes(4, "big")
@@ -93,11 +125,11 @@ class TestVideoFile:
         assert len(decode_in_order(path)) == 20
         assert_same_as_in_order(path, [0, 13, 19])
 
-    def test_channels_are_last_in_memory(self, clips):
-        assert read(clips / "h264.mp4", [1, 2]).permute(0, 2, 3, 1).is_contiguous()
+    def test_channels_are_last_in_memory(self, clips, read):
+        assert read(clips / "h264.mp4", [1, 2])[1].permute(0, 2, 3, 1).is_contiguous()
 
-    def test_numpy_indices(self, clips):
-        assert read(clips / "h264.mp4", np.array([3, 1])).shape == (2, 3, 64, 80)
+    def test_numpy_indices(self, clips, read):
+        assert read(clips / "h264.mp4", np.array([3, 1]))[1].shape == (2, 3, 64, 80)
 
     def test_indices_out_of_range_are_the_callers_defect(self, clips):
         with VideoFile(str(clips / "h264.mp4")) as video:
@@ -107,44 +139,75 @@ class TestVideoFile:
             with pytest.raises(ValueError, match="no frame indices"):
                 video.frames([])
 
-    def test_unicode_and_spaces_in_the_name(self, tmp_path):
+    def test_unicode_and_spaces_in_the_name(self, tmp_path, assert_same_as_in_order):
         path = tmp_path / "видео ü 视频.mp4"
         write_video(path, moving_square(5))
         assert_same_as_in_order(path, [4, 0])
 
     def test_closing_frees_the_reader_also_after_an_error(self, clips):
         video = VideoFile(str(clips / "h264.mp4"))
-        reader = weakref.ref(video._decord)
+        seek = weakref.ref(video._seek)
         with pytest.raises(KeyError), video:
             raise KeyError
-        assert reader() is None
+        assert seek() is None
+
+    def test_turned_as_players_show_it(self, tmp_path, clips, read):
+        path = tmp_path / "from a phone.mp4"
+        path.write_bytes(rotated((clips / "h264.mp4").read_bytes()))
+        _, frames = read(path, [30, 2])
+        upright = np.rot90(decode_in_order(path)[[30, 2]], -1, axes=(1, 2))
+        np.testing.assert_array_equal(as_images(frames), upright)
+
+    def test_more_than_8_bits_per_channel(self, tmp_path, assert_same_as_in_order):
+        write_video(tmp_path / "10.mp4", moving_square(12), pix_fmt="yuv420p10le")
+        assert_same_as_in_order(tmp_path / "10.mp4", [11, 3])
 
 
 class TestBadVideoFiles:
-    def reason(self, path):
-        with pytest.raises(VideoError) as caught:
-            read(path, [0, 1])
-        assert caught.value.path == str(path)
-        assert "\n" not in caught.value.reason
-        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-        return caught.value.reason
+    @pytest.fixture
+    def reason(self, read):
+        def reason(path, indices=(0, 1)):
+            with pytest.raises(VideoError) as caught:
+                read(path, indices)
+            assert caught.value.path == str(path)
+            assert "\n" not in caught.value.reason
+            assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+            return caught.value.reason
 
-    def test_missing(self, tmp_path):
-        assert "No such file" in self.reason(tmp_path / "none.mp4")
+        return reason
 
-    def test_folder(self, tmp_path):
-        assert "is a folder" in self.reason(tmp_path)
+    def test_missing(self, tmp_path, reason):
+        assert "No such file" in reason(tmp_path / "none.mp4")
 
-    def test_no_bytes(self, tmp_path):
+    def test_folder(self, tmp_path, reason):
+        assert "is a folder" in reason(tmp_path)
+
+    def test_no_bytes(self, tmp_path, reason):
         (tmp_path / "empty.webm").touch()
-        assert "0 bytes" in self.reason(tmp_path / "empty.webm")
+        assert "0 bytes" in reason(tmp_path / "empty.webm")
 
-    def test_no_permission(self, tmp_path, clips, monkeypatch):
+    def test_no_permission(self, clips, monkeypatch):
         monkeypatch.setattr(os, "access", lambda path, mode: False)  # chmod does not stop root
-        assert "permission" in self.reason(clips / "h264.mp4")
+        with pytest.raises(VideoError, match="permission"):
+            open_video(VideoRecord(str(clips / "h264.mp4"), 0))
+
+    def test_a_shard_that_is_gone_or_cut_off(self, tmp_path):
+        shard = tmp_path / "train-00000.tar"
+        record = VideoRecord("a/1.mp4", 0, span=Span(str(shard), 512, 1000))
+        with pytest.raises(VideoError, match=r"^a/1.mp4: cannot be read from .*train-00000.tar: No such file"):
+            open_video(record)
+        shard.write_bytes(bytes(900))
+        with pytest.raises(VideoError, match=r"is not whole in .*train-00000\.tar, which is cut off"):
+            open_video(record)
+
+    def test_a_size_that_changes_on_the_way(self, tmp_path, clips, reason):
+        write_video(tmp_path / "small.ts", moving_square(10, 48, 64))
+        path = tmp_path / "both.ts"
+        path.write_bytes((clips / "h264.ts").read_bytes() + (tmp_path / "small.ts").read_bytes())
+        assert "changes its size" in reason(path, [2, 45])
 
     @pytest.mark.parametrize("kind", ["random", "text", "header", "half of an mp4"])
-    def test_not_a_video(self, tmp_path, clips, kind, capfd):
+    def test_not_a_video(self, tmp_path, clips, kind, capfd, reason):
         whole = (clips / "h264.mp4").read_bytes()
         noise = np.random.default_rng(0).bytes(5000)
         contents = {
@@ -155,26 +218,26 @@ class TestBadVideoFiles:
         }
         path = tmp_path / "bad.mp4"
         path.write_bytes(contents[kind])
-        assert "Invalid data" in self.reason(path)
+        assert "Invalid data" in reason(path)
         assert capfd.readouterr().err == ""
 
-    def test_sound_only(self, tmp_path):
+    def test_sound_only(self, tmp_path, reason):
         path = tmp_path / "sound.mp4"
         with wave.open(str(path), "wb") as sound:
             sound.setnchannels(1)
             sound.setsampwidth(2)
             sound.setframerate(8000)
             sound.writeframes(bytes(4000))
-        assert "no video" in self.reason(path)
+        assert "no video" in reason(path)
 
     @pytest.mark.parametrize("name", ["vp9.webm", "h264.avi"])
-    def test_no_frames(self, tmp_path, clips, name):
+    def test_no_frames(self, tmp_path, clips, name, reason):
         # The headers end where the first frame's data begin.
         path = tmp_path / name
         whole = (clips / name).read_bytes()
         marker = b"movi" if name.endswith("avi") else b"\x1f\x43\xb6\x75"
         path.write_bytes(whole[: whole.index(marker) + 4])
-        assert self.reason(path)
+        assert reason(path)
 
     @pytest.mark.parametrize("name", ["h264.avi", "h264.ts", "mpeg4.avi"])
     def test_what_is_left_of_a_file_cut_off(self, tmp_path, clips, name):
@@ -186,7 +249,7 @@ class TestBadVideoFiles:
             indices = [0, len(video) // 2]
             np.testing.assert_array_equal(as_images(video.frames(indices)), decode_in_order(clips / name)[indices])
 
-    def test_damage_in_the_middle(self, tmp_path, clips):
+    def test_damage_in_the_middle(self, tmp_path, clips, reason):
         # Without the packets that hold frames 12 to 39 the container still announces 40.
         whole = bytearray((clips / "h264.mp4").read_bytes())
         start = whole.index(b"mdat")
@@ -196,15 +259,16 @@ class TestBadVideoFiles:
         whole[middle : moov - 4] = bytes(moov - 4 - middle)
         path = tmp_path / "damaged.mp4"
         path.write_bytes(whole)
-        with pytest.raises(VideoError) as caught:
-            read(path, [0, 13, 26, 39])
-        assert "cannot be" in caught.value.reason
+        assert "cannot be" in reason(path, [0, 13, 26, 39])
 
     @pytest.mark.parametrize("error", [decord.DECORDLimitReachedError, decord.DECORDError, RuntimeError, IndexError])
-    def test_errors_of_decord(self, clips, monkeypatch, error):
+    def test_errors_of_decord(self, clips, monkeypatch, error, assert_same_as_in_order):
         class Reader:
             def __init__(self, path, num_threads, fault_tol):
                 assert 0 < fault_tol * 40 < 1  # negative, its default, means that replaced frames are no error
+
+            def __len__(self):
+                return 40
 
             def get_batch(self, indices):
                 raise error("[15:55:53] /src/video_reader.cc:731: [a.mp4]more than 0 duplicate frames\nStack trace:\n")
@@ -212,12 +276,12 @@ class TestBadVideoFiles:
         monkeypatch.setattr(decord, "VideoReader", Reader)
         assert_same_as_in_order(clips / "h264.mp4", [39, 0, 17])
 
-    def test_sizes_that_decord_cannot_read(self, tmp_path):
+    def test_sizes_that_decord_cannot_read(self, tmp_path, assert_same_as_in_order):
         for width in (20, 48, 50):
             write_video(tmp_path / f"{width}.mp4", moving_square(6, height=48, width=width))
             assert_same_as_in_order(tmp_path / f"{width}.mp4", [5, 2])
 
-    def test_without_decord(self, clips, monkeypatch):
+    def test_without_decord(self, clips, monkeypatch, assert_same_as_in_order):
         real_import = builtins.__import__
 
         def fake_import(name, *args, **kwargs):
@@ -340,3 +404,53 @@ class TestImageFile:
 )
 def test_record_name(record, name):
     assert record.name == name
+
+
+def test_a_reader_that_is_unknown_or_missing_is_named(monkeypatch):
+    with pytest.raises(InputError, match=r"data\.reader must be one of auto, decord, pyav, torchcodec; got 'opencv'"):
+        check_reader("opencv")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_reader("auto")
+    check_reader("pyav")
+    for name in ("decord", "torchcodec"):
+        with pytest.raises(InputError, match=f"data.reader={name} needs {name}.*pip install {name}"):
+            check_reader(name)
+
+
+def test_a_torchcodec_that_finds_no_ffmpeg_is_an_error_not_a_slow_run(monkeypatch):
+    def decoder(file):
+        raise RuntimeError("Could not load libtorchcodec. Likely causes: ...")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(VideoDecoder=decoder))
+    with pytest.raises(InputError, match="needs the FFmpeg libraries of the system"):
+        check_reader("torchcodec")
+
+
+MEMORY = """
+import os, sys
+from rubiks.data.dataset import VideoDataset
+from rubiks.data.records import VideoRecord
+from rubiks.evaluation.protocols import Protocol
+
+def megabytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+path, reader = sys.argv[1:]
+videos = VideoDataset([VideoRecord(path, 0)], Protocol("one_clip", 1, 1, 8, 32), 0, reader, timeout=60)
+for number in range(160):
+    assert videos[0, 0]["views"].shape == (1, 8, 3, 32, 32)
+    if number == 39:
+        before = megabytes()
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
+def test_memory_stays_flat(tmp_path, reader):
+    write_video(tmp_path / "a.mp4", moving_square(9, 240, 320))  # 1.8 MB of frames a video
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "a.mp4"), reader]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < 30

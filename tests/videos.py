@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,12 +41,13 @@ def write_video(
     fps: int = 12,
     gop: int = 12,
     b_frames: int | None = None,
+    pix_fmt: str = "yuv420p",
 ) -> None:
     """Encode frames, uint8 (T, H, W, 3) RGB, with a key frame every `gop`; the file's name gives the container."""
     with av.open(os.fspath(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=_OPTIONS.get(codec, {}))
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         stream.codec_context.gop_size = gop
         if b_frames is not None:
             stream.codec_context.max_b_frames = b_frames
@@ -66,6 +68,13 @@ def cut_without_encoding(source: str, path: str | os.PathLike[str], first: int) 
             packet.dts -= start
             packet.stream = stream
             container.mux(packet)
+
+
+def rotated(content: bytes) -> bytes:
+    """An mp4 file's content with the note that players show it turned clockwise by 90 degrees."""
+    matrix = content.index(b"tkhd") + 44  # after version, times, number, duration, layer and volume
+    turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    return content[:matrix] + turn + content[matrix + len(turn) :]
 
 
 def decode_in_order(path: str | os.PathLike[str]) -> np.ndarray:

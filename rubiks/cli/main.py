@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from rubiks.cli import info
+from rubiks.cli import bench_data, info, shard
 from rubiks.errors import InputError
 
 
@@ -14,7 +14,9 @@ def main() -> None:
     """Run the subcommand named on the command line."""
     parser = argparse.ArgumentParser(prog="rubiks", description="Tools beside train.py and eval.py.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    bench_data.add_to(commands)
     info.add_to(commands)
+    shard.add_to(commands)
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)

@@ -40,6 +40,8 @@ class VideoDataModule(pl.LightningDataModule):
         seed: of order, frames and crops.
         on_error: raise or skip.
         max_bad: the share of a list's videos that may be unreadable.
+        reader: what reads video files, one of `readers.READERS`.
+        timeout: seconds after which a video that is still being read counts as unreadable; None for no limit.
 
     Attributes:
         bad: the unreadable videos met so far, path to reason, for "train" and "val".
@@ -57,6 +59,8 @@ class VideoDataModule(pl.LightningDataModule):
         seed: int = 0,
         on_error: str = "raise",
         max_bad: float = 0.01,
+        reader: str = "auto",
+        timeout: float | None = None,
     ) -> None:
         super().__init__()
         self.records = {"train": train, "val": val}
@@ -67,6 +71,8 @@ class VideoDataModule(pl.LightningDataModule):
         self.seed = seed
         self.on_error = on_error
         self.max_bad = max_bad
+        self.reader = reader
+        self.timeout = timeout
         self.bad: dict[str, dict[str, str]] = {"train": {}, "val": {}}
         self._resume_at = 0, 0
 
@@ -97,7 +103,7 @@ class VideoDataModule(pl.LightningDataModule):
     def _loader(self, split: str) -> DataLoader:
         training = split == "train"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        dataset = VideoDataset(self.records[split], self.views[split], self.seed)
+        dataset = VideoDataset(self.records[split], self.views[split], self.seed, self.reader, self.timeout)
         sampler = EpochSampler(len(dataset), training, self.seed, rank, world_size)
         batch_size = self.batch_size if training else self.eval_batch_size
         return DataLoader(

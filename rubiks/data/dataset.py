@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -30,12 +31,25 @@ class VideoDataset(Dataset):
 
     Every random choice follows from seed, epoch and index, so batches do not depend on the number of workers. A video
     that cannot be read gives its `VideoError` as the item; the data module decides what that means.
+
+    Args:
+        reader: what reads video files, one of `readers.READERS`.
+        timeout: seconds after which a video that is still being read counts as unreadable; None for no limit.
     """
 
-    def __init__(self, records: Sequence[VideoRecord], views: Views, seed: int) -> None:
+    def __init__(
+        self,
+        records: Sequence[VideoRecord],
+        views: Views,
+        seed: int,
+        reader: str = "auto",
+        timeout: float | None = None,
+    ) -> None:
         self.records = records
         self.views = views
         self.seed = seed
+        self.reader = reader
+        self.timeout = timeout
 
     def __len__(self) -> int:
         return len(self.records)
@@ -45,13 +59,43 @@ class VideoDataset(Dataset):
         record = self.records[index]
         rng = np.random.default_rng((self.seed, epoch, index))
         try:
-            with open_video(record) as video:
-                indices = self.views.frame_indices(len(video), rng)
-                frames = video.frames(indices.ravel().tolist())
+            clips = self._read(record, rng) if self.timeout is None else self._read_in_time(record, rng)
         except VideoError as error:
             return error
-        views = self.views(frames.unflatten(0, indices.shape), rng)
-        return {"views": views, "label": record.label, "index": index}
+        return {"views": self.views(clips, rng), "label": record.label, "index": index}
+
+    def _read(self, record: VideoRecord, rng: np.random.Generator) -> Tensor:
+        """Decoded frames uint8 (clips, T, 3, H, W)."""
+        with open_video(record, self.reader) as video:
+            indices = self.views.frame_indices(len(video), rng)
+            return video.frames(indices.ravel().tolist()).unflatten(0, indices.shape)
+
+    def _read_in_time(self, record: VideoRecord, rng: np.random.Generator) -> Tensor:
+        """`_read` in a thread, which can be left behind: neither a stuck decoder nor a stuck disk can be interrupted.
+
+        Raises:
+            VideoError: also where it takes longer than `timeout`.
+        """
+        outcome: list[Tensor | Exception] = []
+
+        def work() -> None:
+            try:
+                outcome.append(self._read(record, rng))
+            except Exception as error:  # raised below, in the thread that asked
+                outcome.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(self.timeout)
+        if not outcome:
+            raise VideoError(
+                record.path,
+                f"was not read within data.timeout={self.timeout:g} seconds: the decoder or the disk hangs; if it is "
+                "only slow, raise data.timeout",
+            )
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
 
 
 def collate(samples: list[dict[str, Any] | VideoError]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import operator
 import os
 import re
 import stat
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 import av
 import numpy as np
@@ -17,54 +17,69 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rubiks.data.records import VideoRecord
+from rubiks.data.readers import seeking_reader
+from rubiks.data.records import Span, VideoRecord
 from rubiks.errors import VideoError
 
-# Here decord's random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time
-# stamps are incomplete, and for MPEG-4 part 2 and HEVC with B-frames, it returns others without an error (0.6.0).
+# Here random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time stamps are
+# incomplete, and for MPEG-4 part 2 and HEVC with B-frames, decord returns others without an error (0.6.0), and of more
+# than 8 bits per channel it makes slightly other colours.
 _SEEKABLE_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")
 _SEEKABLE_CODECS = ("h264", "vp8", "vp9")
+_SEEKABLE_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
 
 
-def open_video(record: VideoRecord) -> VideoFile | FrameFolder | ImageFile:
+def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | FrameFolder | ImageFile:
     """Open a record's video for reading, as a context manager; raises VideoError where it cannot be read."""
+    content = None if record.span is None else _read_span(record.path, record.span)
     if record.image:
-        return ImageFile(record.path)
+        return ImageFile(record.path, content)
     if record.pattern is None:
-        return VideoFile(record.path)
+        return VideoFile(record.path, reader, content)
     return FrameFolder(record.path, record.num_frames or 0, record.pattern)
 
 
 class VideoFile:
-    """A video file: read with decord where it is installed and its seeking is exact, else decoded in order with PyAV.
+    """A video file: read by seeking where that is exact, else, and where seeking fails, decoded in order with PyAV.
 
-    Open it in the process that reads it and close it at once: an idle decord reader decodes ahead into memory.
+    Frames are as a player shows them, turned by the rotation that phones note in the file. Open it in the process that
+    reads it and close it at once: an idle decord reader decodes ahead into memory.
 
     Args:
         path: any file that FFmpeg reads.
+        reader: what seeks, one of `readers.READERS`; pyav always decodes in order.
+        content: the file's bytes, where they do not lie at `path`.
 
     Raises:
         VideoError: the file cannot be read as a video.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, reader: str = "auto", content: bytes | None = None) -> None:
         self.path = path
-        _check_file(path)
+        self._content = content
+        if content is None:
+            _check_file(path)
         try:
-            with av.open(path) as container:  # fails with a reason, and quietly; decord has neither quality
+            # PyAV fails with a reason, and quietly; decord has neither quality.
+            with av.open(self._file(), "r") as container:
                 if not container.streams.video:
                     raise VideoError(path, "holds no video, only sound or data")
-                codec = container.streams.video[0].codec_context.codec.canonical_name
+                codec = container.streams.video[0].codec_context
                 packets = [packet for packet in container.demux(video=0) if packet.size]
                 # A video cut without encoding it anew keeps frames outside of the cut, which players and decoders drop.
                 # decord counts them and mixes up the numbers.
                 self._length = sum(not packet.is_discard for packet in packets)
-                can_seek = container.format.name in _SEEKABLE_FORMATS and codec in _SEEKABLE_CODECS
+                can_seek = (
+                    container.format.name in _SEEKABLE_FORMATS
+                    and codec.codec.canonical_name in _SEEKABLE_CODECS
+                    and codec.pix_fmt in _SEEKABLE_PIXELS
+                )
         except av.FFmpegError as error:
             raise VideoError(path, f"cannot be opened as a video: {error.strerror}") from error
         if self._length == 0:
             raise VideoError(path, "holds no frames")
-        self._decord: Any = _open_with_decord(path) if can_seek and self._length == len(packets) else None
+        exact = can_seek and self._length == len(packets)
+        self._seek = seeking_reader(reader, self._file(), self._length) if exact else None
 
     def __len__(self) -> int:
         """The number of frames that a player shows, by the container."""
@@ -83,16 +98,16 @@ class VideoFile:
             VideoError: a frame cannot be decoded.
         """
         indices = _checked(indices, self._length)
-        if self._decord is not None:
+        if self._seek is not None:
             # decord fails on some videos that are whole, for example very narrow ones, with errors that it does not
             # document (RuntimeError, DECORDError, DECORDLimitReachedError); decoding in order then decides.
             with contextlib.suppress(Exception):
-                return _as_tensor(self._decord.get_batch(indices).asnumpy())
+                return _as_tensor(self._seek(indices))
         return _as_tensor(self._decode_in_order(indices))
 
     def close(self) -> None:
         """Free the reader; the object is of no use afterwards."""
-        del self._decord
+        self._seek = None
 
     def __enter__(self) -> VideoFile:
         return self
@@ -102,22 +117,29 @@ class VideoFile:
     ) -> None:
         self.close()
 
+    def _file(self) -> str | io.BytesIO:
+        return self.path if self._content is None else io.BytesIO(self._content)
+
     def _decode_in_order(self, indices: list[int]) -> np.ndarray:
         """uint8 (T, H, W, 3)."""
         last = max(indices)
         frames = {}
         try:
-            with av.open(self.path) as container:
+            with av.open(self._file(), "r") as container:
                 container.streams.video[0].codec_context.thread_count = 1
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in indices:
-                        frames[index] = frame.to_ndarray(format="rgb24")
+                        # Upright, as the other readers return it.
+                        frames[index] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                     if index == last:
                         break
         except av.FFmpegError as error:
             raise VideoError(self.path, f"cannot be decoded, broken or cut off: {error.strerror}") from error
         if last not in frames:
             raise VideoError(self.path, f"ends before frame {last} of the {self._length} announced, broken or cut off")
+        sizes = {_size(frame) for frame in frames.values()}
+        if len(sizes) > 1:
+            raise VideoError(self.path, f"changes its size on the way ({', '.join(sorted(sizes))}), expected one size")
         return np.stack([frames[index] for index in indices])
 
 
@@ -199,10 +221,12 @@ class ImageFile:
 
     Args:
         path: any image of 8 bits per channel that Pillow reads.
+        content: the file's bytes, where they do not lie at `path`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, content: bytes | None = None) -> None:
         self.path = path
+        self._content = content
 
     def __len__(self) -> int:
         return 1
@@ -211,7 +235,7 @@ class ImageFile:
         """The image once for each index; as `FrameFolder.frames`."""
         indices = _checked(indices, 1)
         try:
-            image = _read_image(self.path)
+            image = _read_image(self.path, self._content)
         except FileNotFoundError as error:
             raise VideoError(self.path, "no such file") from error
         return _as_tensor(np.stack([image] * len(indices)))
@@ -225,10 +249,10 @@ class ImageFile:
         """Nothing stays open between reads."""
 
 
-def _read_image(path: str) -> np.ndarray:
+def _read_image(path: str, content: bytes | None = None) -> np.ndarray:
     """uint8 (H, W, 3); raises VideoError, or FileNotFoundError."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             if image.mode.startswith(("I", "F")):
                 raise VideoError(path, "has more than 8 bits per channel, expected 8")
             return np.asarray(image.convert("RGB"))
@@ -262,18 +286,19 @@ def _check_file(path: str) -> None:
         raise VideoError(path, "cannot be opened: no permission to read it")
 
 
-def _open_with_decord(path: str) -> Any:
-    """decord's reader of a file; None where it cannot open it or is not installed (its wheels are for x86-64 alone)."""
+def _read_span(path: str, span: Span) -> bytes:
+    """The bytes of a video in a shard."""
     try:
-        import decord  # here, in the process that reads video, because it starts threads of its own
-    except ImportError:
-        return None
-    decord.logging.set_level(decord.logging.QUIET)
-    try:
-        # Where decord cannot reach a frame it returns the nearest one; with a tolerance it mostly raises instead.
-        return decord.VideoReader(path, num_threads=1, fault_tol=1e-9)
-    except Exception:  # as in VideoFile.frames
-        return None
+        with open(span.file, "rb") as file:
+            file.seek(span.offset)
+            content = file.read(span.size)
+    except OSError as error:
+        raise VideoError(path, f"cannot be read from {span.file}: {error.strerror}") from error
+    if len(content) < span.size:
+        raise VideoError(path, f"is not whole in {span.file}, which is cut off")
+    if not content:
+        raise VideoError(path, "is empty, 0 bytes")
+    return content
 
 
 def _as_tensor(frames: np.ndarray) -> Tensor:

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """Where a file's content lies within a larger file, in bytes."""
+
+    file: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +25,7 @@ class VideoRecord:
         num_frames: frame folders: the count that the list gives. None for video files, whose reader counts.
         pattern: frame folders: how frame files are named, e.g. "{:06d}.jpg", numbered from 1. None for video files.
         image: whether it is a still image, a video of one frame.
+        span: videos and images in a shard: where their bytes are; `path` is then only a name. None for loose files.
     """
 
     path: str
@@ -23,6 +33,7 @@ class VideoRecord:
     num_frames: int | None = None
     pattern: str | None = None
     image: bool = False
+    span: Span | None = None
 
     @property
     def name(self) -> str:

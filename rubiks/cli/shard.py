@@ -1,0 +1,49 @@
+"""`rubiks shard`: a data set's videos in a few large tar files."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from rubiks.errors import InputError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def add_to(commands) -> None:
+    """Add the subcommand to the parser's."""
+    about = "write a data set's videos to tar files, which data=shards reads: fast where opening files is slow"
+    parser = commands.add_parser("shard", help=about, description=about[0].upper() + about[1:] + ".")
+    parser.add_argument("choices", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=ssv2 data.root=...")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, required=True)
+    parser.add_argument("--size", default="1GB", help="of a tar file, default: %(default)s")
+    parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=["train", "val"])
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the shards, and print the choices to train with."""
+    size = size_in_bytes(arguments.size)
+    from rubiks import assemble  # with Lightning it takes seconds to import
+    from rubiks.cli.config import compose
+    from rubiks.data import shards
+
+    cfg = compose(arguments.choices)
+    source = assemble.source(cfg)
+    count = len(assemble.class_names(cfg, source))
+    splits = {split: assemble.records(cfg, source, split, count) for split in arguments.splits}
+    for line in shards.write(arguments.out, splits, source.classes, size):
+        print(line, flush=True)
+    kept = " ".join(f"data.{key}={cfg.data[key]}" for key in ("num_frames", "size", "flip"))
+    if source.classes is None:
+        kept += f" data.num_classes={count}"
+    print(f"To train: python train.py data=shards data.root={arguments.out} {kept} recipe=...")
+
+
+def size_in_bytes(text: str) -> int:
+    """From "500MB" to 500000000."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip().upper())
+    if match is None or not float(match[1]):
+        raise InputError(f"--size: expected a size such as 500MB or 1GB, got {text!r}")
+    return round(float(match[1]) * _UNITS[match[2]])

@@ -1,0 +1,71 @@
+"""The libraries that seek to frames, decord and torchcodec, behind one function; PyAV decodes in order in `decode`."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Callable
+
+import numpy as np
+
+from rubiks.errors import InputError
+
+READERS = ("auto", "decord", "pyav", "torchcodec")
+
+FrameReader = Callable[[list[int]], np.ndarray]
+
+
+def check_reader(reader: str) -> None:
+    """Raise InputError where a value of data.reader is unknown or its library is not there to use."""
+    if reader not in READERS:
+        raise InputError(f"data.reader must be one of {', '.join(READERS)}; got {reader!r}")
+    if reader in ("decord", "torchcodec") and importlib.util.find_spec(reader) is None:
+        raise InputError(f"data.reader={reader} needs {reader}, which is not installed: pip install {reader}, or auto")
+    if reader == "torchcodec":
+        try:
+            from torchcodec.decoders import VideoDecoder
+
+            VideoDecoder(b"no video")  # newer releases load their library here
+        except Exception as error:
+            if "could not load" in str(error).lower() or isinstance(error, (ImportError, OSError)):
+                raise InputError(
+                    "data.reader=torchcodec: torchcodec is installed, but its library does not load: it needs the "
+                    "FFmpeg libraries of the system and the torch of its release; install them, or set data.reader=auto"
+                ) from error
+
+
+def seeking_reader(reader: str, file: str | io.BytesIO, length: int) -> FrameReader | None:
+    """What reads a file's frames by number; None where the library cannot: then PyAV decides.
+
+    Args:
+        reader: one of READERS; auto is decord where it is installed (its wheels are for x86-64 alone).
+        file: a path, or the file's content.
+        length: frames that the video has; a library that counts others would return others.
+
+    Returns:
+        From T frame numbers to uint8 (T, H, W, 3) RGB. It may raise anything for a frame that it cannot reach.
+    """
+    opened = {"auto": _decord, "decord": _decord, "torchcodec": _torchcodec}
+    if reader not in opened:
+        return None
+    try:
+        read, count = opened[reader](file)
+    except Exception:  # not installed, or errors that the libraries do not document
+        return None
+    return read if count == length else None
+
+
+def _decord(file: str | io.BytesIO) -> tuple[FrameReader, int]:
+    import decord  # here, in the process that reads video, because it starts threads of its own
+
+    decord.logging.set_level(decord.logging.QUIET)
+    # Where decord cannot reach a frame it returns the nearest one; with a tolerance it mostly raises instead.
+    video = decord.VideoReader(file, num_threads=1, fault_tol=1e-9)
+    return lambda indices: video.get_batch(indices).asnumpy(), len(video)
+
+
+def _torchcodec(file: str | io.BytesIO) -> tuple[FrameReader, int]:
+    from torchcodec.decoders import VideoDecoder
+
+    video = VideoDecoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+    return lambda indices: video.get_frames_at(indices).data.numpy(), len(video)

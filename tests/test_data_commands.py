@@ -1,0 +1,120 @@
+"""`rubiks shard` and `rubiks bench-data`, and what they share with benchmarks/data.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+from test_benchmarks import benchmark
+from videos import moving_square, write_video
+
+from rubiks.cli import main
+from rubiks.cli.shard import size_in_bytes
+from rubiks.data import speed
+from rubiks.data.records import VideoRecord
+from rubiks.data.views import TrainingViews
+from rubiks.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data set of data=csv with six videos."""
+    folder = tmp_path_factory.mktemp("csv")
+    for number in range(6):
+        write_video(folder / f"{number}.mp4", moving_square(10, height=48, width=64))
+    (folder / "train.csv").write_text("".join(f"{number}.mp4,{'ab'[number % 2]}\n" for number in range(4)))
+    (folder / "val.csv").write_text("4.mp4,a\n5.mp4,b\n")
+    return folder
+
+
+@pytest.fixture
+def rubiks(monkeypatch, capsys):
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rubiks", *map(str, words)])
+        status = 0
+        try:
+            main.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks, folder, tmp_path):
+    choices = ("data=csv", f"data.root={folder}", "data.train_list=train.csv", "data.val_list=val.csv")
+    status, out, _ = rubiks("shard", *choices, "data.flip=true", "--out", tmp_path / "shards", "--size", "1KB")
+    assert status == 0
+    assert len(list((tmp_path / "shards").glob("train-*.tar"))) > 1
+    assert "data=shards" in out
+    assert "data.flip=True" in out
+    shards = ("data=shards", f"data.root={tmp_path / 'shards'}", "data.size=32", "tier=large")
+    status, out, _ = rubiks("bench-data", *shards, "--videos", 3, "--readers", "pyav", "--json")
+    facts = json.loads(out)
+    (row,) = facts["rows"]
+    assert status == 0
+    assert (row["videos"], row["unreadable"], row["reader"]) == (3, 0, "pyav")
+    assert facts["clips_per_second"]["training"] == pytest.approx(879, abs=1)  # as the README says
+    assert row["cores"]["training"] == pytest.approx(
+        facts["clips_per_second"]["training"] / row["videos_per_core_second"]
+    )
+    assert all(row["wall_ms"][stage] > 0 for stage in ("open", "decode", "views", "collate"))
+    status, out, _ = rubiks("bench-data", *shards, "--clips-per-second", 100)
+    assert "--clips-per-second: the GPU 100" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("bench-data", "data=csv"), "data.train_list is not set"),
+        (("bench-data", "data=nothing"), "nothing"),
+        (("bench-data", "--readers", "opencv"), "data.reader must be one of"),
+        (("shard", "--out", "x", "--size", "many"), "expected a size such as 500MB"),
+    ],
+)
+def test_wrong_choices_are_one_message(rubiks, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = rubiks(*words)
+    assert status == 2
+    assert message in err
+
+
+def test_sizes():
+    sizes = {"1GB": 10**9, "500 mb": 5 * 10**8, "1.5K": 1500, "7": 7}
+    assert {text: size_in_bytes(text) for text in sizes} == sizes
+    with pytest.raises(InputError):
+        size_in_bytes("0")
+
+
+def test_unreadable_videos_are_counted_and_none_readable_is_an_error(folder, tmp_path):
+    (tmp_path / "bad.mp4").write_text("no video")
+    views = TrainingViews(4, 32, (1.0,), flip=False)
+    bad = VideoRecord(str(tmp_path / "bad.mp4"), 0)
+    row = speed.measure([bad, VideoRecord(str(folder / "0.mp4"), 0)], views, "auto", 2)
+    assert (row["videos"], row["unreadable"]) == (1, 1)
+    with pytest.raises(InputError, match=r"none of the 1 videos can be read.*bad\.mp4"):
+        speed.measure([bad], views, "auto", 2)
+
+
+def test_the_benchmark_compares_forms_and_readers(folder, capsys):
+    bench = benchmark("data")
+    words = [f"raw={folder}", f"again={folder}", "--readers", "auto", "pyav", "--rounds", "1", "--repeat", "1"]
+    with pytest.raises(InputError, match="found no files"):
+        bench.run(bench.parse(["raw=nowhere"]))
+    report = bench.run(bench.parse([*words, "--size", "32"]))
+    rows = [(row["form"], row["reader"]) for row in report["rows"]]
+    assert rows == [("raw", "auto"), ("raw", "pyav"), ("again", "auto"), ("again", "pyav")]
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert report["rows"][0]["unreadable"] == 2  # the lists in the folder
+
+
+def test_the_report_of_the_networks_has_every_tier():
+    report = ROOT / "benchmarks" / "results" / "network_h100.json"
+    for tier in ("tiny", "small", "medium", "large"):
+        assert set(speed.measured_clips_per_second(report, tier, "rubiks3d")) == {"training", "inference"}
+    aq, plain = (speed.measured_clips_per_second(report, "tiny", name) for name in ("rubiks3d-aq", "rubiks3d"))
+    assert aq["training"] < plain["training"]
+    assert speed.measured_clips_per_second(report, "tiny", "grouped") == {}
