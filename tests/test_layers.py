@@ -13,7 +13,7 @@ ALLOWED = {
     "ops": set(),
     "nn": {"ops"},
     "models": {"ops", "nn", "errors"},
-    "data": {"errors"},
+    "data": {"files", "errors"},
     "training": {"ops", "nn", "models", "files", "errors"},
     "evaluation": {"files", "errors"},
     "runs": set(),

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from rubiks.cli import info
+from rubiks.cli import check, info, prepare
 from rubiks.errors import InputError
 
 
@@ -15,6 +15,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="rubiks", description="Tools beside train.py and eval.py.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     info.add_to(commands)
+    check.add_to(commands)
+    prepare.add_to(commands)
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rubiks.data.records import VideoRecord
+from rubiks.data.records import CheckedFile, VideoRecord
 from rubiks.errors import VideoError
 
 # Here decord's random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time
@@ -31,7 +31,7 @@ def open_video(record: VideoRecord) -> VideoFile | FrameFolder | ImageFile:
     if record.image:
         return ImageFile(record.path)
     if record.pattern is None:
-        return VideoFile(record.path)
+        return VideoFile(record.path, record.checked)
     return FrameFolder(record.path, record.num_frames or 0, record.pattern)
 
 
@@ -42,14 +42,27 @@ class VideoFile:
 
     Args:
         path: any file that FFmpeg reads.
+        checked: what is known of it; it counts where the file has that size.
+
+    Attributes:
+        can_seek: whether decord reaches any frame exactly.
 
     Raises:
         VideoError: the file cannot be read as a video.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, checked: CheckedFile | None = None) -> None:
         self.path = path
-        _check_file(path)
+        if _check_file(path) == (checked and checked.size):
+            assert checked is not None
+            self._length, self.can_seek = checked.frames, checked.can_seek
+        else:
+            self._length, self.can_seek = self._look()
+        self._decord: Any = _open_with_decord(path) if self.can_seek else None
+
+    def _look(self) -> tuple[int, bool]:
+        """The number of frames, and whether decord reaches any of them exactly."""
+        path = self.path
         try:
             with av.open(path) as container:  # fails with a reason, and quietly; decord has neither quality
                 if not container.streams.video:
@@ -58,13 +71,13 @@ class VideoFile:
                 packets = [packet for packet in container.demux(video=0) if packet.size]
                 # A video cut without encoding it anew keeps frames outside of the cut, which players and decoders drop.
                 # decord counts them and mixes up the numbers.
-                self._length = sum(not packet.is_discard for packet in packets)
+                length = sum(not packet.is_discard for packet in packets)
                 can_seek = container.format.name in _SEEKABLE_FORMATS and codec in _SEEKABLE_CODECS
         except av.FFmpegError as error:
             raise VideoError(path, f"cannot be opened as a video: {error.strerror}") from error
-        if self._length == 0:
+        if length == 0:
             raise VideoError(path, "holds no frames")
-        self._decord: Any = _open_with_decord(path) if can_seek and self._length == len(packets) else None
+        return length, can_seek and length == len(packets)
 
     def __len__(self) -> int:
         """The number of frames that a player shows, by the container."""
@@ -248,8 +261,8 @@ def _checked(indices: Sequence[int], length: int) -> list[int]:
     return numbers
 
 
-def _check_file(path: str) -> None:
-    """Tell the common reasons apart, which decord's message does not."""
+def _check_file(path: str) -> int:
+    """The size in bytes; tells the common reasons apart, which decord's message does not."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -260,6 +273,7 @@ def _check_file(path: str) -> None:
         raise VideoError(path, "is empty, 0 bytes")
     if not os.access(path, os.R_OK):
         raise VideoError(path, "cannot be opened: no permission to read it")
+    return status.st_size
 
 
 def _open_with_decord(path: str) -> Any:

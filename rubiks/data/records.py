@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class CheckedFile(NamedTuple):
+    """What a manifest says of a video file: its bytes, its frames, and whether `VideoFile.can_seek`."""
+
+    size: int
+    frames: int
+    can_seek: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +25,7 @@ class VideoRecord:
         num_frames: frame folders: the count that the list gives. None for video files, whose reader counts.
         pattern: frame folders: how frame files are named, e.g. "{:06d}.jpg", numbered from 1. None for video files.
         image: whether it is a still image, a video of one frame.
+        checked: video files: what `rubiks check` found, which spares the reader counting frames.
     """
 
     path: str
@@ -23,6 +33,7 @@ class VideoRecord:
     num_frames: int | None = None
     pattern: str | None = None
     image: bool = False
+    checked: CheckedFile | None = None
 
     @property
     def name(self) -> str:
