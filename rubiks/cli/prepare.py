@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rubiks.data.manifest import Manifest
     from rubiks.data.prepare import Job
     from rubiks.data.records import VideoRecord
-    from rubiks.data.sources import Source
+    from rubiks.data.sources import Source, Split
 
 _SETTINGS = "rubiks-prepare.json"
 _TIMED_VIDEOS = 9
@@ -53,9 +53,10 @@ def run(arguments: argparse.Namespace) -> None:
     source = assemble.source(cfg)
     if cfg.data.format == "images":
         raise InputError("data=images holds still images, which need no preparation")
-    lists: dict[str, list[VideoRecord]] = {}
+    lists: dict[Split, list[VideoRecord]] = {}
     problems = []
-    for split in ("train", "val"):
+    splits: tuple[Split, Split] = ("train", "val")
+    for split in splits:
         try:
             lists[split], missing = source.records(split)
             problems += [f"{split}: {len(missing):,} videos are missing, the first is {missing[0]}"] if missing else []
@@ -106,7 +107,7 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
 def _write_lists(
     source: Source,
     data_format: str,
-    lists: dict[str, list[VideoRecord]],
+    lists: dict[Split, list[VideoRecord]],
     names: Manifest,
     out: Path,
     form: str,

@@ -118,7 +118,7 @@ def _decode(video: VideoFile, use: Use) -> tuple[int, tuple[int, int], Fraction,
     frames = corrupt = packets = 0
     shape = None
     try:
-        with av.logging.Capture(local=True) as complaints, av.open(path) as container:
+        with av.logging.Capture(local=True) as complaints, av.open(path, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             rate = stream.average_rate or stream.guessed_rate or Fraction(0)

@@ -64,10 +64,15 @@ class VideoFile:
         """The number of frames, and whether decord reaches any of them exactly."""
         path = self.path
         try:
-            with av.open(path) as container:  # fails with a reason, and quietly; decord has neither quality
+            with av.open(
+                path, metadata_errors="replace"
+            ) as container:  # fails with a reason, and quietly; decord has neither quality
                 if not container.streams.video:
                     raise VideoError(path, "holds no video, only sound or data")
-                codec = container.streams.video[0].codec_context.codec.canonical_name
+                context = container.streams.video[0].codec_context
+                if context is None:
+                    raise VideoError(path, "is coded in a way that FFmpeg does not know, or its header is broken")
+                codec = context.codec.canonical_name
                 packets = [packet for packet in container.demux(video=0) if packet.size]
                 # A video cut without encoding it anew keeps frames outside of the cut, which players and decoders drop.
                 # decord counts them and mixes up the numbers.
@@ -120,7 +125,7 @@ class VideoFile:
         last = max(indices)
         frames = {}
         try:
-            with av.open(self.path) as container:
+            with av.open(self.path, metadata_errors="replace") as container:
                 container.streams.video[0].codec_context.thread_count = 1
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in indices:

@@ -179,7 +179,7 @@ class _VideoWriter:
 
     def add(self, frame: VideoFrame, rate: Fraction) -> None:
         width, height = _smaller(frame.width, frame.height, self._short_side)
-        small = frame.reformat(width, height, format="yuv420p", interpolation=Interpolation.BICUBIC)
+        small = frame.reformat(width, height, format="yuv420p", interpolation=Interpolation.BILINEAR)
         if self._stream is None:
             stream = self._stream = self._container.add_stream("libx264", rate=rate, options=_H264)
             assert isinstance(stream, av.VideoStream)
@@ -209,7 +209,7 @@ class _FramesWriter:
         width, height = frame.width, frame.height
         if min(width, height) > self._short_side:
             width, height = _smaller(width, height, self._short_side)
-        image = frame.reformat(width, height, format="rgb24", interpolation=Interpolation.BICUBIC).to_image()
+        image = frame.reformat(width, height, format="rgb24", interpolation=Interpolation.BILINEAR).to_image()
         self._frames += 1
         image.save(self._folder / PATTERN.format(self._frames), quality=_JPEG_QUALITY, subsampling=0)
 

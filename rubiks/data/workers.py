@@ -68,7 +68,7 @@ def work(
                 process, item = busy.pop(own)
                 try:
                     result = own.recv()
-                except EOFError:
+                except (EOFError, ConnectionError):
                     process.join()
                     result = _lost(path_of(item), process.exitcode, seconds)
                 if isinstance(result, Exception) and not isinstance(result, VideoError):
@@ -102,7 +102,9 @@ def _serve(connection: Connection, function: Callable[[Any], Any], seconds: floa
     while True:
         try:
             item = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
+            return
+        if connection.poll():  # the parent sends one item at a time: it is gone, and another may do this one by now
             return
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
