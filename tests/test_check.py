@@ -12,16 +12,18 @@ import time
 import av
 import numpy as np
 import pytest
+from commands import Commands
 from conftest import ROOT
 from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, write_video
 
 import rubiks.cli.main
-from rubiks.data import decode
+from rubiks.data import builtin, decode
 from rubiks.data.check import check, examine, official_total
 from rubiks.data.manifest import Manifest
 from rubiks.data.records import VideoRecord
 from rubiks.data.workers import LostWorkerError, work
 from rubiks.errors import InputError, VideoError
+from rubiks.models import checkpoint
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -260,6 +262,7 @@ def rubiks_command(monkeypatch, capsys, tmp_path):
     return command
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*")
 class TestCommand:
     def test_something_something(self, clips, tmp_path, rubiks_command):
         videos = tmp_path / "20bn-something-something-v2"
@@ -296,6 +299,22 @@ class TestCommand:
         assert status == 2
         assert "data.rot is not a key" in err
         assert "--workers" in rubiks_command("check", "data=builtin", "--workers", "0")[2]
+
+    def test_checkpoints_and_results_name_the_manifest(self, tmp_path, rubiks_command, monkeypatch, capsys):
+        root = builtin.generate(tmp_path, "plain", 16, 8, 0, progress=False)
+        choices = ("data.train_videos=16", "data.val_videos=8", f"data.root={tmp_path}")
+        assert rubiks_command("check", "data=builtin", *choices)[0] == 0
+        manifest = Manifest(tmp_path)
+        assert len(manifest.entries) == 24
+        assert all(name.startswith(root.name) for name in manifest.entries)
+        commands = Commands(monkeypatch, capsys, tmp_path)
+        small = (*choices, "data.size=16", "data.num_frames=1", "run=r")
+        commands.train(*small, "recipe.batch_size=16", "recipe.epochs=1")
+        saved = checkpoint.read(tmp_path / "outputs/r/checkpoints/last.ckpt")
+        assert saved.config["manifest_sha256"] == manifest.digest
+        commands.evaluate(*small)
+        results = json.loads((tmp_path / "outputs/r/results.json").read_text())
+        assert results["manifest_sha256"] == manifest.digest
 
     def test_official_totals(self):
         assert official_total("ssv2", 174, "train") == 168_913

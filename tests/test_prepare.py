@@ -183,6 +183,7 @@ class TestDataSets:
         # From there to folders of frames, and from these to videos.
         printed = rubiks_command(*choices, f"data.root={root}", "--out", folders, "--form", "frames")
         assert "data=frames data.train_list=train.txt data.val_list=val.txt data.labels=labels.txt" in printed
+        assert "'data.pattern=\"{:06d}.jpg\"'" in printed
         frames = FrameLists(str(folders), "train.txt", "val.txt", "labels.txt", "{:06d}.jpg")
         assert frames.classes == sources[0].classes
         assert [(r.label, r.num_frames) for r in frames.records("train")[0]] == [(2, 9), (1, 6)]

@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rubiks.cli.entry import compose
     from rubiks.data.manifest import Manifest
     from rubiks.data.prepare import Job, prepare, target_name
+    from rubiks.data.sources import annotation_files
 
     workers, out, form = processes(arguments), Path(arguments.out), arguments.form
     if arguments.short_side < 16:
@@ -64,8 +65,9 @@ def run(arguments: argparse.Namespace) -> None:
             problems.append(f"{split} list not prepared: {error}")
     if not lists:
         raise InputError(problems[0])
-    root = Path(os.path.commonpath([record.path for record in lists[next(iter(lists))]])).parents[0]
-    root = Path(cfg.data.root) if cfg.data.format != "builtin" else root
+    root = Path(cfg.data.root)
+    if cfg.data.format == "builtin":  # its folder holds several
+        root = Path(annotation_files(source)["data.labels"]).parent
     if out.resolve() == root.resolve():
         raise InputError(f"--out={out} is the source's own folder; give another")
     _keep_settings(out, {"form": form, "short_side": arguments.short_side})
@@ -147,8 +149,8 @@ def _write_lists(
         write_text(out / "labels.txt", source.classes)
         choices.append("data.labels=labels.txt")
     if form == "frames":
-        return " ".join(["data=frames", *choices, *([] if PATTERN == "{:06d}.jpg" else [f"data.pattern={PATTERN}"])])
-    return " ".join(["data=csv", *choices])
+        choices.append(f"'data.pattern=\"{PATTERN}\"'")
+    return " ".join([f"data={'frames' if form == 'frames' else 'csv'}", *choices])
 
 
 def _copy(path: str, names: Manifest, out: Path) -> str:

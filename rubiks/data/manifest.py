@@ -90,7 +90,7 @@ class Manifest:
 
     def name_of(self, path: str | os.PathLike) -> str:
         relative = os.path.relpath(path, self.root)
-        return os.path.abspath(path) if relative.startswith("..") else relative
+        return os.path.abspath(path) if relative.split(os.sep)[0] == ".." else relative
 
     def write(self, names: Iterable[str]) -> None:
         """Write the entries of these names, sorted, in place of the file, and forget the others."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePath
-from typing import Protocol
 
 import av
 from av.video.frame import PictureType, VideoFrame
@@ -19,7 +18,7 @@ from rubiks.data.check import examine
 from rubiks.data.manifest import Entry, Manifest, stamp
 from rubiks.data.records import VideoRecord
 from rubiks.data.workers import work
-from rubiks.errors import VideoError
+from rubiks.errors import InputError, VideoError
 from rubiks.files import write_atomically
 
 FORMS = ("video", "frames")
@@ -81,7 +80,7 @@ def prepare(
     Returns:
         Why videos could not be prepared, by the source's path.
     """
-    for left in (*manifest.root.rglob(".*.tmp"),):  # of processes that were killed
+    for left in list(manifest.root.rglob(".*.tmp")):  # of processes that were killed
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     manifest.write(manifest.entries)  # without a last line half-written
     todo = []
@@ -150,17 +149,13 @@ def _write_folder(path: Path, write: Callable[[Path], object]) -> None:
                 os.fsync(written.fileno())
         shutil.rmtree(path, ignore_errors=True)  # one that the manifest does not know
         os.rename(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ---- writers
-
-
-class _Writer(Protocol):
-    def add(self, frame: VideoFrame, rate: Fraction) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def _smaller(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -188,7 +183,6 @@ class _VideoWriter:
             context.thread_count = 1
             # How colours were coded, as readers need it.
             context.color_range, context.colorspace = small.color_range, small.colorspace
-            context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
         small.pts, small.time_base, small.pict_type = self._frames, 1 / rate, PictureType.NONE
         self._frames += 1
         self._container.mux(self._stream.encode(small))

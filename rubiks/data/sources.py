@@ -346,8 +346,9 @@ class CsvLists:
         return _not_empty(videos, file)
 
 
-def annotation_files(source: SomethingSomethingV2 | Kinetics | FrameLists | CsvLists) -> dict[str, str]:
+def annotation_files(source: Source) -> dict[str, str]:
     """The paths of a source's labels and lists, by configuration key; without those that do not exist."""
+    assert isinstance(source, (SomethingSomethingV2, Kinetics, FrameLists, CsvLists))
     files = (source._labels, *source._lists.values())
     return {file.key: file.path for file in files if file.exists()}
 
