@@ -18,11 +18,13 @@ from torchvision.transforms.v2 import functional
 from videos import decode_in_order, moving_square, real_clip, write_video
 
 import rubiks.cli.main
+from rubiks.data.check import examine
 from rubiks.data.decode import VideoFile, open_video
 from rubiks.data.manifest import Manifest
-from rubiks.data.prepare import Job, prepare, target_name
+from rubiks.data.prepare import Job, _VideoWriter, prepare, target_name
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources import CsvLists, FrameLists, Kinetics, SomethingSomethingV2
+from rubiks.errors import InputError, VideoError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,6 +130,19 @@ class TestVideos:
         bad = prepare([job], Manifest(tmp_path / "out"), 1, 60)
         assert list(bad) == [str(tmp_path / "s.mp4")]
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["rubiks-manifest.jsonl"]
+
+    def test_a_disk_that_fails_is_not_the_videos_fault(self, tmp_path, monkeypatch):
+        write_video(tmp_path / "s.mp4", moving_square(5))
+        writer = _VideoWriter(tmp_path / "out.mp4", 256)
+
+        class Full:
+            def encode(self, frame):
+                raise av.OSError(28, "No space left on device")
+
+        monkeypatch.setattr(writer, "_stream", Full())
+        with pytest.raises(InputError, match="No space left") as caught:
+            examine(VideoRecord(str(tmp_path / "s.mp4"), 0), "s.mp4", writer.add)
+        assert not isinstance(caught.value, VideoError)
 
 
 class TestDataSets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,9 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser, seconds: int) -> None:
 
 
 def processes(arguments: argparse.Namespace) -> int:
-    from rubiks.data.datamodule import default_workers
-
-    workers = default_workers(1) + 1 if arguments.workers is None else arguments.workers
+    """How many videos are read at once."""
+    workers = arguments.workers
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1 or arguments.timeout <= 0:
         raise InputError("--workers must be at least 1 and --timeout above 0")
     return workers

@@ -124,7 +124,7 @@ def _write_lists(
 
     choices = []
     if form == "video" and not isinstance(source, CsvLists) and data_format != "frames":
-        for path in annotation_files(source).values():  # type: ignore[arg-type]
+        for path in annotation_files(source).values():
             _copy(path, names, out)
         return f"data={'ssv2' if data_format == 'builtin' else data_format}"
     for split, records in lists.items():

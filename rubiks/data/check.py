@@ -137,6 +137,8 @@ def _decode(video: VideoFile, use: Use) -> tuple[int, tuple[int, int], Fraction,
                 seconds = container.duration / av.time_base
     except av.FFmpegError as error:
         raise VideoError(path, f"cannot be decoded at frame {frames}: {error.strerror}") from error
+    except ValueError as error:  # PyAV's own, for what it does not support
+        raise VideoError(path, f"cannot be decoded at frame {frames}: {str(error).splitlines()[0]}") from error
     finally:
         av.logging.set_level(level)
     expected = seconds * rate

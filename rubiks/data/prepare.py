@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePath
@@ -185,12 +186,23 @@ class _VideoWriter:
             context.color_range, context.colorspace = small.color_range, small.colorspace
         small.pts, small.time_base, small.pict_type = self._frames, 1 / rate, PictureType.NONE
         self._frames += 1
-        self._container.mux(self._stream.encode(small))
+        with _write_errors():
+            self._container.mux(self._stream.encode(small))
 
     def close(self) -> None:
-        if self._stream is not None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
+        with _write_errors():
+            if self._stream is not None:
+                self._container.mux(self._stream.encode())
+            self._container.close()
+
+
+@contextlib.contextmanager
+def _write_errors() -> Iterator[None]:
+    """FFmpeg's errors in writing, told apart from those of a source that cannot be decoded."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise InputError(f"a video cannot be written: {error.strerror}; check --out and its disk") from None
 
 
 class _FramesWriter:
