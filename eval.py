@@ -35,7 +35,8 @@ def evaluate(cfg: DictConfig) -> None:
     source = assemble.source(cfg)
     classes = assemble.class_names(cfg, source, saved)
     assemble.check_same_classes(saved, classes)
-    videos, missing = assemble.records(cfg, source, "val", len(classes))
+    manifest = assemble.manifest(cfg)
+    videos, missing = assemble.records(cfg, source, "val", len(classes), manifest)
     protocol = assemble.protocol(cfg, num_frames, size, cfg.frame_order)
     batch_size = assemble.whole_number("batch_size", cfg.batch_size, 1)
     data = assemble.datamodule(cfg, [], videos, protocol, batch_size, batch_size)
@@ -54,6 +55,7 @@ def evaluate(cfg: DictConfig) -> None:
     results = {
         **report.accuracies(predictions.logits, predictions.labels),
         "data": cfg.data.name,
+        "manifest_sha256": manifest.digest,
         "protocol": protocol.name,
         "clips": protocol.clips,
         "crops": protocol.crops,

@@ -35,14 +35,15 @@ def train(cfg: DictConfig) -> None:
     classes = assemble.class_names(cfg, source)
     if resume is not None:
         assemble.check_same_classes(resume, classes)
-    train_videos, _ = assemble.records(cfg, source, "train", len(classes))
-    val_videos, _ = assemble.records(cfg, source, "val", len(classes))
+    manifest = assemble.manifest(cfg)
+    train_videos, _ = assemble.records(cfg, source, "train", len(classes), manifest)
+    val_videos, _ = assemble.records(cfg, source, "val", len(classes), manifest)
     protocol = assemble.protocol(cfg, cfg.data.num_frames, cfg.data.size)
     data = assemble.datamodule(
         cfg, train_videos, val_videos, protocol, recipe.batch_size, recipe.batch_size, recipe.crop_scales
     )
     net = assemble.network(cfg, classes, recipe.dropout)
-    config = assemble.plain(cfg)
+    config = {**assemble.plain(cfg), "manifest_sha256": manifest.digest}
     module = VideoClassifier(net, recipe, classes, config, attention)
 
     trainer = assemble.trainer(

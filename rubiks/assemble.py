@@ -25,6 +25,7 @@ from rubiks import runs
 from rubiks.data import builtin, sources
 from rubiks.data.datamodule import VideoDataModule, default_workers
 from rubiks.data.images import ImageFolders
+from rubiks.data.manifest import Manifest
 from rubiks.data.readers import check_reader
 from rubiks.data.records import VideoRecord
 from rubiks.data.shards import Shards
@@ -113,8 +114,16 @@ def class_names(cfg: DictConfig, data: sources.Source, saved: SavedNetwork | Non
     return names if names is not None else [str(label) for label in range(count)]
 
 
+def manifest(cfg: DictConfig) -> Manifest:
+    """What `rubiks check` or `rubiks prepare` wrote beside the videos; empty where neither has run."""
+    try:
+        return Manifest(cfg.data.root, cfg.data.manifest)
+    except MissingMandatoryValue as error:
+        raise InputError(f"{error.full_key} is not set; data={cfg.data.name} needs it") from None
+
+
 def records(
-    cfg: DictConfig, data: sources.Source, split: sources.Split, num_classes: int
+    cfg: DictConfig, data: sources.Source, split: sources.Split, num_classes: int, checked: Manifest
 ) -> tuple[list[VideoRecord], list[str]]:
     """The present videos of a split, and the paths of the missing ones, by the policy on unreadable videos."""
     present, missing = data.records(split)
@@ -130,7 +139,7 @@ def records(
         if not present or (not usual and len(missing) > limit * total):
             raise InputError(f"{message}; more than data.max_bad={limit:g} of the list. Check data.root")
         log.warning("%s", message)
-    return present, missing
+    return checked.apply(present), missing
 
 
 def datamodule(

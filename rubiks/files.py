@@ -20,6 +20,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the name with an empty file
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -73,6 +73,8 @@ def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks, folder, tmp
         (("bench-data", "data=nothing"), "nothing"),
         (("bench-data", "--readers", "opencv"), "data.reader must be one of"),
         (("shard", "--out", "x", "--size", "many"), "expected a size such as 500MB"),
+        (("check", "data=shards", "data.root=x"), "check the loose videos"),
+        (("prepare", "data=shards", "data.root=x", "--out", "y"), "prepare the loose videos"),
     ],
 )
 def test_wrong_choices_are_one_message(rubiks, tmp_path, monkeypatch, words, message):

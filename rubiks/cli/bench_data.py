@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
+import rubiks
 from rubiks.errors import InputError
 
 
@@ -24,7 +26,7 @@ def add_to(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure and print."""
     from rubiks import assemble  # with Lightning it takes seconds to import
-    from rubiks.cli.config import ROOT, compose
+    from rubiks.cli.entry import compose
     from rubiks.data import speed
     from rubiks.data.readers import check_reader
 
@@ -34,14 +36,15 @@ def run(arguments: argparse.Namespace) -> None:
     for reader in readers:
         check_reader(reader)
     source = assemble.source(cfg)
-    records, _ = assemble.records(cfg, source, arguments.split, len(assemble.class_names(cfg, source)))
+    count = len(assemble.class_names(cfg, source))
+    records, _ = assemble.records(cfg, source, arguments.split, count, assemble.manifest(cfg))
     if not records:
         raise InputError(f"data={cfg.data.name}: none of the {arguments.split} videos is there")
     recipe = assemble.recipe(cfg)
     views = assemble.training_views(cfg, cfg.data.num_frames, cfg.data.size, recipe.crop_scales)
     chosen = records[:: max(1, len(records) // arguments.videos)][: arguments.videos]
 
-    report = ROOT / "benchmarks" / "results" / "network_h100.json"
+    report = Path(rubiks.__file__).resolve().parents[1] / "benchmarks" / "results" / "network_h100.json"
     needs = speed.measured_clips_per_second(report, cfg.tier.name, cfg.variant.name)
     origin = f"one H100 (benchmarks/results/{report.name}; clips of 8 x 224 x 224)"
     if arguments.clips_per_second is not None:

@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import rubiks
 from rubiks.errors import InputError
 
 
@@ -58,6 +59,24 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
         sys.exit(130)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, config_folder, config_name))
+
+
+def compose(choices: list[str]) -> DictConfig:
+    """The configuration of train.py with the choices of another command, for example data=ssv2 data.root=/data/ssv2.
+
+    Raises:
+        InputError: a choice is wrong, or the folder of configurations is not to be found.
+    """
+    places = [Path(rubiks.__file__).resolve().parents[1] / "conf", Path("conf").resolve()]
+    folder = next((place for place in places if (place / "train.yaml").is_file()), None)
+    if folder is None:
+        raise InputError(f"no folder conf with train.yaml: run this in the project's folder, not in {Path.cwd()}")
+    try:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+            return hydra.compose("train", choices)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_explain(error, folder, "train")) from None
 
 
 def _fail(message: str) -> NoReturn:

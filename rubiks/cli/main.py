@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from rubiks.cli import bench_data, info, shard
+from rubiks.cli import bench_data, check, info, prepare, shard
 from rubiks.errors import InputError
 
 
@@ -17,6 +17,8 @@ def main() -> None:
     bench_data.add_to(commands)
     info.add_to(commands)
     shard.add_to(commands)
+    check.add_to(commands)
+    prepare.add_to(commands)
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)

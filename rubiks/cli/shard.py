@@ -26,13 +26,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the shards, and print the choices to train with."""
     size = size_in_bytes(arguments.size)
     from rubiks import assemble  # with Lightning it takes seconds to import
-    from rubiks.cli.config import compose
+    from rubiks.cli.entry import compose
     from rubiks.data import shards
 
     cfg = compose(arguments.choices)
     source = assemble.source(cfg)
-    count = len(assemble.class_names(cfg, source))
-    splits = {split: assemble.records(cfg, source, split, count) for split in arguments.splits}
+    count, manifest = len(assemble.class_names(cfg, source)), assemble.manifest(cfg)
+    splits = {split: assemble.records(cfg, source, split, count, manifest) for split in arguments.splits}
     for line in shards.write(arguments.out, splits, source.classes, size):
         print(line, flush=True)
     kept = " ".join(f"data.{key}={cfg.data[key]}" for key in ("num_frames", "size", "flip"))

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from rubiks.data.readers import seeking_reader
-from rubiks.data.records import Span, VideoRecord
+from rubiks.data.records import CheckedFile, Span, VideoRecord
 from rubiks.errors import VideoError
 
 # Here random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time stamps are
@@ -35,7 +35,7 @@ def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | FrameFo
     if record.image:
         return ImageFile(record.path, content)
     if record.pattern is None:
-        return VideoFile(record.path, reader, content)
+        return VideoFile(record.path, reader, content, record.checked)
     return FrameFolder(record.path, record.num_frames or 0, record.pattern)
 
 
@@ -49,26 +49,42 @@ class VideoFile:
         path: any file that FFmpeg reads.
         reader: what seeks, one of `readers.READERS`; pyav always decodes in order.
         content: the file's bytes, where they do not lie at `path`.
+        checked: what is known of it; it counts where the file has that size.
+
+    Attributes:
+        can_seek: whether the seeking readers reach any frame exactly.
 
     Raises:
         VideoError: the file cannot be read as a video.
     """
 
-    def __init__(self, path: str, reader: str = "auto", content: bytes | None = None) -> None:
+    def __init__(
+        self, path: str, reader: str = "auto", content: bytes | None = None, checked: CheckedFile | None = None
+    ) -> None:
         self.path = path
         self._content = content
-        if content is None:
-            _check_file(path)
+        size = _check_file(path) if content is None else len(content)
+        if checked is not None and checked.size == size:
+            self._length, self.can_seek = checked.frames, checked.can_seek
+        else:
+            self._length, self.can_seek = self._look()
+        self._seek = seeking_reader(reader, self._file(), self._length) if self.can_seek else None
+
+    def _look(self) -> tuple[int, bool]:
+        """The number of frames, and whether seeking reaches any of them exactly."""
+        path = self.path
         try:
             # PyAV fails with a reason, and quietly; decord has neither quality.
-            with av.open(self._file(), "r") as container:
+            with av.open(self._file(), "r", metadata_errors="replace") as container:
                 if not container.streams.video:
                     raise VideoError(path, "holds no video, only sound or data")
                 codec = container.streams.video[0].codec_context
+                if codec is None:
+                    raise VideoError(path, "is coded in a way that FFmpeg does not know, or its header is broken")
                 packets = [packet for packet in container.demux(video=0) if packet.size]
                 # A video cut without encoding it anew keeps frames outside of the cut, which players and decoders drop.
                 # decord counts them and mixes up the numbers.
-                self._length = sum(not packet.is_discard for packet in packets)
+                length = sum(not packet.is_discard for packet in packets)
                 can_seek = (
                     container.format.name in _SEEKABLE_FORMATS
                     and codec.codec.canonical_name in _SEEKABLE_CODECS
@@ -76,10 +92,9 @@ class VideoFile:
                 )
         except av.FFmpegError as error:
             raise VideoError(path, f"cannot be opened as a video: {error.strerror}") from error
-        if self._length == 0:
+        if length == 0:
             raise VideoError(path, "holds no frames")
-        exact = can_seek and self._length == len(packets)
-        self._seek = seeking_reader(reader, self._file(), self._length) if exact else None
+        return length, can_seek and length == len(packets)
 
     def __len__(self) -> int:
         """The number of frames that a player shows, by the container."""
@@ -125,7 +140,7 @@ class VideoFile:
         last = max(indices)
         frames = {}
         try:
-            with av.open(self._file(), "r") as container:
+            with av.open(self._file(), "r", metadata_errors="replace") as container:
                 container.streams.video[0].codec_context.thread_count = 1
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in indices:
@@ -272,8 +287,8 @@ def _checked(indices: Sequence[int], length: int) -> list[int]:
     return numbers
 
 
-def _check_file(path: str) -> None:
-    """Tell the common reasons apart, which decord's message does not."""
+def _check_file(path: str) -> int:
+    """The size in bytes; tells the common reasons apart, which decord's message does not."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -284,6 +299,7 @@ def _check_file(path: str) -> None:
         raise VideoError(path, "is empty, 0 bytes")
     if not os.access(path, os.R_OK):
         raise VideoError(path, "cannot be opened: no permission to read it")
+    return status.st_size
 
 
 def _read_span(path: str, span: Span) -> bytes:

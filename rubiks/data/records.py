@@ -15,6 +15,14 @@ class Span(NamedTuple):
     size: int
 
 
+class CheckedFile(NamedTuple):
+    """What a manifest says of a video file: its bytes, its frames, and whether `VideoFile.can_seek`."""
+
+    size: int
+    frames: int
+    can_seek: bool
+
+
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
     """A video file, a folder with one image per frame, or a still image, and its label.
@@ -26,6 +34,7 @@ class VideoRecord:
         pattern: frame folders: how frame files are named, e.g. "{:06d}.jpg", numbered from 1. None for video files.
         image: whether it is a still image, a video of one frame.
         span: videos and images in a shard: where their bytes are; `path` is then only a name. None for loose files.
+        checked: video files: what `rubiks check` found, which spares the reader counting frames.
     """
 
     path: str
@@ -34,6 +43,7 @@ class VideoRecord:
     pattern: str | None = None
     image: bool = False
     span: Span | None = None
+    checked: CheckedFile | None = None
 
     @property
     def name(self) -> str:

@@ -33,7 +33,7 @@ class Source(Protocol):
 
 
 class SomethingSomethingV2:
-    """Something-Something v2: JSON annotations and `<root>/<videos>/<id>.webm`.
+    """Something-Something v2: JSON annotations and `<root>/<videos>/<id>.webm`, or .mp4 as `rubiks prepare` writes.
 
     The official labels file maps each template without brackets to its number, {"Approaching something with your
     camera": "0", ...}; the lists are arrays of {"id": "78687", "template": "Approaching [something] with your camera",
@@ -90,6 +90,7 @@ class SomethingSomethingV2:
             raise InputError(f"{file.path}: expected a JSON array of videos, got {_shown(entries)}; set {file.key}")
         labels = {name: label for label, name in enumerate(self.classes)}
         records = []
+        folders = _Folders()
         for number, entry in enumerate(entries, start=1):
             where = f"{file.path}, entry {number}"
             video, template = self._fields(entry, where, file.key)
@@ -99,7 +100,8 @@ class SomethingSomethingV2:
                     f"{where}: the template {_shown(template)} is not in the labels file {self._labels.path}; "
                     f"set data.labels and {file.key} to files of the same release"
                 )
-            path = os.path.join(self._videos, f"{_file_name(video, where, 'id')}.webm")
+            stem = os.path.join(self._videos, _file_name(video, where, "id"))
+            path = next((stem + end for end in (".webm", ".mp4") if folders.have(stem + end)), f"{stem}.webm")
             records.append(VideoRecord(path, labels[name]))
         return _split_by_presence(_not_empty(records, file))
 
@@ -316,6 +318,10 @@ class CsvLists:
             records.append(VideoRecord(os.path.join(self._root, path), label))
         return _split_by_presence(records)
 
+    def rows(self, split: Split) -> list[tuple[str, str]]:
+        """Path and label as the list has them."""
+        return [(path, label) for _, path, label in self._rows(self._lists[split])]
+
     def _unknown(self, where: str, label: str) -> InputError:
         if self.classes is None:
             return InputError(
@@ -338,6 +344,13 @@ class CsvLists:
                 )
             videos.append((where, row[0], row[1].strip()))
         return _not_empty(videos, file)
+
+
+def annotation_files(source: Source) -> dict[str, str]:
+    """The paths of a source's labels and lists, by configuration key; without those that do not exist."""
+    assert isinstance(source, (SomethingSomethingV2, Kinetics, FrameLists, CsvLists))
+    files = (source._labels, *source._lists.values())
+    return {file.key: file.path for file in files if file.exists()}
 
 
 def check_labels(records: Iterable[VideoRecord], num_classes: int, list_name: str) -> None:

@@ -1,0 +1,150 @@
+"""`rubiks check`: reads a whole data set and tells what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rubiks.errors import InputError
+
+BAD_FILES = "rubiks-bad.txt"
+
+
+def add_to(commands: Any) -> None:
+    """Add the subcommand to the parser's."""
+    about = "decode every video of a data set to its end; write a manifest and the list of bad files"
+    parser = commands.add_parser("check", help=about, description=about[0].upper() + about[1:] + ".")
+    add_arguments(parser, 120)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser, seconds: int) -> None:
+    """What `check` and `prepare` share."""
+    parser.add_argument(
+        "data", nargs="+", metavar="KEY=VALUE", help="as for train.py, e.g. data=ssv2 data.root=/data/ssv2"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one for each CPU")
+    parser.add_argument(
+        "--timeout", type=float, default=seconds, metavar="SECONDS", help="limit for one video, default: %(default)s"
+    )
+
+
+def processes(arguments: argparse.Namespace) -> int:
+    """How many videos are read at once."""
+    workers = arguments.workers
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1 or arguments.timeout <= 0:
+        raise InputError("--workers must be at least 1 and --timeout above 0")
+    return workers
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; yields the function to call after each video."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check, print a table, write the manifest and the list of bad files; exit status 1 where something is wrong."""
+    from rubiks import assemble  # with Lightning it takes seconds to import
+    from rubiks.cli.entry import compose
+    from rubiks.data.check import check, official_total, repeated
+
+    workers = processes(arguments)
+    cfg = compose(arguments.data)
+    if cfg.data.format == "shards":
+        raise InputError("data=shards: check the loose videos that the shards were written from")
+    source, manifest = assemble.source(cfg), assemble.manifest(cfg)
+    count = cfg.data.num_classes if source.classes is None else len(source.classes)
+    lists, missing, notes = {}, {}, []
+    for split in ("train", "val"):
+        try:
+            lists[split], missing[split] = source.records(split)
+        except InputError as error:
+            notes.append(f"{split} list not checked: {error}")
+    if not lists:
+        raise InputError(notes[0])
+
+    everything = [record for records in lists.values() for record in records]
+    with progress("Checking", len({record.path for record in everything})) as advance:
+        check(everything, manifest, workers, arguments.timeout, advance)
+
+    table = Table("list", "listed", "official", "missing", "bad", "doubtful", "frames", "size", "fps", "GB")
+    bad: dict[str, str] = {}
+    for split, records in lists.items():
+        entries = [manifest.entries[manifest.name_of(record.path)] for record in records]
+        good = [entry for entry in entries if entry.problem is None]
+        problems = {r.path: e.problem for r, e in zip(records, entries, strict=True) if e.problem is not None}
+        bad |= problems | dict.fromkeys(missing[split], "no such file")
+        listed, official = len(records) + len(missing[split]), official_total(cfg.data.format, count, split)
+        table.add_row(
+            split,
+            f"{listed:,}",
+            "unknown" if official is None else f"{official:,}",
+            f"{len(missing[split]):,}",
+            f"{len(problems):,}",
+            f"{sum(entry.doubt is not None for entry in good):,}",
+            _span([entry.frames for entry in good]),
+            _span([min(entry.width, entry.height) for entry in good]),
+            _span([round(entry.rate) for entry in good]),
+            f"{sum(entry.size for entry in entries) / 1e9:.3f}",
+        )
+        if official is not None and listed < official:
+            notes.append(f"{split}: {official - listed:,} of the {official:,} official videos are not in the list")
+        labels = [record.label for record in records]
+        outside = [r for r in records if r.label < 0 or (count is not None and r.label >= count)]
+        if outside:
+            notes.append(
+                f"{split}: {len(outside):,} labels are not in 0 to {count - 1}, the first of {outside[0].path}"
+            )
+        if count is not None and (absent := set(range(count)) - set(labels)):
+            notes.append(f"{split}: {len(absent):,} of the {count} classes have no video, the first is {min(absent)}")
+        for entry in [entry for entry in good if entry.doubt is not None][:5]:
+            notes.append(f"{split}: {entry.name} decodes, but the decoder says: {entry.doubt}")
+    if (test := official_total(cfg.data.format, count, "test")) is not None:
+        notes.append(f"test: {test:,} official videos, not checked, as their list has no labels")
+    groups = repeated(lists, manifest)
+    overlap = [group for group in groups if len({split for split, _ in group}) > 1]
+    within = [group for group in groups if group not in overlap]
+    for what, found in (("in training and in validation", overlap), ("more than once in a list", within)):
+        if found:
+            paths = ", ".join(path for _, path in found[0][:3])
+            notes.append(f"{what}: {len(found):,} videos of the same content, the first is {paths}")
+
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print("frames, size (short side) and frames a second: least, median, most", *notes, sep="\n")
+    print(f"Manifest: {manifest.path}, SHA-256 {manifest.digest}")
+    write_bad(manifest.path.with_name(BAD_FILES), bad)
+    if bad:
+        sys.exit(1)
+
+
+def write_bad(path: Path, bad: dict[str, str]) -> None:
+    """Write the list of bad files, path and reason; where there are none, remove what an earlier run wrote."""
+    from rubiks.files import write_atomically
+
+    if not bad:
+        path.unlink(missing_ok=True)
+        return
+    text = "".join(f"{name}\t{reason}\n" for name, reason in sorted(bad.items()))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    name, reason = min(bad.items())
+    print(f"Bad files: {len(bad):,}, listed in {path}; the first is {name}: {reason}")
+
+
+def _span(values: list[int]) -> str:
+    values = sorted(values)
+    return f"{values[0]} / {values[len(values) // 2]} / {values[-1]}" if values else ""

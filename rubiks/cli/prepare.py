@@ -1,0 +1,208 @@
+"""`rubiks prepare`: writes a data set anew in a form that is quick to read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rubiks.cli.check import BAD_FILES, add_arguments, processes, progress, write_bad
+from rubiks.errors import InputError, VideoError
+
+if TYPE_CHECKING:
+    from rubiks.data.manifest import Manifest
+    from rubiks.data.prepare import Job
+    from rubiks.data.records import VideoRecord
+    from rubiks.data.sources import Source, Split
+
+_SETTINGS = "rubiks-prepare.json"
+_TIMED_VIDEOS = 9
+
+
+def add_to(commands: Any) -> None:
+    """Add the subcommand to the parser's."""
+    about = "write a data set anew: small frames, quick to read at random"
+    parser = commands.add_parser("prepare", help=about, description=about[0].upper() + about[1:] + ".")
+    add_arguments(parser, 600)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="the new data set; a killed run goes on in it")
+    parser.add_argument(
+        "--form", choices=("video", "frames"), default="video", help="H.264 files, or folders of JPEG frames"
+    )
+    parser.add_argument(
+        "--short-side", type=int, default=256, metavar="PIXELS", help="never scaled up; default: %(default)s"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prepare, write lists and manifest, and report space and speed."""
+    from rubiks import assemble  # with Lightning it takes seconds to import
+    from rubiks.cli.entry import compose
+    from rubiks.data.manifest import Manifest
+    from rubiks.data.prepare import Job, prepare, target_name
+    from rubiks.data.sources import annotation_files
+
+    workers, out, form = processes(arguments), Path(arguments.out), arguments.form
+    if arguments.short_side < 16:
+        raise InputError(f"--short-side must be at least 16 pixels, got {arguments.short_side}")
+    cfg = compose(arguments.data)
+    source = assemble.source(cfg)
+    if cfg.data.format == "images":
+        raise InputError("data=images holds still images, which need no preparation")
+    if cfg.data.format == "shards":
+        raise InputError("data=shards: prepare the loose videos, and write shards of the result")
+    lists: dict[Split, list[VideoRecord]] = {}
+    problems = []
+    splits: tuple[Split, Split] = ("train", "val")
+    for split in splits:
+        try:
+            lists[split], missing = source.records(split)
+            problems += [f"{split}: {len(missing):,} videos are missing, the first is {missing[0]}"] if missing else []
+        except InputError as error:
+            problems.append(f"{split} list not prepared: {error}")
+    if not lists:
+        raise InputError(problems[0])
+    root = Path(cfg.data.root)
+    if cfg.data.format == "builtin":  # its folder holds several
+        root = Path(annotation_files(source)["data.labels"]).parent
+    if out.resolve() == root.resolve():
+        raise InputError(f"--out={out} is the source's own folder; give another")
+    _keep_settings(out, {"form": form, "short_side": arguments.short_side})
+
+    names = Manifest(root)
+    jobs: dict[str, Job] = {}
+    for record in (record for records in lists.values() for record in records):
+        name = target_name(names.name_of(record.path), form)
+        known = jobs.setdefault(name, Job(record, out / name, name, form, arguments.short_side))
+        if known.record.path != record.path:
+            raise InputError(f"{known.record.path} and {record.path} would both become {name}; rename one of them")
+    manifest = Manifest(out)
+    with progress("Preparing", len(jobs)) as advance:
+        bad = prepare(list(jobs.values()), manifest, workers, arguments.timeout, advance)
+    usage = _write_lists(source, cfg.data.format, lists, names, out, form, manifest)
+    print(*problems, sep="\n", end="\n" if problems else "")
+    write_bad(out / BAD_FILES, bad)
+    _report([job for job in jobs.values() if job.name in manifest.entries], manifest)
+    print(f"Use it with: {usage} data.root={out}")
+
+
+def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on in a folder that was begun with other settings."""
+    from rubiks.files import write_atomically
+
+    path = out / _SETTINGS
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}; choose another --out") from None
+        if before != settings:
+            raise InputError(f"{out} was begun with {before}, not {settings}; choose another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"--out={out} holds other files; give a new folder, or one that rubiks prepare began")
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(settings) + "\n", encoding="utf-8"))
+
+
+def _write_lists(
+    source: Source,
+    data_format: str,
+    lists: dict[Split, list[VideoRecord]],
+    names: Manifest,
+    out: Path,
+    form: str,
+    manifest: Manifest,
+) -> str:
+    """Write labels and lists; the choices that read them."""
+    from rubiks.data.prepare import PATTERN, target_name, write_csv, write_text
+    from rubiks.data.sources import CsvLists, annotation_files
+
+    def target(path: str) -> str:
+        return target_name(names.name_of(path), form)
+
+    choices = []
+    if form == "video" and not isinstance(source, CsvLists) and data_format != "frames":
+        for path in annotation_files(source).values():
+            _copy(path, names, out)
+        return f"data={'ssv2' if data_format == 'builtin' else data_format}"
+    for split, records in lists.items():
+        if form == "frames":
+            known = [(target(r.path), r.label) for r in records if target(r.path) in manifest.entries]
+            lines = [f"{name} {manifest.entries[name].frames} {label}" for name, label in known]
+            write_text(out / f"{split}.txt", lines)
+            choices.append(f"data.{split}_list={split}.txt")
+            continue
+        if isinstance(source, CsvLists):
+            rows = [(target(os.path.join(names.root, path)), label) for path, label in source.rows(split)]
+            relative = names.name_of(annotation_files(source)[f"data.{split}_list"])
+        else:
+            rows, relative = [(target(record.path), str(record.label)) for record in records], f"{split}.csv"
+        relative = os.path.basename(relative) if os.path.isabs(relative) else relative
+        write_csv(out / relative, rows)
+        choices.append(f"data.{split}_list={relative}")
+    if isinstance(source, CsvLists) and form == "video":
+        labels = annotation_files(source).get("data.labels")
+        choices += [f"data.labels={_copy(labels, names, out)}"] if labels else []
+    elif source.classes is not None:
+        write_text(out / "labels.txt", source.classes)
+        choices.append("data.labels=labels.txt")
+    if form == "frames":
+        choices.append(f"'data.pattern=\"{PATTERN}\"'")
+    return " ".join([f"data={'frames' if form == 'frames' else 'csv'}", *choices])
+
+
+def _copy(path: str, names: Manifest, out: Path) -> str:
+    """Copy a list to where it lies in the source, or into the folder itself; the name there."""
+    from rubiks.files import write_atomically
+
+    name = names.name_of(path)
+    name = os.path.basename(name) if os.path.isabs(name) else name
+    write_atomically(out / name, lambda temporary: shutil.copyfile(path, temporary))
+    return name
+
+
+def _report(jobs: Sequence[Job], manifest: Manifest) -> None:
+    """Space, and the time to read 8 frames of some videos before and after."""
+    from rubiks.data.manifest import stamp
+
+    if not jobs:
+        print("No video was prepared")
+        return
+    before = sum(stamp(job.record)[0] for job in jobs)
+    after = sum(manifest.entries[job.name].size for job in jobs)
+    some = list(jobs)[:: -(-len(jobs) // _TIMED_VIDEOS)]
+    written = manifest.apply([job.written for job in some]) if some[0].form == "video" else _folders(some, manifest)
+    try:
+        times = [sum(map(_seconds, videos)) for videos in ([job.record for job in some], written)]
+    except VideoError as error:
+        print(f"Speed not measured: {error}")
+        return
+    print(
+        f"{len(jobs):,} videos, {before / 1e9:.3f} GB before, {after / 1e9:.3f} GB after; 8 frames of one take "
+        f"{1e3 * times[0] / len(some):.1f} ms before, {1e3 * times[1] / len(some):.1f} ms after "
+        f"(mean of {len(some)} videos): {times[0] / times[1]:.1f} times as fast"
+    )
+
+
+def _folders(jobs: Sequence[Job], manifest: Manifest) -> list[VideoRecord]:
+    from rubiks.data.prepare import frames_record
+
+    return [frames_record(job.target, manifest.entries[job.name].frames) for job in jobs]
+
+
+def _seconds(record: VideoRecord) -> float:
+    """The least time of three to open a video and read 8 frames of it."""
+    from rubiks.data.decode import open_video
+
+    def once() -> float:
+        start = time.perf_counter()
+        with open_video(record) as video:
+            length = len(video)
+            video.frames([(2 * i + 1) * length // 16 for i in range(8)])
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(3))

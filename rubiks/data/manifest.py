@@ -1,0 +1,136 @@
+"""What is known of a data set's files: one line of JSON for each, beside the videos."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rubiks.data.records import CheckedFile, VideoRecord
+from rubiks.errors import InputError
+from rubiks.files import write_atomically
+
+NAME = "rubiks-manifest.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file, or one folder of frames.
+
+    Attributes:
+        name: path relative to the data set's folder; absolute where it lies elsewhere.
+        size: bytes, of a folder those of its frames together.
+        mtime_ns: when it was changed last, of a folder its newest frame.
+        sha256: of the content; empty where a problem came first.
+        frames: how many were decoded.
+        width, height: pixels.
+        rate: frames a second; 0 where there is none.
+        can_seek: whether decord reaches any frame exactly (`VideoFile.can_seek`).
+        problem: why it is of no use; None for a good one.
+        doubt: what the decoder complained of although all frames came.
+    """
+
+    name: str
+    size: int
+    mtime_ns: int
+    sha256: str = ""
+    frames: int = 0
+    width: int = 0
+    height: int = 0
+    rate: float = 0.0
+    can_seek: bool = False
+    problem: str | None = None
+    doubt: str | None = None
+
+
+class Manifest:
+    """The entries of a data set, by name. A check that was interrupted leaves those that it came to.
+
+    Args:
+        root: folder of the data set.
+        path: the manifest's file, absolute or relative to root; it need not exist.
+
+    Raises:
+        InputError: the file is there and is no manifest.
+    """
+
+    def __init__(self, root: str | os.PathLike, path: str = NAME) -> None:
+        self.root = Path(root)
+        self.path = self.root / path
+        self.entries: dict[str, Entry] = {}
+        try:
+            lines = self.path.read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path}: the manifest cannot be read: {error}; remove it") from None
+        for number, line in enumerate(lines[:-1], start=1):  # what is not ended by a new line was being written
+            try:
+                entry = Entry(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise InputError(
+                    f"{self.path}, line {number}: expected an entry of `rubiks check`, got {line[:60]!r} ({error}); "
+                    "remove the file and run rubiks check again"
+                ) from None
+            self.entries[entry.name] = entry
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of names, sizes, hashes and frame counts: the same wherever the data set lies. None where empty."""
+        if not self.entries:
+            return None
+        total = hashlib.sha256()
+        for name, entry in sorted(self.entries.items()):
+            total.update(f"{name}\t{entry.size}\t{entry.sha256}\t{entry.frames}\n".encode())
+        return total.hexdigest()
+
+    def name_of(self, path: str | os.PathLike) -> str:
+        relative = os.path.relpath(path, self.root)
+        return os.path.abspath(path) if relative.split(os.sep)[0] == ".." else relative
+
+    def write(self, names: Iterable[str]) -> None:
+        """Write the entries of these names, sorted, in place of the file, and forget the others."""
+        self.entries = {name: self.entries[name] for name in sorted(set(names)) if name in self.entries}
+        text = "".join(map(_line, self.entries.values()))
+        write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def append(self, entry: Entry) -> None:
+        """Add an entry, also to the file at once."""
+        self.entries[entry.name] = entry
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_line(entry))
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def apply(self, records: Sequence[VideoRecord]) -> list[VideoRecord]:
+        """The records of video files, with what is known of good ones, so that no reader counts their frames again."""
+        if not self.entries:
+            return list(records)
+        return [self._applied(record) for record in records]
+
+    def _applied(self, record: VideoRecord) -> VideoRecord:
+        entry = self.entries.get(self.name_of(record.path))
+        if entry is None or entry.problem is not None or record.pattern is not None or record.image:
+            return record
+        return dataclasses.replace(record, checked=CheckedFile(entry.size, entry.frames, entry.can_seek))
+
+
+def stamp(record: VideoRecord) -> tuple[int, int]:
+    """Size and mtime_ns of an entry; (0, 0) of what is not there."""
+    paths = [record.path]
+    if record.pattern is not None:
+        paths = [os.path.join(record.path, record.pattern.format(i + 1)) for i in range(record.num_frames or 0)]
+    try:
+        status = [os.stat(path) for path in paths]
+    except OSError:
+        return 0, 0
+    return sum(one.st_size for one in status), max((one.st_mtime_ns for one in status), default=0)
+
+
+def _line(entry: Entry) -> str:
+    return json.dumps(dataclasses.asdict(entry), ensure_ascii=False) + "\n"

@@ -1,0 +1,323 @@
+"""`rubiks check`, the manifest, and what becomes of damaged files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+
+import av
+import numpy as np
+import pytest
+from commands import Commands
+from conftest import ROOT
+from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, write_video
+
+import rubiks.cli.main
+from rubiks.data import builtin, decode
+from rubiks.data.check import check, examine, official_total
+from rubiks.data.manifest import Manifest
+from rubiks.data.records import VideoRecord
+from rubiks.data.workers import LostWorkerError, work
+from rubiks.errors import InputError, VideoError
+from rubiks.models import checkpoint
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _this_package():
+    """Worker processes import the package that is tested, wherever a test has gone."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    write_video(folder / "a.mp4", moving_square(40), b_frames=2)
+    write_video(folder / "b.webm", moving_square(30), codec="libvpx-vp9")
+    write_video(folder / "c.avi", moving_square(24), codec="mpeg4")
+    write_video(folder / "d.mkv", moving_square(20))
+    return folder
+
+
+def reason(path):
+    with pytest.raises(VideoError) as caught:
+        examine(VideoRecord(str(path), 0), "x")
+    assert "\n" not in caught.value.reason
+    return caught.value.reason
+
+
+class TestExamine:
+    @pytest.mark.parametrize(("name", "frames"), [("a.mp4", 40), ("b.webm", 30), ("c.avi", 24), ("d.mkv", 20)])
+    def test_a_good_video(self, clips, name, frames):
+        seen = []
+        entry = examine(VideoRecord(str(clips / name), 0), name, lambda frame, rate: seen.append(rate))
+        assert (entry.frames, entry.width, entry.height, entry.rate) == (frames, 80, 64, 12)
+        assert (entry.size, entry.problem, entry.doubt) == ((clips / name).stat().st_size, None, None)
+        assert len(seen) == frames
+
+    @pytest.mark.parametrize("name", ["kinetics_demo.mp4", "mpeg4_test.avi", "short_32frames.mp4", "ssv2_like.webm"])
+    def test_real_clips_are_good(self, name):
+        entry = examine(VideoRecord(real_clip(name), 0), name)
+        assert entry.doubt is None
+        assert entry.frames > 30
+
+    def test_hidden_frames_do_not_count_and_are_no_fault(self, clips, tmp_path):
+        cut_without_encoding(str(clips / "a.mp4"), tmp_path / "cut.mp4", 17)
+        entry = examine(VideoRecord(str(tmp_path / "cut.mp4"), 0), "cut")
+        assert (entry.frames, entry.can_seek) == (23, False)
+
+    def test_damaged_frames_that_decode_without_an_error(self, clips, tmp_path):
+        whole = (clips / "a.mp4").read_bytes()
+        path = tmp_path / "a.mp4"
+        named = 0
+        for position in np.random.default_rng(0).integers(len(whole) // 5, len(whole) * 4 // 5, 12):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :])
+            try:
+                frames = decode_in_order(path)
+            except av.FFmpegError:
+                continue
+            if len(frames) == 40:  # players show it, and some damage cannot be told from content
+                try:
+                    examine(VideoRecord(str(path), 0), "x")
+                except VideoError as error:
+                    named += "of its 40 frames are damaged" in str(error)
+        assert named >= 3
+
+    def test_a_gap_in_time(self, tmp_path):
+        path = tmp_path / "gap.webm"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libvpx-vp9", rate=10, options={"deadline": "realtime", "cpu-used": "8"})
+            stream.height, stream.width, stream.pix_fmt = 64, 80, "yuv420p"
+            for index, image in enumerate(moving_square(40)):
+                if not 10 <= index < 30:
+                    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                    frame.pts = index
+                    container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        assert "holds 20 frames, but its duration and rate promise 40" in reason(path)
+
+    def test_frame_folders(self, tmp_path):
+        for number, image in enumerate(moving_square(3), start=1):
+            av.VideoFrame.from_ndarray(image, format="rgb24").to_image().save(tmp_path / f"{number}.png")
+        record = VideoRecord(str(tmp_path), 0, 3, "{}.png")
+        entry = examine(record, "x")
+        assert (entry.frames, entry.width, entry.height) == (3, 80, 64)
+        with pytest.raises(VideoError, match=r"4.png is missing"):
+            examine(dataclasses.replace(record, num_frames=4), "x")
+
+
+def mutations(whole: bytes, other: bytes, rng: np.random.Generator, number: int) -> tuple[str, bytes]:
+    """One damaged copy of a file, and how it was damaged."""
+    kind = ("cut", "flipped", "zeros", "header", "swapped")[number % 5]
+    start, end = sorted(rng.integers(0, len(whole), 2).tolist())
+    if kind == "cut":
+        return kind, whole[:start]
+    if kind == "flipped":
+        bad = bytearray(whole)
+        for position in rng.integers(0, len(whole), rng.integers(1, 60)):
+            bad[position] ^= 1 << rng.integers(8)
+        return kind, bytes(bad)
+    if kind == "zeros":
+        return kind, whole[:start] + bytes(end - start) + whole[end:]
+    if kind == "header":
+        size = int(rng.integers(1, 400))
+        return kind, other[:size] + whole[size:]
+    return kind, whole[:start] + whole[end:] + whole[start:end]
+
+
+def test_a_thousand_damaged_files(tmp_path):
+    """None ends or hangs the process that checks; each is decoded or named; no file that was cut short passes."""
+    names = {"a.mp4": "libx264", "b.webm": "libvpx-vp9", "c.avi": "mpeg4", "d.mkv": "libx264"}
+    for name, codec in names.items():
+        write_video(tmp_path / name, moving_square(10, 48, 64), codec)
+    wholes = {name: (tmp_path / name).read_bytes() for name in names}
+    rng = np.random.default_rng(0)
+    records, kinds = [], {}
+    for number in range(1000):
+        name = list(names)[number // 5 % 4]
+        kind, content = mutations(wholes[name], wholes[list(names)[rng.integers(4)]], rng, number)
+        path = tmp_path / f"{kind}{number}-{name}"
+        path.write_bytes(content)
+        kinds[path.name] = kind
+        records.append(VideoRecord(str(path), 0))
+    manifest = Manifest(tmp_path)
+    check(records, manifest, 2, 20)
+    assert set(manifest.entries) == set(kinds)
+    problems = [entry.problem for entry in manifest.entries.values()]
+    assert not [problem for problem in problems if problem and ("ended the process" in problem or "limit" in problem)]
+    missed = [name for name, kind in kinds.items() if kind == "cut" and manifest.entries[name].problem is None]
+    assert missed == []
+    good = [entry for entry in manifest.entries.values() if entry.problem is None]
+    assert 0 < len(good) < 500
+    for entry in good[::10]:  # and what passes can be read
+        with decode.VideoFile(str(tmp_path / entry.name)) as video:
+            assert len(video.frames([0, entry.frames - 1])) == 2
+
+
+def sleep_or_die(seconds):
+    """A task: a number of seconds to sleep in C, -1 to crash, -2 for a bad video, -3 for a defect."""
+    if seconds == -1:
+        os.kill(os.getpid(), 11)
+    if seconds == -2:
+        raise VideoError("v", "bad")
+    if seconds == -3:
+        raise ZeroDivisionError
+    time.sleep(seconds)
+    return seconds
+
+
+class TestWorkers:
+    def test_hangs_crashes_and_bad_videos_are_named_and_the_rest_goes_on(self):
+        items = [0, 60, 0.01, -1, -2, 0, 0.02]
+        results = list(work(sleep_or_die, items, "video{}".format, 2, 0.5))
+        assert sorted(item for item, _ in results) == sorted(items)
+        found = dict(results)
+        assert isinstance(found[60], LostWorkerError)
+        assert str(found[60]) == "video60: took longer than the limit of 0.5 seconds and was stopped"
+        assert "status -11" in str(found[-1])
+        assert str(found[-2]) == "v: bad"
+        assert (found[0], found[0.02]) == (0, 0.02)
+
+    def test_defects_are_raised(self):
+        with pytest.raises(ZeroDivisionError):
+            list(work(sleep_or_die, [0, -3, 0], str, 1, 5))
+
+
+class TestManifest:
+    @pytest.fixture
+    def checked(self, clips, tmp_path):
+        shutil.copytree(clips, tmp_path, dirs_exist_ok=True)
+        records = [VideoRecord(str(tmp_path / name), 0) for name in ("a.mp4", "b.webm", "c.avi")]
+        (tmp_path / "c.avi").write_bytes((tmp_path / "c.avi").read_bytes()[:-5000])
+        check(records, Manifest(tmp_path), 1, 60)
+        return tmp_path, records
+
+    def test_counts_are_used_where_the_size_is_the_same(self, checked, monkeypatch):
+        folder, records = checked
+        known = Manifest(folder).apply(records)
+        assert [record.checked and record.checked.frames for record in known] == [40, 30, None]
+        with monkeypatch.context() as patch:
+            patch.setattr(decode.VideoFile, "_look", lambda self: pytest.fail("counted again"))
+            with decode.open_video(known[0]) as video:
+                frames = video.frames([0, 39, 17])
+                assert len(video) == 40
+        with decode.open_video(records[0]) as video:
+            np.testing.assert_array_equal(frames, video.frames([0, 39, 17]))
+        write_video(folder / "a.mp4", moving_square(9))
+        with decode.open_video(known[0]) as video:
+            assert len(video) == 9
+
+    def test_only_changed_files_are_read_again(self, checked, monkeypatch):
+        folder, records = checked
+        before = Manifest(folder)
+        write_video(folder / "b.webm", moving_square(7), codec="libvpx-vp9")
+        read = []
+        import rubiks.data.check
+
+        def spy(function, items, *others):
+            read.extend(name for _, name in items)
+            return work(function, items, *others)
+
+        monkeypatch.setattr(rubiks.data.check, "work", spy)
+        manifest = Manifest(folder)
+        check(records, manifest, 1, 60)
+        assert read == ["b.webm"]
+        assert manifest.entries["b.webm"].frames == 7
+        assert manifest.digest != before.digest
+
+    def test_what_was_half_written_is_done_again(self, checked):
+        folder, records = checked
+        whole = (folder / "rubiks-manifest.jsonl").read_bytes()
+        for cut in (0, 10, len(whole) // 2, len(whole) - 1):
+            (folder / "rubiks-manifest.jsonl").write_bytes(whole[:cut])
+            check(records, Manifest(folder), 1, 60)
+            assert (folder / "rubiks-manifest.jsonl").read_bytes() == whole
+
+    def test_another_file(self, tmp_path):
+        (tmp_path / "rubiks-manifest.jsonl").write_text('{"a": 1}\n')
+        with pytest.raises(InputError, match=r"rubiks-manifest.jsonl, line 1: expected an entry"):
+            Manifest(tmp_path)
+
+
+@pytest.fixture
+def rubiks_command(monkeypatch, capsys, tmp_path):
+    """Runs the command in a folder of its own; exit status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rubiks", *arguments])
+        capsys.readouterr()
+        status = 0
+        try:
+            rubiks.cli.main.main()
+        except SystemExit as end:
+            status = end.code
+        return (status, *capsys.readouterr())
+
+    return command
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*")
+class TestCommand:
+    def test_something_something(self, clips, tmp_path, rubiks_command):
+        videos = tmp_path / "20bn-something-something-v2"
+        videos.mkdir()
+        for name in "123":
+            shutil.copy(clips / "b.webm", videos / f"{name}.webm")
+        write_video(videos / "3.webm", moving_square(12), codec="libvpx-vp9")
+        (videos / "4.webm").write_bytes((clips / "b.webm").read_bytes()[:3000])
+        (tmp_path / "labels.json").write_text(json.dumps({"Run": "0", "Jump": "1", "Fly": "2"}))
+        entries = [{"id": name, "template": "Run" if name in "135" else "Jump"} for name in "12345"]
+        (tmp_path / "train.json").write_text(json.dumps(entries[1:]))
+        (tmp_path / "validation.json").write_text(json.dumps(entries[:1]))
+        status, out, _ = rubiks_command("check", "data=ssv2", f"data.root={tmp_path}", "--workers", "1")
+        assert status == 1
+        assert "in training and in validation: 1 videos" in out
+        assert "train: 1 of the 3 classes have no video, the first is 2" in out
+        bad = dict(line.split("\t") for line in (tmp_path / "rubiks-bad.txt").read_text().splitlines())
+        assert {os.path.basename(path): words for path, words in bad.items()} == {
+            "4.webm": bad[str(videos / "4.webm")],
+            "5.webm": "no such file",
+        }
+        assert "cut short" in bad[str(videos / "4.webm")]
+        assert Manifest(tmp_path).digest in out
+
+        for name in "45":
+            shutil.copy(clips / "b.webm", videos / f"{name}.webm")
+        status, out, _ = rubiks_command("check", "data=ssv2", f"data.root={tmp_path}", "--workers", "1")
+        assert status == 0
+        assert not (tmp_path / "rubiks-bad.txt").exists()
+
+    def test_bad_choices(self, rubiks_command):
+        assert "data.root is not set" in rubiks_command("check", "data=ssv2")[2]
+        status, _, err = rubiks_command("check", "data=ssv2", "data.rot=x")
+        assert status == 2
+        assert "data.rot is not a key" in err
+        assert "--workers" in rubiks_command("check", "data=builtin", "--workers", "0")[2]
+
+    def test_checkpoints_and_results_name_the_manifest(self, tmp_path, rubiks_command, monkeypatch, capsys):
+        root = builtin.generate(tmp_path, "plain", 16, 8, 0, progress=False)
+        choices = ("data.train_videos=16", "data.val_videos=8", f"data.root={tmp_path}")
+        assert rubiks_command("check", "data=builtin", *choices)[0] == 0
+        manifest = Manifest(tmp_path)
+        assert len(manifest.entries) == 24
+        assert all(name.startswith(root.name) for name in manifest.entries)
+        commands = Commands(monkeypatch, capsys, tmp_path)
+        small = (*choices, "data.size=16", "data.num_frames=1", "run=r")
+        commands.train(*small, "recipe.batch_size=16", "recipe.epochs=1")
+        saved = checkpoint.read(tmp_path / "outputs/r/checkpoints/last.ckpt")
+        assert saved.config["manifest_sha256"] == manifest.digest
+        commands.evaluate(*small)
+        results = json.loads((tmp_path / "outputs/r/results.json").read_text())
+        assert results["manifest_sha256"] == manifest.digest
+
+    def test_official_totals(self):
+        assert official_total("ssv2", 174, "train") == 168_913
+        assert official_total("kinetics", 400, "val") == 19_906
+        assert official_total("kinetics", 600, "train") is None
+        assert official_total("ssv2", 8, "train") is None

@@ -1,0 +1,295 @@
+"""`rubiks prepare`: what it writes, and that an interruption leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torchvision.transforms.v2 import functional
+from videos import decode_in_order, moving_square, real_clip, write_video
+
+import rubiks.cli.main
+from rubiks.data.check import examine
+from rubiks.data.decode import VideoFile, open_video
+from rubiks.data.manifest import Manifest
+from rubiks.data.prepare import Job, _VideoWriter, prepare, target_name
+from rubiks.data.records import VideoRecord
+from rubiks.data.sources import CsvLists, FrameLists, Kinetics, SomethingSomethingV2
+from rubiks.errors import InputError, VideoError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _this_package():
+    """Worker processes import the package that is tested, wherever a test has gone."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        yield
+
+
+@pytest.fixture
+def rubiks_command(monkeypatch, capsys, tmp_path):
+    """Runs `rubiks prepare` in a folder of its own; what it printed, or its error."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rubiks", "prepare", *map(str, arguments), "--workers", "1"])
+        capsys.readouterr()
+        try:
+            rubiks.cli.main.main()
+        except SystemExit:
+            return capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return command
+
+
+def prepared(source, folder, form="video", short_side=256):
+    """Prepare one video; its record."""
+    name = target_name("v.mp4", form)
+    manifest = Manifest(folder)
+    assert prepare([Job(VideoRecord(str(source), 0), folder / name, name, form, short_side)], manifest, 1, 60) == {}
+    entry = manifest.entries[name]
+    if form == "frames":
+        return VideoRecord(str(folder / name), 0, entry.frames, "{:06d}.jpg")
+    return manifest.apply([VideoRecord(str(folder / name), 0)])[0]
+
+
+def psnr(frames, others):
+    return 10 * np.log10(255**2 / np.square(frames.astype(float) - others).mean())
+
+
+def resized(frames, size):
+    """(T, H, W, 3) array resized as training does it."""
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    return functional.resize(images, list(size), antialias=True).permute(0, 2, 3, 1).numpy()
+
+
+class TestVideos:
+    @pytest.mark.parametrize("form", ["video", "frames"])
+    @pytest.mark.parametrize(
+        ("clip", "short_side", "size", "least"),
+        [
+            ("kinetics_demo.mp4", 256, (256, 340), 36),
+            ("kinetics_demo.mp4", 128, (128, 170), 34),
+            ("ssv2_like.webm", 256, (240, 318), 36),
+            ("mpeg4_test.avi", 400, (240, 320), 36),
+        ],
+    )
+    def test_the_same_frames_as_the_source(self, tmp_path, form, clip, short_side, size, least):
+        source = real_clip(clip)
+        expected = decode_in_order(source)
+        record = prepared(source, tmp_path, form, short_side)
+        with open_video(record) as video:
+            assert len(video) == len(expected)
+            indices = [len(expected) - 1, 0, len(expected) // 2, len(expected) // 3]
+            frames = video.frames(indices).permute(0, 2, 3, 1).numpy()
+        assert frames.shape[1:3] == size
+        assert psnr(resized(expected[indices], size), frames) > least
+
+    def test_every_frame_is_in_its_place(self, tmp_path):
+        write_video(tmp_path / "s.mp4", moving_square(40, 96, 128), b_frames=2)
+        source = decode_in_order(tmp_path / "s.mp4")
+        record = prepared(tmp_path / "s.mp4", tmp_path / "out")
+        with VideoFile(record.path) as video:
+            assert video.can_seek
+            frames = video.frames(range(40)).permute(0, 2, 3, 1).numpy()
+        np.testing.assert_array_equal(frames, decode_in_order(record.path))
+        errors = [[np.square(a.astype(float) - b).mean() for b in source] for a in frames]
+        assert np.argmin(errors, axis=1).tolist() == list(range(40))
+
+    @pytest.mark.parametrize("colours", [(1, 2), (1, 1), (5, 2)], ids=["bt709", "bt709 limited", "bt601 full"])
+    def test_colours_are_read_as_before(self, tmp_path, colours):
+        space, full = colours
+        with av.open(str(tmp_path / "s.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=12, options={"preset": "ultrafast", "crf": "5"})
+            stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+            stream.codec_context.colorspace, stream.codec_context.color_range = space, full
+            for image in moving_square(8, 96, 128):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+        record = prepared(tmp_path / "s.mp4", tmp_path / "out")
+        assert psnr(decode_in_order(tmp_path / "s.mp4"), decode_in_order(record.path)) > 32
+
+    def test_odd_sizes(self, tmp_path):
+        write_video(tmp_path / "s.webm", moving_square(5, 75, 81), codec="libvpx-vp9")
+        assert decode_in_order(prepared(tmp_path / "s.webm", tmp_path / "out").path).shape == (5, 74, 80, 3)
+
+    def test_damaged_videos_are_named_and_not_written(self, tmp_path):
+        write_video(tmp_path / "s.mp4", moving_square(40))
+        (tmp_path / "s.mp4").write_bytes((tmp_path / "s.mp4").read_bytes()[:-300])
+        job = Job(VideoRecord(str(tmp_path / "s.mp4"), 0), tmp_path / "out" / "s.mp4", "s.mp4", "video", 256)
+        bad = prepare([job], Manifest(tmp_path / "out"), 1, 60)
+        assert list(bad) == [str(tmp_path / "s.mp4")]
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["rubiks-manifest.jsonl"]
+
+    def test_a_disk_that_fails_is_not_the_videos_fault(self, tmp_path, monkeypatch):
+        write_video(tmp_path / "s.mp4", moving_square(5))
+        writer = _VideoWriter(tmp_path / "out.mp4", 256)
+
+        class Full:
+            def encode(self, frame):
+                raise av.OSError(28, "No space left on device")
+
+        monkeypatch.setattr(writer, "_stream", Full())
+        with pytest.raises(InputError, match="No space left") as caught:
+            examine(VideoRecord(str(tmp_path / "s.mp4"), 0), "s.mp4", writer.add)
+        assert not isinstance(caught.value, VideoError)
+
+
+class TestDataSets:
+    """The lists of the new folder give the same videos and labels through the same choices."""
+
+    def test_something_something(self, tmp_path, rubiks_command):
+        root, out = tmp_path / "ssv2", tmp_path / "out"
+        (root / "20bn-something-something-v2").mkdir(parents=True)
+        (root / "labels").mkdir()
+        for name in "12":
+            path = root / "20bn-something-something-v2" / f"{name}.webm"
+            write_video(path, moving_square(9), codec="libvpx-vp9")
+        (root / "labels/labels.json").write_text(json.dumps({"Run": "0", "Jump": "1"}))
+        (root / "labels/train.json").write_text(json.dumps([{"id": "1", "template": "Jump"}]))
+        (root / "labels/validation.json").write_text(json.dumps([{"id": "2", "template": "Run"}]))
+        printed = rubiks_command("data=ssv2", f"data.root={root}", "--out", out)
+        assert f"data=ssv2 data.root={out}" in printed
+        assert "times as fast" in printed
+        for split in ("train", "val"):
+            before, after = (SomethingSomethingV2(str(folder)).records(split)[0] for folder in (root, out))
+            assert [(r.name, r.label) for r in after] == [(r.name, r.label) for r in before]
+            (record,) = Manifest(out).apply(after)
+            assert record.checked.frames == 9
+
+    def test_kinetics(self, tmp_path, rubiks_command):
+        root, out = tmp_path / "k400", tmp_path / "out"
+        header = "label,youtube_id,time_start,time_end,split\n"
+        for split, label, name in (("train", "rock climbing", "a"), ("val", "zumba", "b")):
+            (root / split / label).mkdir(parents=True)
+            write_video(root / split / label / f"{name}_000001_000011.mp4", moving_square(9))
+            (root / f"{split}.csv").write_text(f"{header}{label},{name},1,11,{split}\nzumba,gone,1,11,{split}\n")
+        assert f"data=kinetics data.root={out}" in rubiks_command("data=kinetics", f"data.root={root}", "--out", out)
+        for split in ("train", "val"):
+            (before, gone), (after, _) = (Kinetics(str(folder)).records(split) for folder in (root, out))
+            assert [(r.name, r.label) for r in after] == [(r.name, r.label) for r in before]
+            assert len(gone) == 1
+
+    def test_csv_and_frames(self, tmp_path, rubiks_command):
+        root, out, folders, back = (tmp_path / name for name in ("csv", "out", "folders", "back"))
+        (root / "sub").mkdir(parents=True)
+        write_video(root / "sub" / "a.avi", moving_square(9), codec="mpeg4")
+        write_video(tmp_path / "b.mp4", moving_square(6))
+        (root / "train.csv").write_text(f"path,label\nsub/a.avi,run\n{tmp_path / 'b.mp4'},jump\ngone.mp4,fly\n")
+        (root / "val.csv").write_text("sub/a.avi,jump\n")
+        lists = {"train_list": "train.csv", "val_list": "val.csv"}
+        choices = ["data=csv", *(f"data.{key}={value}" for key, value in lists.items())]
+        assert f"{' '.join(choices)} data.root={out}" in rubiks_command(*choices, f"data.root={root}", "--out", out)
+        sources = [CsvLists(str(folder), **lists) for folder in (root, out)]
+        assert sources[0].classes == sources[1].classes
+        before, after = (source.records("train")[0] for source in sources)
+        assert [(r.name, r.label) for r in after] == [(r.name, r.label) for r in before]
+
+        # From there to folders of frames, and from these to videos.
+        printed = rubiks_command(*choices, f"data.root={root}", "--out", folders, "--form", "frames")
+        assert "data=frames data.train_list=train.txt data.val_list=val.txt data.labels=labels.txt" in printed
+        assert "'data.pattern=\"{:06d}.jpg\"'" in printed
+        frames = FrameLists(str(folders), "train.txt", "val.txt", "labels.txt", "{:06d}.jpg")
+        assert frames.classes == sources[0].classes
+        assert [(r.label, r.num_frames) for r in frames.records("train")[0]] == [(2, 9), (1, 6)]
+        printed = rubiks_command(
+            "data=frames",
+            f"data.root={folders}",
+            "data.train_list=train.txt",
+            "data.val_list=val.txt",
+            "data.labels=labels.txt",
+            "--out",
+            back,
+        )
+        assert "data=csv data.train_list=train.csv data.val_list=val.csv data.labels=labels.txt" in printed
+        again = CsvLists(str(back), "train.csv", "val.csv", "labels.txt").records("train")[0]
+        assert [(r.label, len(decode_in_order(r.path))) for r in again] == [(2, 9), (1, 6)]
+
+    def test_refusals(self, tmp_path, rubiks_command):
+        root, out = tmp_path / "csv", tmp_path / "out"
+        root.mkdir()
+        for name in ("a.mp4", "a.mkv"):
+            write_video(root / name, moving_square(5))
+        (root / "val.csv").write_text("a.mp4,0\n")
+        choices = ("data=csv", f"data.root={root}", "data.val_list=val.csv", "data.train_list=val.csv", "--out")
+        assert "own folder" in rubiks_command(*choices, root)
+        assert "Use it with" in rubiks_command(*choices, out)
+        assert "was begun with" in rubiks_command(*choices, out, "--short-side", 128)
+        (root / "val.csv").write_text("a.mp4,0\na.mkv,0\n")
+        assert "both become a.mp4" in rubiks_command(*choices, tmp_path / "other")
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "file").touch()
+        assert "holds other files" in rubiks_command(*choices, tmp_path / "full")
+
+
+def tree(folder):
+    """Content and time stamp of every file."""
+    return {
+        path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns if path.suffix in (".mp4", ".jpg") else 0)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def prepare_all(root, out, form):
+    """In a process of its own: prepare every video of a folder."""
+    names = {path: target_name(path.name, form) for path in sorted(root.iterdir())}
+    prepare([Job(VideoRecord(str(p), 0), out / n, n, form, 64) for p, n in names.items()], Manifest(out), 2, 60)
+
+
+@pytest.mark.parametrize(("form", "kills"), [("video", (1, 7)), ("frames", (5,))])
+def test_killed_at_any_moment(tmp_path, form, kills):
+    root = tmp_path / "source"
+    root.mkdir()
+    for number in range(30):
+        write_video(root / f"{number}.mp4", moving_square(12, 96, 128 + 2 * number))
+
+    def start(out):
+        process = multiprocessing.get_context("forkserver").Process(target=prepare_all, args=(root, out, form))
+        process.start()
+        return process
+
+    def finish(out):
+        process = start(out)
+        process.join(60)
+        assert process.exitcode == 0
+
+    finish(tmp_path / "whole")
+    expected = tree(tmp_path / "whole")
+    assert len({path.parts[0] for path in expected}) == 31
+
+    out = tmp_path / "killed"
+    unfinished = 0
+    for files in kills:
+        process = start(out)
+        while process.is_alive() and sum(1 for path in out.glob("[!.]*")) < files + 1:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        unfinished += tree(out) != expected
+    assert unfinished
+    finish(out)
+    while list(out.rglob(".*.tmp")):  # of a worker whose parent was killed, which ends with its video
+        time.sleep(0.01)
+    found = tree(out)
+    assert {path for path in {*found, *expected} if found.get(path) != expected.get(path)} == set()
+
+
+def test_rates_of_frame_folders_do_not_matter(tmp_path):
+    for number, image in enumerate(moving_square(6), start=1):
+        av.VideoFrame.from_ndarray(image, format="rgb24").to_image().save(tmp_path / f"{number}.png")
+    job = Job(VideoRecord(str(tmp_path), 0, 6, "{}.png"), tmp_path / "out" / "a.mp4", "a.mp4", "video", 256)
+    assert prepare([job], Manifest(tmp_path / "out"), 1, 60) == {}
+    with av.open(str(job.target)) as container:
+        assert container.streams.video[0].average_rate == Fraction(30)
+    assert psnr(moving_square(6), decode_in_order(job.target)) > 26
