@@ -77,15 +77,11 @@ def examine(record: VideoRecord, name: str, use: Use = lambda frame, rate: None)
     size, mtime_ns = stamp(record)
     with open_video(record) as video:
         if isinstance(video, VideoFile):
-            digest = _sha256([record.path])
-            can_seek = video.can_seek
+            digest, can_seek = _sha256(record.files), video.can_seek
             frames, shape, rate, doubt = _decode(video, use)
         else:
-            paths = [record.path]
-            if record.pattern is not None:
-                paths = [os.path.join(record.path, record.pattern.format(i + 1)) for i in range(len(video))]
             shape, rate, doubt, can_seek = _look_at_images(video, use), Fraction(0), None, False
-            digest, frames = _sha256(paths), len(video)
+            digest, frames = _sha256(record.files), len(video)
     return Entry(name, size, mtime_ns, digest, frames, *shape, float(rate), can_seek, None, doubt)
 
 

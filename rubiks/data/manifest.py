@@ -122,11 +122,8 @@ class Manifest:
 
 def stamp(record: VideoRecord) -> tuple[int, int]:
     """Size and mtime_ns of an entry; (0, 0) of what is not there."""
-    paths = [record.path]
-    if record.pattern is not None:
-        paths = [os.path.join(record.path, record.pattern.format(i + 1)) for i in range(record.num_frames or 0)]
     try:
-        status = [os.stat(path) for path in paths]
+        status = [os.stat(path) for path in record.files]
     except OSError:
         return 0, 0
     return sum(one.st_size for one in status), max((one.st_mtime_ns for one in status), default=0)

@@ -28,8 +28,15 @@ PATTERN = "{:06d}.jpg"  # of --form frames, TSM's
 # Of the forms with about the same error (38 dB), H.264 with a key frame every 4 was read as fast as key frames alone at
 # half their size, and in long videos faster than JPEG frames at a third of theirs. One thread and no macroblock tree
 # give the same bytes always: with the tree, six of 6,000 encodings of the same frames differed, without none of 12,000
-_H264 = {"crf": "20", "preset": "veryfast", "tune": "fastdecode", "g": "4", "keyint_min": "4", "bf": "0"}
-_H264["x264-params"] = "mbtree=0"
+_H264 = {
+    "crf": "20",
+    "preset": "veryfast",
+    "tune": "fastdecode",
+    "g": "4",
+    "keyint_min": "4",
+    "bf": "0",
+    "x264-params": "mbtree=0",
+}
 _JPEG_QUALITY = 95
 
 

@@ -50,3 +50,10 @@ class VideoRecord:
         """The video's name in reports and predictions: the file name without its extension, or the folder's name."""
         name = os.path.basename(os.path.normpath(self.path))
         return name if self.pattern is not None else os.path.splitext(name)[0]
+
+    @property
+    def files(self) -> list[str]:
+        """The file, or those of a folder's frames in order, by the list."""
+        if self.pattern is None:
+            return [self.path]
+        return [os.path.join(self.path, self.pattern.format(i + 1)) for i in range(self.num_frames or 0)]

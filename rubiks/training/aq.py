@@ -116,8 +116,9 @@ class Annealing(nn.Module):
         super().__init__()
         self.schedule = schedule
         self._net = (net,)  # in a tuple: its weights are not part of this module
+        self._shifts = net.attention_shifts()
         self._blocks = [module for module in net.modules() if isinstance(module, RubiksBlock)]
-        counts = torch.tensor([float(len(shift.weight)) for shift in net.attention_shifts()])
+        counts = torch.tensor([float(len(shift.weight)) for shift in self._shifts])
         channels = counts / counts.sum() if schedule.per_layer else torch.ones(1)
         self.register_buffer("channels", channels, persistent=False)
         self.register_buffer("multiplier", torch.zeros_like(channels))
@@ -128,16 +129,15 @@ class Annealing(nn.Module):
 
         A hard network stays as it is: the choice is never made twice.
         """
-        (net,) = self._net
         soft_steps = self.schedule.soft_steps(steps)
-        if net.temporal_share() is not None:
+        if all(shift.hard for shift in self._shifts):
             self.temperature = 0.0
         elif step < soft_steps:
             self.temperature = self.schedule.temperature(step / soft_steps)
-            for shift in net.attention_shifts():
+            for shift in self._shifts:
                 shift.T.fill_(self.temperature)
         else:
-            net.harden(self.schedule.budget, self.schedule.per_layer)
+            self._net[0].harden(self.schedule.budget, self.schedule.per_layer)
             self.multiplier.zero_()
             self.temperature = 0.0
             return True
@@ -160,7 +160,7 @@ class Annealing(nn.Module):
             rate = self.schedule.multiplier_rate / self.schedule.soft_steps(steps)
             self.multiplier.add_(rate * self._excess(self.share)).clamp_(min=0)
         else:
-            for shift in self._net[0].attention_shifts():
+            for shift in self._shifts:
                 shift.weight.grad = None  # not even momentum moves them then
 
     def _excess(self, share: Tensor) -> Tensor:
