@@ -99,27 +99,10 @@ class Weights {
   int64_t offset_[kMatrices][2], size_;
 };
 
-// (C, P) -> view (N, T, C, H, W).
-Tensor volume(const Tensor& x, const Sizes& g) {
-  const int64_t plane = g[2] * g[3];
-  return view(x, {g[0], g[1], x.size(0), g[2], g[3]}, {g[1] * plane, plane, x.size(1), g[3], 1});
-}
-
-// A channel-major (N, T, C, H, W) -> view (C, P).
-Tensor matrix(const Tensor& v) {
-  const Sizes sizes = {v.size(2), v.size(0) * v.size(1) * v.size(3) * v.size(4)};
-  return view(v, sizes, contiguous(sizes));
-}
-
-Sizes strided(Sizes geometry, int64_t stride) {
-  geometry[2] = ceil_div(geometry[2], stride), geometry[3] = ceil_div(geometry[3], stride);
-  return geometry;
-}
-
 // weight @ g. From this size on cuBLAS is the faster one (measured on an H100).
 Tensor product(const Tensor& weight, const Tensor& g) {
   if (weight.size(0) * weight.size(1) >= 200 * 200) return torch::stable::matmul(weight, g);
-  return std::get<0>(pointwise_cuda(g, weight, {}, {}, {}, {}, false, false, true));
+  return std::get<0>(pointwise_cuda(g, weight, {}, {}, {}, 0, {}, {}, false, false, true));
 }
 
 // Scale and bias are rows 2 and 3 of a norm's coefficients (4, C).
@@ -138,19 +121,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward
   const Tensor stats1 =
       norm_coefficients_cuda(sums, x.size(1), weight1, bias1, mean1, var1, batches1, momentum1, eps1);
   const Tensor scale1 = scale(stats1), offset1 = bias(stats1);
-  const auto [h, h_sums] =
-      attention ? pointwise_cuda(norm_mix_cuda(x, scale1, offset1, *attention, geometry), weights.get(cast, 0, false),
-                                 {}, {}, {}, {}, false, true, true)
-                : pointwise_cuda(x, weights.get(cast, 0, false), scale1, offset1, {}, {}, false, true, true);
+  const auto [h, h_sums] = pointwise_cuda(x, weights.get(cast, 0, false), scale1, offset1, attention, geometry[1], {}, {},
+                                          false, true, true);
   const Tensor stats2 =
       norm_coefficients_cuda(h_sums, h.size(1), weight2, bias2, mean2, var2, batches2, momentum2, eps2);
-  const Tensor z = matrix(
-      norm_shift_cuda(volume(h, geometry), scale(stats2), bias(stats2), shift, {1, stride, stride}, {0, 0, 0}));
+  const Tensor z = clip_shift_cuda(h, scale(stats2), bias(stats2), shift, geometry, stride);
   const Tensor residual = shortcut ? std::get<0>(pointwise_cuda(every_cuda(x, geometry, stride),
-                                                                weights.get(cast, 2, false), scale1, offset1, {}, {},
-                                                                false, false, true))
+                                                                weights.get(cast, 2, false), scale1, offset1, {}, 0,
+                                                                {}, {}, false, false, true))
                                    : x;
-  const auto [y, y_sums] = pointwise_cuda(z, weights.get(cast, 1, false), {}, {}, {}, residual, false, true, true);
+  const auto [y, y_sums] =
+      pointwise_cuda(z, weights.get(cast, 1, false), {}, {}, {}, 0, {}, residual, false, true, true);
   return {y, y_sums, h, z, stats1, stats2, cast};
 }
 
@@ -162,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const Weights weights(x.size(0), gy.size(0), has_shortcut);
   const Tensor scale1 = scale(stats1), offset1 = bias(stats1), none = empty(x, {0}, ScalarType::Float);
   std::vector<WeightGradient> gradients;  // of conv3, conv2 and the shortcut
-  gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, z, {}, {}));
+  gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, z, {}, {}, {}, 0));
 
   // The gradient of h is mix2[0] * g2 + mix2[1] * h + mix2[2]: what uses it computes it on the way.
   const int64_t c = h.size(0);
@@ -173,21 +154,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Tensor gz = product(weights.get(cast, 1, true), gy);
     const NormGradients norm2 = {static_cast<double>(h.size(1)), pointer(stats2), mutable_pointer(mix2),
                                  mutable_pointer(g_weight2), mutable_pointer(g_bias2)};
-    Tensor shifted = none;
-    std::tie(shifted, g_shift) =
-        norm_shift_backward_cuda(volume(gz, strided(geometry, stride)), volume(h, geometry), scale(stats2),
-                                 bias(stats2), shift, {1, stride, stride}, norm2);
-    g2 = matrix(shifted);
+    std::tie(g2, g_shift) = clip_shift_backward_cuda(gz, h, stats2, shift, geometry, stride, norm2);
   }
   Tensor g1 = none, sums1 = none, g_attention = none;
   const Tensor transposed2 = weights.get(cast, 0, true);
+  gradients.push_back(weight_grad_parts_cuda(g2, h, mix2, x, scale1, offset1, attention, geometry[1]));
   if (attention) {
-    const Tensor mixed = norm_mix_cuda(x, scale1, offset1, *attention, geometry);
-    gradients.push_back(weight_grad_parts_cuda(g2, h, mix2, mixed, {}, {}));
     const Tensor gm = std::get<0>(pointwise_grad_cuda(g2, h, mix2, transposed2, {}, {}, {}, true));
-    std::tie(g1, g_attention, sums1) = norm_mix_backward_cuda(gm, x, scale1, offset1, *attention, geometry);
+    std::tie(g1, g_attention, sums1) = mix_backward_cuda(gm, x, scale1, offset1, *attention, geometry);
   } else {
-    gradients.push_back(weight_grad_parts_cuda(g2, h, mix2, x, scale1, offset1));
     std::tie(g1, sums1) = pointwise_grad_cuda(g2, h, mix2, transposed2, x, scale1, offset1, true);
   }
   g2 = none;  // its memory serves what comes next
@@ -195,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   MaybeTensor more, residual = gy;
   if (has_shortcut) {
     const Tensor columns = every_cuda(x, geometry, stride);
-    gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, columns, scale1, offset1));
+    gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, columns, scale1, offset1, {}, 0));
     const auto [part, part_sums] =
         pointwise_grad_cuda(gy, {}, {}, weights.get(cast, 2, true), columns, scale1, offset1, true);
     add_every_cuda(g1, part, geometry, stride);

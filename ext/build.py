@@ -33,6 +33,7 @@ CUDA_SOURCES = (
     "weight_grad_cuda.cu",
     "norm_cuda.cu",
     "stream_cuda.cu",
+    "clip_shift_cuda.cu",
     "block_cuda.cu",
 )
 HEADERS = (
@@ -42,6 +43,10 @@ HEADERS = (
     "host_cuda.h",
     "matrix_cuda.h",
     "order.cuh",
+    "geometry.h",
+    "pixels.cuh",
+    "attend.cuh",
+    "clip_shift_cuda.cuh",
     "norm_gradients.cuh",
     "mma.cuh",
     "pointwise.h",

@@ -17,7 +17,8 @@ using MaybeTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
 std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight, MaybeTensor scale, MaybeTensor bias,
-                                          MaybeTensor offset, MaybeTensor residual, bool relu, bool stats, bool early);
+                                          MaybeTensor attention, int64_t frames, MaybeTensor offset,
+                                          MaybeTensor residual, bool relu, bool stats, bool early);
 std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix,
                                                const Tensor& transposed, const MaybeTensor& x,
                                                const MaybeTensor& scale, const MaybeTensor& bias, bool early);
@@ -27,15 +28,16 @@ struct WeightGradient {
   Tensor whole, parts;
 };
 WeightGradient weight_grad_parts_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
-                                      const MaybeTensor& scale, const MaybeTensor& bias);
+                                      const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& attention,
+                                      int64_t frames);
 // Adds the parts of up to 3 of them.
 void add_parts_cuda(const std::vector<WeightGradient>& gradients);
 
-Tensor norm_shift_cuda(const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& shift, Sizes stride,
-                       Sizes padding);
-// The gradients of x and of the shift, without padding; those of the norm by `to`.
-std::tuple<Tensor, Tensor> norm_shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& scale,
-                                                    const Tensor& bias, const Tensor& shift, const Sizes& stride,
+Tensor clip_shift_cuda(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& bias, const Tensor& shift,
+                       Sizes geometry, int64_t stride);
+// The gradients of the norm's result and of the shift; those of the norm by `to`.
+std::tuple<Tensor, Tensor> clip_shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& stats,
+                                                    const Tensor& shift, const Sizes& geometry, int64_t stride,
                                                     const NormGradients& to);
 
 Tensor norm_coefficients_cuda(const Tensor& sums, int64_t count, const Tensor& weight, const Tensor& beta,
@@ -45,9 +47,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_gradients_cuda(const Tensor& sums, const
                                                        const Tensor& stats);
 Tensor norm_input_grad_cuda(const Tensor& g, const Tensor& x, const Tensor& mix, const MaybeTensor& residual);
 
-Tensor norm_mix_cuda(const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& weights, Sizes geometry);
-std::tuple<Tensor, Tensor, Tensor> norm_mix_backward_cuda(const Tensor& gm, const Tensor& x, const Tensor& scale,
-                                                          const Tensor& bias, const Tensor& weights, Sizes geometry);
+std::tuple<Tensor, Tensor, Tensor> mix_backward_cuda(const Tensor& gm, const Tensor& x, const Tensor& scale,
+                                                     const Tensor& bias, const Tensor& weights, Sizes geometry);
 Tensor every_cuda(const Tensor& x, Sizes geometry, int64_t stride);
 void add_every_cuda(const Tensor& g, const Tensor& part, Sizes geometry, int64_t stride);
 

@@ -103,6 +103,13 @@ class Checks {
     device(name, t);
   }
 
+  // The same, read 16 bytes at a time.
+  void pixels(const char* name, const Tensor& t, int64_t rows, int64_t columns) const {
+    bfloat16(name, t, rows, columns);
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.const_data_ptr()) % sizeof(Unit) == 0, op_, ": ", name,
+                    " must start at a multiple of ", sizeof(Unit), " bytes");
+  }
+
   void floats(const char* name, const Tensor& t, const Sizes& sizes) const {
     STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, op_, ": ", name, " must be float32, got ", t.scalar_type());
     STD_TORCH_CHECK(shape(t) == sizes, op_, ": ", name, " must have shape ", text(sizes), ", got ", text(shape(t)));

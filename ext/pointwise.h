@@ -12,8 +12,12 @@ namespace rubiks {
 
 using bfloat16 = __nv_bfloat16;
 
-// f(x) is x, relu(scale * x + bias), or mix[0] * x + mix[1] * x2 + mix[2].
-enum class Start { plain, norm, mix };
+// f(x) is x, relu(scale * x + bias), the same mixed with its neighbouring frames by attention, or mix[0] * x + mix[1] * x2
+// + mix[2].
+enum class Start { plain, norm, attend, mix };
+template <Start start>
+constexpr int kCoefficients = start == Start::plain ? 0 : start == Start::norm ? 2 : start == Start::mix ? 3 : 5;  // of a row
+
 // What the result is besides written: summed, or masked and summed.
 enum class Ending { plain, sums, mask };
 
@@ -22,6 +26,7 @@ struct Pointwise {
   const bfloat16* weight;     // (M, K)
   const bfloat16* x2;         // (K, P)
   const float *scale, *bias;  // (K)
+  const float* attention;     // (K, 3), of the previous, the same and the next frame, or nullptr
   const float* mix;           // (3, K)
   const float* offset;        // (M), added to rows of y, or nullptr
   const bfloat16* residual;   // (M, P), added to y, or nullptr
@@ -32,10 +37,20 @@ struct Pointwise {
   float* sums;                          // (parts, 2, M): of y and of y^2, or of y and of y * mask
   int64_t p;
   int m, k;
+  int frames;  // of a clip, 8 or 16; with attention only
   int slices;  // of the rows of y, which blocks share out
   bool relu;
   bool early;  // the kernel before in the stream does not write the weight
 };
+
+#ifdef __CUDACC__
+// Coefficient `which` of a row of x.
+template <Start start>
+__device__ inline float coefficient_of(const Pointwise& a, int which, int row) {
+  if (start == Start::mix) return a.mix[which * a.k + row];
+  return which == 0 ? a.scale[row] : which == 1 ? a.bias[row] : a.attention[row * 3 + which - 2];
+}
+#endif
 
 // Makes y and, unless the ending is plain, new `sums`, if there is a kernel for Hopper that takes the product: whether.
 bool pointwise_hopper(Pointwise& a, Ending ending, const torch::stable::Tensor& x, torch::stable::Tensor* sums);

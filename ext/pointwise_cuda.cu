@@ -42,11 +42,12 @@ void choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
   if constexpr (start != Start::mix) {
     if (ending == Ending::sums) return run<shape, start, Ending::sums>(a, x, sums);
   }
-  if constexpr (start != Start::norm) run<shape, start, Ending::mask>(a, x, sums);
+  if constexpr (start == Start::plain || start == Start::mix) run<shape, start, Ending::mask>(a, x, sums);
 }
 
 template <typename shape>
 void choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
+  if (a.attention) return choose<shape, Start::attend>(a, ending, x, sums);
   if (a.mix) return choose<shape, Start::mix>(a, ending, x, sums);
   if (a.scale) return choose<shape, Start::norm>(a, ending, x, sums);
   choose<shape, Start::plain>(a, ending, x, sums);
@@ -98,13 +99,21 @@ Pointwise arguments(const Tensor& x, const Tensor& weight) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight, MaybeTensor scale,
-                                          MaybeTensor bias, MaybeTensor offset,
+std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight, MaybeTensor scale, MaybeTensor bias,
+                                          MaybeTensor attention, int64_t frames, MaybeTensor offset,
                                           MaybeTensor residual, bool relu, bool stats, bool early) {
   STD_TORCH_CHECK(!(stats && offset), "pointwise: sums are of results without offset");
+  STD_TORCH_CHECK(scale.has_value() == bias.has_value() && (scale || !attention),
+                  "pointwise: scale and bias must be given together, and with attention");
   Pointwise a = arguments(x, weight);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   a.scale = floats(scale, a.k, "scale", x), a.bias = floats(bias, a.k, "bias", x);
+  if (attention) {
+    Checks("pointwise", x).floats("attention", *attention, {a.k, 3});
+    STD_TORCH_CHECK((frames == 8 || frames == 16) && a.p % frames == 0,
+                    "pointwise: with attention columns must be clips of 8 or 16 frames, got ", frames, " and P = ", a.p);
+    a.attention = pointer(attention), a.frames = static_cast<int>(frames);
+  }
   a.offset = floats(offset, a.m, "offset", x);
   if (residual) a.residual = matrix(*residual, a.m, a.p, "residual", x);
   a.relu = relu, a.early = early;
@@ -143,10 +152,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // [relu](weight @ f(x) + offset + residual) (M, P), and its row sums and those of its squares in parts (parts, 2, M),
   // empty unless `stats`. x (K, P), weight (M, K), residual (M, P) bfloat16; f(x) = relu(scale * x + bias), or x where
   // these are None; scale, bias (K), offset (M) float32. early: begin while the kernel before in the stream ends, which
-  // then must not be the one that writes the weight.
+  // then must not be the one that writes the weight. With attention (K, 3), f(x) is mixed with the previous and the next
+  // frame, of which 8 or 16 adjoin.
   m.def(
-      "pointwise(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? offset, Tensor? residual, bool relu, "
-      "bool stats, bool early) -> (Tensor, Tensor)");
+      "pointwise(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? attention, int frames, Tensor? offset, "
+      "Tensor? residual, bool relu, bool stats, bool early) -> (Tensor, Tensor)");
   // transposed @ gh (K, P), 0 where scale * x + bias <= 0, and its row sums and those of its product with x in parts
   // (parts, 2, K), empty where x is None. g, h (M, P), transposed (K, M), x (K, P) bfloat16; gh = mix[0] * g + mix[1] *
   // h + mix[2], or g where these are None; mix (3, M), scale, bias (K) float32.

@@ -7,7 +7,7 @@
 // exchanged between neighbouring threads, which then write 8 bytes each.
 #pragma once
 
-#include "mma.cuh"
+#include "attend.cuh"
 #include "pointwise.h"
 
 #include <cstdint>
@@ -18,9 +18,6 @@ namespace {
 constexpr int kColumns = 128;  // of a tile
 constexpr int kDepth = 32;     // rows of a stage
 constexpr int kRowBytes = kColumns * 2, kStageBytes = kDepth * kRowBytes;
-
-template <Start start>
-constexpr int kCoefficients = start == Start::plain ? 0 : start == Start::norm ? 2 : 3;  // of a row of x
 
 // How the work is divided: a warp makes 16 * rows rows and 8 * columns columns.
 template <int rows_, int columns_, int stages_, int blocks_>
@@ -81,8 +78,7 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
   if (a.early) wait_for_kernel_before();
   for (int i = threadIdx.x; i < kCoefficients<start> * depth; i += kThreads) {
     const int which = i / depth, row = i % depth;
-    const float* from = start == Start::mix ? a.mix + which * a.k : which ? a.bias : a.scale;
-    coefficient[i] = row < a.k ? from[row] : 0;
+    coefficient[i] = row < a.k ? coefficient_of<start>(a, which, row) : 0;
   }
   if constexpr (ending == Ending::plain) {
     for (int i = threadIdx.x; i < kRows; i += kThreads) {
@@ -189,16 +185,22 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
             const float2 c0 = pair(0), c1 = pair(1);
             [[maybe_unused]] float2 c2;
             if constexpr (start == Start::mix) c2 = pair(2);
+            [[maybe_unused]] unsigned values[kTiles];
 #pragma unroll
             for (int i = 0; i < kTiles; ++i) {
               unsigned& v = b[i / 2][i % 2 * 2 + half];
               const float2 x = unpack<bfloat16>(v);
-              if constexpr (start == Start::norm) {
-                v = pack_relu<bfloat16>({x.x * c0.x + c1.x, x.y * c0.y + c1.y});
+              if constexpr (start != Start::mix) {
+                values[i] = v = pack_relu<bfloat16>({x.x * c0.x + c1.x, x.y * c0.y + c1.y});
               } else {
                 const float2 x1 = unpack<bfloat16>(first[step][i / 2][i % 2 * 2 + half]);
                 v = pack<bfloat16>({x1.x * c0.x + x.x * c1.x + c2.x, x1.y * c0.y + x.y * c1.y + c2.y});
               }
+            }
+            if constexpr (start == Start::attend) {
+              attend(values, {pair(2), pair(3), pair(4)}, a.frames);
+#pragma unroll
+              for (int i = 0; i < kTiles; ++i) b[i / 2][i % 2 * 2 + half] = values[i];
             }
           }
         }

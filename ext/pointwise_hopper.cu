@@ -38,7 +38,7 @@ bool run(Pointwise& a, const Tensor& x, Tensor* sums) {
 template <Start start>
 bool choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
   if (ending == Ending::plain) return run<start, Ending::plain>(a, x, sums);
-  if constexpr (start != Start::norm) {
+  if constexpr (start == Start::plain || start == Start::mix) {
     if (ending == Ending::mask) return run<start, Ending::mask>(a, x, sums);
   }
   if constexpr (start != Start::mix) {
@@ -53,6 +53,7 @@ bool pointwise_hopper(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums
   // With fewer rows the other kernel, which then reads x once too, has less padding.
   if (a.m <= kHalf || a.m > kMaxRows || a.k > kMaxDepth || a.k % kUnitElements != 0) return false;
   if (reinterpret_cast<uintptr_t>(a.weight) % sizeof(Unit) != 0) return false;
+  if (a.attention) return choose<Start::attend>(a, ending, x, sums);
   if (a.mix) return choose<Start::mix>(a, ending, x, sums);
   if (a.scale) return choose<Start::norm>(a, ending, x, sums);
   return choose<Start::plain>(a, ending, x, sums);

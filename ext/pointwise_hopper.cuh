@@ -7,7 +7,7 @@
 // rows of shared memory, from which whole units of 16 bytes are written and summed.
 #pragma once
 
-#include "mma.cuh"
+#include "attend.cuh"
 #include "pointwise.h"
 
 #include <cstdint>
@@ -25,9 +25,6 @@ constexpr int kBatches = kMaxRows / kDepth;    // of rows of y that a warp write
 constexpr int kBatchBytes = kDepth * 16 * 2;   // of these rows and a warp's columns
 constexpr int kRingBytes = kGroups * kStages * kStageBytes;
 constexpr int kMatrixBytes = 8 * sizeof(Unit);  // of 8 x 8 elements
-
-template <Start start>
-constexpr int kCoefficients = start == Start::plain ? 0 : start == Start::norm ? 2 : 3;  // of a row of x
 
 // Rows of the weight in whole steps of the instruction.
 __host__ __device__ inline int whole_depth(int k) { return (k + 15) / 16 * 16; }
@@ -119,8 +116,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
   if (a.early) wait_for_kernel_before();
   for (int i = threadIdx.x; i < kCoefficients<start> * depth; i += kBlockThreads) {
     const int which = i / depth, row = i % depth;
-    const float* from = start == Start::mix ? a.mix + which * a.k : which ? a.bias : a.scale;
-    store_shared(coefficient + i * sizeof(float), row < a.k ? from[row] : 0.0f);
+    store_shared(coefficient + i * sizeof(float), row < a.k ? coefficient_of<start>(a, which, row) : 0.0f);
   }
   for (int row = threadIdx.x; row < kMaxRows; row += kBlockThreads) {
     float2 entry = {0, 0};
@@ -221,12 +217,17 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
 #pragma unroll
         for (int i = half * 2; i < half * 2 + 2; ++i) {
           const float2 value = unpack<bfloat16>(v[i]);
-          if constexpr (start == Start::norm) {
+          if constexpr (start != Start::mix) {
             v[i] = pack_relu<bfloat16>({value.x * c0.x + c1.x, value.y * c0.y + c1.y});
           } else {
             const float2 g = unpack<bfloat16>(v1[i]);
             v[i] = pack<bfloat16>({g.x * c0.x + value.x * c1.x + c2.x, g.y * c0.y + value.y * c1.y + c2.y});
           }
+        }
+        if constexpr (start == Start::attend) {
+          unsigned values[2] = {v[half * 2], v[half * 2 + 1]};
+          attend(values, {pair(2), pair(3), pair(4)}, a.frames);
+          v[half * 2] = values[0], v[half * 2 + 1] = values[1];
         }
       }
     };

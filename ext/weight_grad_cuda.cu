@@ -7,7 +7,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // gh @ f(x)^T (M, K), float32. gh = mix[0] * g + mix[1] * h + mix[2] in g's type, or g where h and mix are None;
   // f(x) = relu(scale * x + bias) in x's type, or x where scale and bias are None. g, h (M, P), x (K, P), mix (3, M),
   // scale, bias (K).
-  m.def("pointwise_weight_grad(Tensor g, Tensor? h, Tensor? mix, Tensor x, Tensor? scale, Tensor? bias) -> Tensor");
+  // With attention (K, 3), f(x) is mixed with the previous and the next frame, of which 8 or 16 adjoin.
+  m.def(
+      "pointwise_weight_grad(Tensor g, Tensor? h, Tensor? mix, Tensor x, Tensor? scale, Tensor? bias, "
+      "Tensor? attention, int frames) -> Tensor");
 }
 
 namespace rubiks {
@@ -45,7 +48,8 @@ void run(const WeightGrad& a, const Tensor& x) {
 }  // namespace
 
 WeightGradient weight_grad_parts_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
-                                      const MaybeTensor& scale, const MaybeTensor& bias) {
+                                      const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& attention,
+                                      int64_t frames) {
   const Checks check("pointwise_weight_grad", g);
   check.matrix("g", g);
   check.matrix("x", x);
@@ -55,6 +59,7 @@ WeightGradient weight_grad_parts_cuda(const Tensor& g, const MaybeTensor& h, con
   STD_TORCH_CHECK(h.has_value() == mix.has_value(), "pointwise_weight_grad: h and mix must be given together");
   STD_TORCH_CHECK(scale.has_value() == bias.has_value(),
                   "pointwise_weight_grad: scale and bias must be given together");
+  STD_TORCH_CHECK(scale || !attention, "pointwise_weight_grad: attention needs scale and bias");
   if (h) {
     check.matrix("h", *h);
     check.same_shape("h", *h);
@@ -64,6 +69,11 @@ WeightGradient weight_grad_parts_cuda(const Tensor& g, const MaybeTensor& h, con
     check.floats("scale", *scale, {k});
     check.floats("bias", *bias, {k});
   }
+  if (attention) {
+    check.floats("attention", *attention, {k, 3});
+    STD_TORCH_CHECK((frames == 8 || frames == 16) && p % frames == 0, "pointwise_weight_grad: with attention columns must "
+                    "be clips of 8 or 16 frames, got ", frames, " and P = ", p);
+  }
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   const int capability = attribute<cudaDevAttrComputeCapabilityMajor>(g);
   STD_TORCH_CHECK(capability >= 8, "pointwise_weight_grad: needs a GPU of compute capability 8.0 or more, got ",
@@ -71,6 +81,7 @@ WeightGradient weight_grad_parts_cuda(const Tensor& g, const MaybeTensor& h, con
   WeightGrad a = {};
   a.g = g.const_data_ptr(), a.h = pointer<void>(h), a.x = x.const_data_ptr();
   a.mix = pointer(mix), a.scale = pointer(scale), a.bias = pointer(bias);
+  a.attention = pointer(attention), a.frames = attention ? static_cast<int>(frames) : 0;
   a.m = static_cast<int>(m), a.k = static_cast<int>(k), a.p = p;
   plan(a, x);
   Tensor out = empty(g, {m, k}, ScalarType::Float);
@@ -108,8 +119,9 @@ void add_parts_cuda(const std::vector<WeightGradient>& gradients) {
 namespace {
 
 Tensor weight_grad_op(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
-                      const MaybeTensor& scale, const MaybeTensor& bias) {
-  const WeightGradient gradient = weight_grad_parts_cuda(g, h, mix, x, scale, bias);
+                      const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& attention,
+                      int64_t frames) {
+  const WeightGradient gradient = weight_grad_parts_cuda(g, h, mix, x, scale, bias, attention, frames);
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   add_parts_cuda({gradient});
   return gradient.whole;

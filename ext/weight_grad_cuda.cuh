@@ -8,7 +8,7 @@
 // the sums, and a second kernel adds them in a fixed order: the same bits on every run.
 #pragma once
 
-#include "mma.cuh"
+#include "attend.cuh"
 
 #include <cstdint>
 
@@ -29,14 +29,18 @@ constexpr int kPassRows = kThreads / kRowUnits;  // rows that all threads copy a
 static_assert(kPassRows % kRowUnits == 0, "all rows of a thread's share are permuted alike");
 constexpr int kMaxStages = 6;
 
-// Shared memory: {mix[0], mix[1], mix[2], unused} of the tile's rows of g, {scale, bias} of its rows of x, the ring.
-constexpr int kMixBytes = sizeof(float4) * kTileM, kTableBytes = kMixBytes + sizeof(float2) * kTileK;
+// Shared memory: {mix[0], mix[1], mix[2], unused} of the tile's rows of g, {scale, bias} and {attention, unused} of its
+// rows of x, the ring.
+constexpr int kMixBytes = sizeof(float4) * kTileM, kNormBytes = sizeof(float2) * kTileK;
+constexpr int kTableBytes = kMixBytes + kNormBytes + sizeof(float4) * kTileK;
 constexpr int kOutputs = 4 * kFragmentsM * kFragmentsK;                  // of a thread
 constexpr int kExchangeBytes = sizeof(float) * kOutputs * kThreads / 2;  // at the end, in place of the ring
 
 struct WeightGrad {
   const void *g, *h, *x;            // (M, P), (M, P) or null, (K, P)
   const float *mix, *scale, *bias;  // (3, M), null where h is; (K), null where x is taken as it is
+  const float* attention;           // (K, 3) or null
+  int frames;                       // of a clip, 8 or 16; with attention only
   float* out;                       // (splits, M, K): parts
   int64_t p;                        // a multiple of 8
   int m, k;
@@ -89,9 +93,10 @@ __device__ inline void mix_rows(unsigned g, int apart, unsigned mixes, int rows,
   }
 }
 
-// x = relu(scale * x + bias) for a thread's share of `rows` rows.
+// x = relu(scale * x + bias) for a thread's share of `rows` rows; with `frames`, mixed with the neighbouring frames.
 template <typename scalar>
-__device__ inline void activate_rows(unsigned x, unsigned coefficients, int rows, const Share& s) {
+__device__ inline void activate_rows(unsigned x, unsigned coefficients, unsigned attention, int frames, int rows,
+                                     const Share& s) {
   x += s.offset;
 #pragma unroll 1
   for (int row = s.row; row < rows; row += kPassRows, x += kPassRows * kRowBytes) {
@@ -102,6 +107,7 @@ __device__ inline void activate_rows(unsigned x, unsigned coefficients, int rows
       const float2 a = unpack<scalar>(unit.pairs[i]);
       unit.pairs[i] = pack_relu<scalar>({fmaf(scale_bias.x, a.x, scale_bias.y), fmaf(scale_bias.x, a.y, scale_bias.y)});
     }
+    if (frames) unit = attend<scalar>(unit, load_shared<float4>(attention + row * sizeof(float4)), frames);
     store_shared(x, unit);
   }
 }
@@ -187,7 +193,8 @@ __global__ void __launch_bounds__(kThreads, 1) weight_grad_kernel(const __grid_c
   const bool mixed = a.mix != nullptr, activated = a.scale != nullptr;
 
   // A stage: rows of g, of h where mixed, of x.
-  const unsigned mixes = shared_memory(), coefficients = mixes + kMixBytes, ring = mixes + kTableBytes;
+  const unsigned mixes = shared_memory(), coefficients = mixes + kMixBytes, attention = coefficients + kNormBytes;
+  const unsigned ring = mixes + kTableBytes;
   const unsigned ring_end = ring + a.stages * a.stage_bytes;
   const int h_offset = rows_m * kRowBytes, x_offset = mixed ? 2 * h_offset : h_offset;
   const auto next = [&](unsigned stage) { return stage + a.stage_bytes == ring_end ? ring : stage + a.stage_bytes; };
@@ -218,6 +225,9 @@ __global__ void __launch_bounds__(kThreads, 1) weight_grad_kernel(const __grid_c
 #pragma unroll 1
     for (int row = threadIdx.x; row < rows_k; row += kThreads) {
       store_shared(coefficients + row * sizeof(float2), float2{a.scale[first_k + row], a.bias[first_k + row]});
+      if (a.attention == nullptr) continue;
+      const float* weights = a.attention + (first_k + row) * 3;
+      store_shared(attention + row * sizeof(float4), float4{weights[0], weights[1], weights[2], 0});
     }
   }
   __syncthreads();
@@ -232,7 +242,9 @@ __global__ void __launch_bounds__(kThreads, 1) weight_grad_kernel(const __grid_c
     wait_but_for(a.stages - 2);
     if (column(chunk) < a.p) {
       if (mixed) mix_rows<scalar>(stage, h_offset, mixes, rows_m, share);
-      if (activated) activate_rows<scalar>(stage + x_offset, coefficients, rows_k, share);
+      if (activated) {
+        activate_rows<scalar>(stage + x_offset, coefficients, attention, a.frames, rows_k, share);
+      }
     }
     __syncthreads();  // the chunk is complete, and the one before, whose stage is `free`, has been read
     copy(chunk + (a.stages - 1) * a.splits, free);

@@ -270,7 +270,7 @@ def test_pointwise_and_its_gradients(relu):
     expected = weight @ a + residual + offset[:, None]
     expected = expected.relu() if relu else expected
     with torch.no_grad():
-        y, sums = pointwise(x, weight, scale, bias, offset, residual, relu, stats=True)
+        y, sums = pointwise(x, weight, scale, bias, offset=offset, residual=residual, relu=relu, stats=True)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(sums, torch.stack((expected.sum(1), expected.square().sum(1)))[None])
     if relu:

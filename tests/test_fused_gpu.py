@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from rubiks import RubiksNet
 from rubiks.models import features
+from rubiks.nn.fused import Geometry
 from rubiks.ops import fused, operator
 
 pytestmark = pytest.mark.gpu
@@ -58,8 +60,8 @@ def same_bits(call) -> tuple[Tensor, ...]:
     return first
 
 
-def double(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.double() for tensor in tensors]
+def double(*values: Tensor | int | None) -> list[Tensor | int | None]:
+    return [value.double() if isinstance(value, Tensor) else value for value in values]
 
 
 # Rows of the result, rows of x, columns: of the tiers, and odd ones; for 145 to 288 rows Hopper has another kernel.
@@ -70,31 +72,31 @@ SHAPES += [(288, 144, 1000), (216, 216, 17032), (150, 40, 72)]
 @pytest.mark.parametrize(("m", "k", "p"), SHAPES)
 def test_pointwise(m, k, p):
     x, weight, residual = matrix(k, p), matrix(m, k), matrix(m, p)
-    scale, bias, offset = randn(k), randn(k), randn(m)
-    for norm, add, more, relu, stats in itertools.product((False, True), repeat=5):
-        if add and stats:
+    scale, bias, offset, attention = randn(k), randn(k), randn(m), randn(k, 3)
+    for norm, add, more, relu, stats in itertools.product((0, 1, 8, 16), *4 * [(False, True)]):  # 8, 16: frames
+        if (add and stats) or p % max(norm, 1):
             continue
-        arguments = (x, weight, *((scale, bias) if norm else (None, None)), offset if add else None)
-        arguments += (residual if more else None,)
+        arguments = (x, weight, *((scale, bias) if norm else (None, None)), attention if norm > 1 else None, norm)
+        arguments += (offset if add else None, residual if more else None)
         y, sums = same_bits(lambda a=arguments, r=relu, s=stats: torch.ops.rubiks.pointwise(*a, r, s, False))
         exact = fused.pointwise(*double(*arguments), relu)[0]
-        close(y, exact)
+        close(y, exact, 2 * ROUNDING if norm > 1 else ROUNDING)  # before the mix and after it
         if stats:
-            value, written = sums_of_rounded(arguments, relu) if norm else exact, y.double()
+            value, written = sums_of_rounded(arguments, relu) if norm == 1 else exact, y.double()
             assert sums_agree(sums, value, value) or sums_agree(sums, written, written)  # before or after rounding
 
 
 def sums_of_rounded(arguments: tuple[Tensor | None, ...], relu: bool) -> Tensor:
     """The result, where what enters the product is rounded first, as the kernel does."""
-    x, weight, scale, bias, offset, residual = arguments
+    x, weight, scale, bias, _, _, offset, residual = arguments
     a = torch.addcmul(bias[:, None], x, scale[:, None]).relu().bfloat16()
-    return fused.pointwise(*double(a, weight, None, None, offset, residual), relu)[0]
+    return fused.pointwise(*double(a, weight, None, None, None, 1, offset, residual), relu)[0]
 
 
 @pytest.mark.parametrize(("m", "k", "p"), [shape for shape in SHAPES if shape[0] % 2 == 0])
 def test_pointwise_gradients(m, k, p):
     g, h, x, weight = matrix(m, p), matrix(m, p), matrix(k, p), matrix(m, k)
-    mix, scale, bias = randn(3, m), randn(k), randn(k)
+    mix, scale, bias, attention = randn(3, m), randn(k), randn(k), randn(k, 3)
     for mixed, masked in itertools.product((False, True), repeat=2):
         of_norm = (h, mix) if mixed else (None, None)
         of_x = (x, scale, bias) if masked else (None, None, None)
@@ -108,8 +110,12 @@ def test_pointwise_gradients(m, k, p):
             rounded = upstream.bfloat16().double()
             value, _ = fused.pointwise_grad(rounded, weight.double(), *double(*of_x))
             assert sums_agree(sums, value, x.double()) or sums_agree(sums, out.double(), x.double())
-        (gradient,) = same_bits(lambda n=of_norm, o=of_x: (torch.ops.rubiks.pointwise_weight_grad(g, *n, x, *o[1:]),))
-        close(gradient, fused.pointwise_weight_grad(upstream, x.double(), *double(*of_x[1:])))
+        for frames in (0, 8, 16):
+            if frames and (not masked or p % frames):
+                continue
+            of_weight = (x, *of_x[1:], attention if frames else None, frames)
+            (gradient,) = same_bits(lambda n=of_norm, o=of_weight: (torch.ops.rubiks.pointwise_weight_grad(g, *n, *o),))
+            close(gradient, fused.pointwise_weight_grad(upstream, *double(*of_weight)), (2 if frames else 1) * ROUNDING)
 
 
 def test_norm():
@@ -134,63 +140,86 @@ def test_norm():
         close(out, fused.norm_input_grad(*double(g, x, mix, extra)))
 
 
-VOLUMES = [(2, 3, 6, 7, 7), (16, 8, 5, 7, 7), (4, 8, 6, 14, 14), (3, 4, 5, 28, 28), (1, 8, 4, 56, 56), (2, 3, 4, 5, 9)]
+# N, T, H, W.
+GEOMETRIES = [(3, 8, 7, 7), (2, 16, 7, 8), (2, 8, 14, 14), (1, 16, 28, 28), (3, 8, 5, 9), (2, 8, 1, 1), (40, 8, 13, 3)]
 
 
-@pytest.mark.parametrize("channel_major", [True, False])
-@pytest.mark.parametrize("shape", [*VOLUMES, (1, 1, 3, 1, 1)])
-def test_norm_shift(shape, channel_major):
-    x = matrix(*shape)
-    if channel_major:
-        x = x.movedim(2, 0).contiguous().movedim(0, 2)
-    scale, bias = randn(shape[2]), randn(shape[2])
-    scale[0] = 0
+def strided(geometry: tuple[int, ...], stride: int) -> tuple[int, ...]:
+    return tuple(Geometry(*geometry).strided(stride))
+
+
+def shifts(channels: int):
+    """Shifts (2 or 3, C) and strides: within a pixel and far, with whole ones, and one out of the clip."""
     for rows, stride, size in itertools.product((2, 3), (1, 2), (1, 6)):
-        shift = size * (2 * torch.rand(rows, shape[2], device="cuda") - 1)
+        shift = size * (2 * torch.rand(rows, channels, device="cuda") - 1)
         shift[:, 1] = shift[:, 1].round()
-        settings = ((1, stride, stride), (0, 0, 0))
-        arguments = (scale, bias, shift)
-        (y,) = same_bits(lambda a=arguments, s=settings: (torch.ops.rubiks.norm_shift(x, *a, *s),))
-        close(y, fused.norm_shift(*double(x, *arguments), *settings))
+        shift[:, 2] = 100
+        shift[-1, 3] = -1  # whole in W alone
+        yield shift, stride
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_clip_shift(geometry):
+    channels, volume = 6, Geometry(*geometry).volume
+    x = matrix(channels, math.prod(geometry))
+    stats, (ones, zeros) = randn(4, channels), (torch.ones(channels).cuda(), torch.zeros(channels).cuda())
+    stats[2, 0] = 0
+    scale, bias = stats[2:]
+    for shift, stride in shifts(channels):
+        after, settings = Geometry(*strided(geometry, stride)).volume, ((1, stride, stride), (0, 0, 0))
+
+        def call(x, *norm, shift=shift, stride=stride):
+            return (torch.ops.rubiks.clip_shift(x, *norm, shift, geometry, stride),)
+
+        (y,), (plain,) = same_bits(lambda: call(x, scale, bias)), same_bits(lambda: call(x.abs(), None, None))  # noqa: B023
+        close(after(y), fused.norm_shift(volume(x.double()), *double(scale, bias, shift), *settings))
+        close(after(plain), fused.norm_shift(volume(x.abs().double()), *double(ones, zeros, shift), *settings))
         grad = torch.randn_like(y)
-        g, grad_shift, sums = same_bits(
-            lambda a=arguments, s=settings, grad=grad: torch.ops.rubiks.norm_shift_backward(grad, x, *a, *s)
+        g, grad_shift, *of_norm = same_bits(
+            lambda s=shift, d=stride, grad=grad: torch.ops.rubiks.clip_shift_backward(grad, x, stats, s, geometry, d)
         )
-        exact = fused.norm_shift_backward(*double(grad, x, *arguments), *settings)
-        close(g, exact[0])
-        close(grad_shift, exact[1], 1e-4)
-        sums_close(sums, exact[0].movedim(2, 0).flatten(1), x.double().movedim(2, 0).flatten(1))
+        exact_g, exact_shift, sums = fused.norm_shift_backward(
+            after(grad.double()), volume(x.double()), *double(scale, bias, shift), *settings
+        )
+        close(volume(g), exact_g)
+        close(grad_shift, exact_shift, 1e-4)
+        for actual, expected in zip(of_norm, fused.norm_gradients(sums, x.shape[1], stats.double()), strict=True):
+            close(actual, expected, 1e-3)
 
 
-@pytest.mark.parametrize("geometry", [(2, 3, 7, 8), (4, 8, 7, 7), (2, 8, 14, 14), (1, 1, 28, 28), (3, 5, 16, 2)])
+def test_clip_shift_of_nothing():
+    x, shift = matrix(6, 0), randn(3, 6)
+    assert torch.ops.rubiks.clip_shift(x, None, None, shift, (0, 8, 4, 4), 2).shape == (6, 0)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_passes_over_memory(geometry):
-    """The attention shift, and the columns of strided convolutions."""
+    """The backward of the attention shift, and the columns of strided convolutions."""
     clips, frames, height, width = geometry
     x, gm = (matrix(6, clips * frames * height * width) for _ in range(2))
     scale, bias, weights = randn(6), randn(6), randn(6, 3)
-    (m,) = same_bits(lambda: (torch.ops.rubiks.norm_mix(x, scale, bias, weights, geometry),))
-    close(m, fused.norm_mix(*double(x, scale, bias, weights), geometry))
-    g, grad_weights, sums = same_bits(lambda: torch.ops.rubiks.norm_mix_backward(gm, x, scale, bias, weights, geometry))
-    exact = fused.norm_mix_backward(*double(gm, x, scale, bias, weights), geometry)
+    g, grad_weights, sums = same_bits(lambda: torch.ops.rubiks.mix_backward(gm, x, scale, bias, weights, geometry))
+    exact = fused.norm_mix_backward(*double(gm, x, scale, bias, weights), frames)
     close(g, exact[0])
     close(grad_weights, exact[1], 1e-4)
     sums_close(sums, exact[0], x.double())
     for stride in (1, 2, 3):
         every = torch.ops.rubiks.every(x, geometry, stride)
-        view = x.view(6, *geometry)[..., ::stride, ::stride]
-        assert torch.equal(every, view.flatten(1))
+        taken = Geometry(*geometry).volume(x)[..., ::stride, ::stride]
+        assert torch.equal(Geometry(*strided(geometry, stride)).volume(every), taken)
         total = x.clone()
         torch.ops.rubiks.add_every_(total, every, geometry, stride)
-        assert torch.equal(total.view(6, *geometry)[..., ::stride, ::stride], view + view)
+        assert torch.equal(Geometry(*geometry).volume(total)[..., ::stride, ::stride], taken + taken)
         assert (total != x).sum() == (every != 0).sum()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [(2, 3, 32, 32), (3, 3, 17, 30), (1, 3, 1, 1)])
+@pytest.mark.parametrize("size", [(16, 3, 32, 32), (32, 3, 17, 30), (16, 3, 1, 1)])
 def test_stem_columns(size, dtype):
     images = randn(*size).to(dtype)
-    exact = fused.stem_columns(images.double(), torch.float64)
-    assert torch.equal(fused.stem_columns(images, torch.bfloat16), exact.bfloat16())
+    for frames in fused.FRAMES:
+        exact = fused.stem_columns(images.double(), frames, torch.float64)
+        assert torch.equal(fused.stem_columns(images, frames, torch.bfloat16), exact.bfloat16())
 
 
 def gradients(net: RubiksNet, clips: Tensor, autocast: bool) -> dict[str, Tensor]:
@@ -202,11 +231,12 @@ def gradients(net: RubiksNet, clips: Tensor, autocast: bool) -> dict[str, Tensor
     return {name: value.double() for name, value in found.items()}
 
 
+@pytest.mark.parametrize("frames", fused.FRAMES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_training_is_as_exact_as_the_modules(variant, monkeypatch):
-    net = RubiksNet("tiny", 5, variant).cuda().train()
+def test_training_is_as_exact_as_the_modules(variant, frames, monkeypatch):
+    net = RubiksNet("tiny", 5, variant, frames).cuda().train()
     nn.init.normal_(net.new_fc.weight, std=0.1)
-    clips = randn(4, 8, 3, 64, 64)
+    clips = randn(32 // frames, frames, 3, 64, 64)
     calls = []
     monkeypatch.setattr(features, "features", lambda *a, f=features.features: calls.append(1) or f(*a))
     exact = gradients(copy.deepcopy(net).double(), clips.double(), autocast=False)
@@ -230,32 +260,33 @@ def test_training_is_as_exact_as_the_modules(variant, monkeypatch):
 def test_bfloat16_parameters(variant):
     net = RubiksNet("tiny", 5, variant).cuda().bfloat16().train()
     clips = matrix(2, 8, 3, 32, 32)
-    assert features.serves(net.backbone, clips.flatten(0, 1))
+    assert features.serves(net.backbone, clips.flatten(0, 1), 8)
     F.cross_entropy(net(clips).float(), torch.tensor([0, 1], device="cuda")).backward()
     assert all(p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_what_it_serves():
     net = RubiksNet("tiny", 5).cuda().train()
-    images = randn(8, 3, 32, 32)
-    assert not features.serves(net.backbone, images)  # float32
+    images = randn(16, 3, 32, 32)
+    assert not features.serves(net.backbone, images, 8)  # float32
     with torch.autocast("cuda", torch.bfloat16):
-        assert features.serves(net.backbone, images)
-        assert not features.serves(net.backbone, randn(3, 3, 32, 32))  # 3 pixels at the end, not a multiple of 8
-        assert not features.serves(net.backbone, images.clone().requires_grad_())
-        assert not features.serves(net.eval().backbone, images)
-        assert not features.serves(net.double().backbone, images.double())
+        assert features.serves(net.backbone, images, 8)
+        assert features.serves(net.backbone, images, 16)
+        assert not features.serves(net.backbone, images, 4)
+        assert not features.serves(net.backbone, images.clone().requires_grad_(), 8)
+        assert not features.serves(net.eval().backbone, images, 8)
+        assert not features.serves(net.double().backbone, images.double(), 8)
         synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(net.float().train())
-        assert not features.serves(synchronised.backbone, images)
+        assert not features.serves(synchronised.backbone, images, 8)
     with torch.autocast("cuda", torch.float16):
-        assert not features.serves(RubiksNet("tiny", 5).cuda().train().backbone, images)
+        assert not features.serves(RubiksNet("tiny", 5).cuda().train().backbone, images, 8)
 
 
 @pytest.mark.parametrize(("tier", "variant"), [("tiny", "rubiks3d"), ("tiny", "rubiks3d-aq"), ("small", "rubiks3d")])
 def test_inference(tier, variant):
     net = trained(tier, variant, torch.float32).cuda()
     module = net.optimize_for_inference(torch.bfloat16)
-    for shape in ((2, 8, 3, 112, 112), (1, 8, 3, 64, 64), (2, 8, 3, 112, 112), (1, 3, 3, 33, 47)):
+    for shape in ((2, 8, 3, 112, 112), (1, 8, 3, 64, 64), (2, 8, 3, 112, 112), (1, 16, 3, 32, 48), (1, 3, 3, 33, 47)):
         clips = randn(*shape)
         with torch.no_grad():
             exact = copy.deepcopy(net).double()(clips.double())

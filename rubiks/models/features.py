@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rubiks.models.rubiksnet import Backbone
 
 
-def serves(backbone: Backbone, images: Tensor) -> bool:
+def serves(backbone: Backbone, images: Tensor, frames: int) -> bool:
     """Whether `features` is faster than the modules and does what they would do now."""
     return (
         images.is_cuda
@@ -26,20 +26,10 @@ def serves(backbone: Backbone, images: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and _working_type(images) == torch.bfloat16
         and fused.available(images.device)
-        and _fits(images)
+        and images.numel() > 0
+        and frames in fused.FRAMES
         and replaceable(backbone)
     )
-
-
-def _fits(images: Tensor) -> bool:
-    """Whether every stage has a multiple of 8 columns, as the kernels need."""
-    height, width = images.shape[2:]
-    for _ in range(5):
-        height, width = -(-height // 2), -(-width // 2)
-        columns = len(images) * height * width
-        if columns == 0 or columns % 8:
-            return False
-    return True
 
 
 def replaceable(backbone: Backbone) -> bool:
@@ -59,7 +49,7 @@ def features(backbone: Backbone, images: Tensor, frames: int) -> Tensor:
     with torch.autocast(images.device.type, enabled=False):
         height, width = (-(-side // 2) for side in images.shape[2:])
         geometry = Geometry(len(images) // frames, frames, height, width)
-        x, sums = Stem.apply(images, backbone.conv1.weight, dtype)
+        x, sums = Stem.apply(images, frames, backbone.conv1.weight, dtype)
         layers = [[block for block in layer if isinstance(block, RubiksBlock)] for layer in backbone.layers()]
         attentions = iter(attention_weights([block for blocks in layers for block in blocks]))
         for blocks in layers:
@@ -72,9 +62,9 @@ class Stem(torch.autograd.Function):
     """The first convolution as a matrix product. Its images have no gradient."""
 
     @staticmethod
-    def forward(ctx, images: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) and the weight (C, 3, 3, 3) -> x (C, P) of `dtype`, its row sums."""
-        columns = fused.stem_columns(images, dtype)
+    def forward(ctx, images: Tensor, frames: int, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(N*T, 3, H, W) and the weight (C, 3, 3, 3) -> x (C, P) of `dtype`, its row sums."""
+        columns = fused.stem_columns(images, frames, dtype)
         x, sums = fused.pointwise(columns, stem_matrix(weight).to(dtype), stats=True)
         ctx.save_for_backward(columns)
         ctx.mark_non_differentiable(sums)
@@ -85,7 +75,7 @@ class Stem(torch.autograd.Function):
     def backward(ctx, gx: Tensor, _):
         (columns,) = ctx.saved_tensors
         gradient = fused.pointwise_weight_grad(gx.contiguous(), columns)
-        return None, gradient[:, :27].unflatten(1, (3, 3, 3)), None
+        return None, None, gradient[:, :27].unflatten(1, (3, 3, 3)), None
 
 
 def stem_matrix(weight: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from rubiks.models.clips import as_clips
 from rubiks.models.features import stem_matrix
 from rubiks.models.inference import affine, exact_weight
-from rubiks.nn import RubiksBlock
+from rubiks.nn import ChannelShift, RubiksBlock
 from rubiks.nn.fused import Geometry, matrix
 from rubiks.ops import library
-from rubiks.ops.fused import every, norm_mix, pointwise, stem_columns
+from rubiks.ops.fused import FRAMES, compiled, every, pointwise, stem_columns
 
 if TYPE_CHECKING:
     from rubiks.models.rubiksnet import RubiksNet
@@ -64,18 +64,26 @@ class Block(nn.Module):
     def forward(self, x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
         """(C_in, P) -> (C_out, P')."""
         stride = self.shift.stride
-        if self.attention is None:
-            h, _ = pointwise(x, self.conv2, self.scale, self.bias, self.offset, relu=True, early=True)
-        else:
-            m = norm_mix(x, self.scale, self.bias, self.attention, geometry)
-            h, _ = pointwise(m, self.conv2, offset=self.offset, relu=True, early=True)
-        z = self.shift(geometry.volume(h))
+        norm = self.scale, self.bias, self.attention, geometry.frames
+        h, _ = pointwise(x, self.conv2, *norm, offset=self.offset, relu=True, early=True)
+        z = move(h, self.shift, geometry)
         if self.se is not None:
-            z *= self.se.fc(z.mean((3, 4)))[..., None, None]
+            volume = geometry.strided(stride).volume(z)
+            volume *= self.se.fc(volume.mean((3, 4)))[..., None, None]
         if self.shortcut is not None:
             x, _ = pointwise(every(x, geometry, stride), self.shortcut, self.scale, self.bias, early=True)
-        y, _ = pointwise(matrix(z), self.conv3, residual=x, early=True)
+        y, _ = pointwise(z, self.conv3, residual=x, early=True)
         return y, geometry.strided(stride)
+
+
+def move(x: Tensor, shift: ChannelShift, geometry: Geometry) -> Tensor:
+    """A shift of matrices, (C, P) -> (C, P')."""
+    if not compiled(x) or geometry.frames not in FRAMES or shift.stride > 2:
+        return matrix(shift(geometry.volume(x)))
+    offsets = shift.offsets().float()
+    if shift.quantize:
+        offsets = (offsets + 0.5).floor()
+    return torch.ops.rubiks.clip_shift(x, None, None, offsets, geometry, shift.stride)
 
 
 class CudaInferenceNet(nn.Module):
@@ -157,7 +165,7 @@ class CudaInferenceNet(nn.Module):
 
     def _classify(self, clips: Tensor) -> Tensor:
         batch, frames, _, height, width = clips.shape
-        x, _ = pointwise(stem_columns(clips.flatten(0, 1), self.dtype), self.stem, early=True)
+        x, _ = pointwise(stem_columns(clips.flatten(0, 1), frames, self.dtype), self.stem, early=True)
         geometry = Geometry(batch, frames, -(-height // 2), -(-width // 2))
         for block in self.blocks:
             x, geometry = block(x, geometry)

@@ -43,7 +43,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, frames: int) -> Tensor:
         """(N*T, 3, H, W) -> features (N*T, C)."""
-        if features.serves(self, images):
+        if features.serves(self, images, frames):
             return features.features(self, images, frames)
         x = self.conv1(images)
         for layer in self.layers():

@@ -20,12 +20,12 @@ from rubiks.nn.attention import AttentionShift, attention
 from rubiks.nn.block import RubiksBlock
 from rubiks.nn.shift import LearnableShift
 from rubiks.ops.fused import (
+    FRAMES,
     compiled,
     every,
     norm_coefficients,
     norm_gradients,
     norm_input_grad,
-    norm_mix,
     norm_mix_backward,
     norm_shift,
     norm_shift_backward,
@@ -38,7 +38,7 @@ MODULES = {RubiksBlock, nn.BatchNorm2d, nn.Conv2d, nn.Sequential, AttentionShift
 
 
 class Geometry(NamedTuple):
-    """Which pixels the columns of a matrix (C, P) are: of every clip, frame, row and column, in this order."""
+    """Which pixels the columns of a matrix (C, P) are: in the order N, H, W, T, as `rubiks.ops.fused` has them."""
 
     clips: int
     frames: int
@@ -47,7 +47,7 @@ class Geometry(NamedTuple):
 
     def volume(self, x: Tensor) -> Tensor:
         """(C, P) -> view (N, T, C, H, W)."""
-        return x.view(len(x), *self).movedim(0, 2)
+        return x.view(len(x), self.clips, self.height, self.width, self.frames).permute(1, 4, 0, 2, 3)
 
     def columns(self) -> int:
         return self.clips * self.frames * self.height * self.width
@@ -57,8 +57,8 @@ class Geometry(NamedTuple):
 
 
 def matrix(volume: Tensor) -> Tensor:
-    """(N, T, C, H, W) -> (C, P), contiguous; a view where the volume is channel-major."""
-    return volume.movedim(2, 0).flatten(1).contiguous()
+    """(N, T, C, H, W) -> (C, P), contiguous."""
+    return volume.permute(2, 0, 3, 4, 1).flatten(1).contiguous()
 
 
 class Parameters(NamedTuple):
@@ -204,7 +204,7 @@ class FusedBlocks(torch.autograd.Function):
             stride = block.shift.stride
             forward: Callable = forward_reference
             backward: Callable = backward_reference
-            if compiled(x) and p.all_float32() and geometry.strided(stride).columns() % 8 == 0:
+            if compiled(x) and p.all_float32() and geometry.frames in FRAMES and stride <= 2:
                 forward, backward = forward_compiled, backward_compiled
             y, sums, kept = forward(x, sums, block, p, geometry, stride)
             ctx.steps.append((backward, geometry, stride, len(kept_by_all), len(kept_by_all) + 1 + len(kept)))
@@ -235,11 +235,7 @@ def forward_reference(
     p = parameters.cast(x.dtype)
     stats1 = statistics(block.bn1, sums, x.shape[1])
     _, _, scale1, bias1 = stats1
-    if p.attention is None:
-        h, sums = pointwise(x, p.conv2, scale1, bias1, stats=True)
-    else:
-        m = norm_mix(x, scale1, bias1, p.attention, geometry)
-        h, sums = pointwise(m, p.conv2, stats=True)
+    h, sums = pointwise(x, p.conv2, scale1, bias1, p.attention, geometry.frames, stats=True)
     stats2 = statistics(block.bn2, sums, h.shape[1])
     _, _, scale2, bias2 = stats2
     z = matrix(norm_shift(geometry.volume(h), scale2, bias2, p.shift, (1, stride, stride), (0, 0, 0)))
@@ -278,13 +274,12 @@ def backward_reference(
     del g2
 
     g_attention = g_shortcut = None
+    g_conv2 = pointwise_weight_grad(gh, x, scale1, bias1, p.attention, geometry.frames)
     if p.attention is None:
-        g_conv2 = pointwise_weight_grad(gh, x, scale1, bias1)
         g1, sums1 = pointwise_grad(gh, p.conv2, x, scale1, bias1)
     else:
-        g_conv2 = pointwise_weight_grad(gh, norm_mix(x, scale1, bias1, p.attention, geometry))
         gm, _ = pointwise_grad(gh, p.conv2)
-        g1, g_attention, sums1 = norm_mix_backward(gm, x, scale1, bias1, p.attention, geometry)
+        g1, g_attention, sums1 = norm_mix_backward(gm, x, scale1, bias1, p.attention, geometry.frames)
         del gm
     del gh
     residual: Tensor | None = gy

@@ -1,16 +1,17 @@
 """The operators of the fused residual block: compiled kernels, and their definition in plain PyTorch.
 
 Activations are channel-major matrices (C, P): a row per channel, a column per pixel of every frame of every clip, in
-the order N, T, H, W. A 1x1 convolution is a matrix product, and batch norm scales and offsets rows. So each operator is
-a product or a shift with the norm, the ReLU and the row sums that stand before or after it, and what a norm puts out is
-never stored.
+the order N, H, W, T: the frames of a pixel adjoin, so that a shift in time stays within a few bytes and one in space
+moves whole runs of them. A 1x1 convolution is a matrix product, and batch norm scales and offsets rows. So each
+operator is a product or a shift with the norm, the ReLU, the mix of frames and the row sums that stand before or after
+it, and what a norm puts out is never stored.
 
 Products are made in the type of x. All other arithmetic is in float64 for float64 x and in float32 otherwise, and so
 are statistics, coefficients and the gradients of parameters. Row sums come in parts (parts, 2, C) that are still to be
 added, since a kernel's blocks each have their own.
 
-The compiled kernels take bfloat16 on GPUs of compute capability 8.0 and up with shared memory enough. Everything else,
-and what they cannot take (P that is not a multiple of 8), runs in PyTorch.
+The compiled kernels take bfloat16 on GPUs of compute capability 8.0 and up with shared memory enough, and clips of 8 or
+16 frames. Everything else runs in PyTorch.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from rubiks.ops import library, operator
 from rubiks.ops.reference import exact
 
+FRAMES = (8, 16)  # of clips that the compiled kernels take
 SHARED_MEMORY = 120_000  # bytes that a block needs: data centre GPUs have them, those for games do not
 
 
@@ -53,20 +55,25 @@ def pointwise(
     weight: Tensor,
     scale: Tensor | None = None,
     bias: Tensor | None = None,
+    attention: Tensor | None = None,
+    frames: int = 1,
     offset: Tensor | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
     stats: bool = False,
     early: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """1x1 convolution of a matrix, after batch norm and ReLU where there is a scale.
+    """1x1 convolution of a matrix, after batch norm and ReLU where there is a scale, and the temporal attention shift.
 
-    y = [relu](weight @ f(x) + offset + residual), with f(x) = relu(scale * x + bias), or x without scale.
+    y = [relu](weight @ f(x) + offset + residual), with f(x) = relu(scale * x + bias), or x without scale; with
+    attention, f(x) is mixed with its neighbouring frames.
 
     Args:
         x: (K, P).
         weight: (M, K), of x's dtype.
         scale, bias: (K,), both or none.
+        attention: (K, 3), weights of the previous, the same and the next frame; needs scale and bias.
+        frames: T; for attention.
         offset: (M,).
         residual: (M, P).
         relu: of the result.
@@ -77,9 +84,12 @@ def pointwise(
     Returns:
         y (M, P), row sums of y and of y^2 (parts, 2, M); these empty without `stats`.
     """
-    if compiled(x) and len(x) % 2 == 0 and not (stats and offset is not None):
-        return torch.ops.rubiks.pointwise(x, weight, scale, bias, offset, residual, relu, stats, early)
-    a = _input(x, scale, bias)
+    takes = attention is None or frames in FRAMES
+    if compiled(x) and takes and len(x) % 2 == 0 and not (stats and offset is not None):
+        return torch.ops.rubiks.pointwise(
+            x, weight, scale, bias, attention, frames, offset, residual, relu, stats, early
+        )
+    a = _input(x, scale, bias, attention, frames)
     y = torch.mm(weight, a) if residual is None else torch.addmm(residual, weight, a)
     if offset is not None:
         y += offset[:, None]
@@ -110,11 +120,18 @@ def pointwise_grad(
     return out, _sums(out, x)
 
 
-def pointwise_weight_grad(g: Tensor, x: Tensor, scale: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def pointwise_weight_grad(
+    g: Tensor,
+    x: Tensor,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    attention: Tensor | None = None,
+    frames: int = 1,
+) -> Tensor:
     """Gradient (M, K) of `pointwise`'s weight: g @ f(x)^T, with g (M, P) and f as in `pointwise`."""
-    if compiled(g):
-        return torch.ops.rubiks.pointwise_weight_grad(g, None, None, x, scale, bias)
-    return torch.mm(g, _input(x, scale, bias).t()).to(exact(g))
+    if compiled(g) and (attention is None or frames in FRAMES):
+        return torch.ops.rubiks.pointwise_weight_grad(g, None, None, x, scale, bias, attention, frames)
+    return torch.mm(g, _input(x, scale, bias, attention, frames).t()).to(exact(g))
 
 
 def norm_shift(
@@ -160,7 +177,7 @@ def norm_shift_backward(
 
 
 def mix_frames(x: Tensor, weights: Tensor) -> Tensor:
-    """(N, T, C, H, W), weights (3, C, 1, 1) of the previous, the same and the next frame -> the same shape."""
+    """(N, T, C, ...), weights (3, C, ...) of the previous, the same and the next frame -> the same shape."""
     back, stay, ahead = weights
     out = x * stay
     out[:, 1:] += x[:, :-1] * back
@@ -168,38 +185,26 @@ def mix_frames(x: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def norm_mix(x: Tensor, scale: Tensor, bias: Tensor, weights: Tensor, geometry: Sequence[int]) -> Tensor:
-    """Batch norm, ReLU and the temporal attention shift (RubiksNet, ECCV 2020, section 3.3).
+def norm_mix_backward(
+    gm: Tensor, x: Tensor, scale: Tensor, bias: Tensor, weights: Tensor, frames: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of batch norm, ReLU and the temporal attention shift, for x down to the norm.
 
     Args:
-        x: (C, P).
+        gm, x: (C, P), with `frames` frames of each pixel: the gradient of the mix, and the norm's input.
         scale, bias: (C,).
         weights: (C, 3), of the previous, the same and the next frame; frames outside the clip count as zero.
-        geometry: N, T, H, W.
-
-    Returns:
-        (C, P).
-    """
-    if compiled(x):
-        return torch.ops.rubiks.norm_mix(x, scale, bias, weights, geometry)
-    return _mix(_normalize(x, scale, bias).relu_(), weights, geometry).to(x.dtype)
-
-
-def norm_mix_backward(
-    gm: Tensor, x: Tensor, scale: Tensor, bias: Tensor, weights: Tensor, geometry: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `norm_mix`, for x down to the norm.
 
     Returns:
         g (C, P), 0 where the ReLU was closed; the gradient of weights (C, 3); row sums of g and of g * x
         (parts, 2, C).
     """
     a = _normalize(x, scale, bias).relu_()
-    grads, values = _frames(gm, geometry), _frames(a, geometry)
-    back = (grads[:, :, 1:] * values[:, :, :-1]).sum((1, 2, 3))
-    stay = (grads * values).sum((1, 2, 3))
-    ahead = (grads[:, :, :-1] * values[:, :, 1:]).sum((1, 2, 3))
-    g = _mix(gm, weights.flip(1), geometry)  # what came from the previous frame goes back to it
+    grads, values = (matrix.view(len(x), -1, frames) for matrix in (gm, a))
+    back = (grads[..., 1:] * values[..., :-1]).sum((1, 2))
+    stay = (grads * values).sum((1, 2))
+    ahead = (grads[..., :-1] * values[..., 1:]).sum((1, 2))
+    g = _mix(gm, weights.flip(1), frames)  # what came from the previous frame goes back to it
     g = g.masked_fill_(a <= 0, 0).to(x.dtype)
     return g, torch.stack((back, stay, ahead), dim=1), _sums(g, x)
 
@@ -214,19 +219,22 @@ def every(x: Tensor, geometry: Sequence[int], stride: int) -> Tensor:
     Returns:
         (C, P').
     """
-    if compiled(x):
+    clips, frames, height, width = geometry
+    if compiled(x) and frames in FRAMES:
         return torch.ops.rubiks.every(x, geometry, stride)
-    return x.view(len(x), *geometry)[..., ::stride, ::stride].flatten(1)
+    return x.view(len(x), clips, height, width, frames)[:, :, ::stride, ::stride].flatten(1)
 
 
 STEM_ROWS = 28  # 3 x 3 x 3 values of a window, and zeros: the kernels take even numbers
 
 
-def stem_columns(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """The windows of a 3x3 convolution with stride 2 and padding 1: (B, 3, H, W) -> (STEM_ROWS, P) of `dtype`."""
-    if images.dtype in (torch.float32, torch.bfloat16) and dtype == torch.bfloat16 and available(images.device):
-        return torch.ops.rubiks.stem_columns(images.contiguous())
-    windows = F.pad(images, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2).permute(1, 4, 5, 0, 2, 3)
+def stem_columns(images: Tensor, frames: int, dtype: torch.dtype) -> Tensor:
+    """The windows of a 3x3 convolution with stride 2 and padding 1: (N*T, 3, H, W) -> (STEM_ROWS, P) of `dtype`."""
+    takes = images.dtype in (torch.float32, torch.bfloat16) and dtype == torch.bfloat16 and frames in FRAMES
+    if takes and available(images.device):
+        return torch.ops.rubiks.stem_columns(images.contiguous(), frames)
+    windows = F.pad(images, (1, 1, 1, 1)).unfold(2, 3, 2).unfold(3, 3, 2)  # (N*T, 3, H', W', 3, 3)
+    windows = windows.unflatten(0, (-1, frames)).permute(2, 5, 6, 0, 3, 4, 1)
     columns = images.new_zeros(STEM_ROWS, windows[0, 0, 0].numel(), dtype=dtype)
     columns[:27].view(windows.shape).copy_(windows)
     return columns
@@ -303,8 +311,12 @@ def _rectify(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return _normalize(x, scale, bias).relu_().to(x.dtype)
 
 
-def _input(x: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-    return x if scale is None or bias is None else _rectify(x, scale, bias)
+def _input(x: Tensor, scale: Tensor | None, bias: Tensor | None, attention: Tensor | None, frames: int) -> Tensor:
+    if scale is None or bias is None:
+        return x
+    if attention is None:
+        return _rectify(x, scale, bias)
+    return _mix(_normalize(x, scale, bias).relu_(), attention, frames).to(x.dtype)
 
 
 def _rectified_volume(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -316,16 +328,10 @@ def _channels_first(x: Tensor) -> Tensor:
     return x.movedim(2, 0).flatten(1)
 
 
-def _frames(x: Tensor, geometry: Sequence[int]) -> Tensor:
-    """(C, P) -> (C, N, T, H*W)."""
-    clips, frames, height, width = geometry
-    return x.view(len(x), clips, frames, height * width)
-
-
-def _mix(x: Tensor, weights: Tensor, geometry: Sequence[int]) -> Tensor:
+def _mix(x: Tensor, weights: Tensor, frames: int) -> Tensor:
     """`mix_frames` of matrices: x (C, P), weights (C, 3) -> (C, P) in the weights' type."""
-    volume = x.view(len(x), *geometry).movedim(0, 2)
-    return mix_frames(volume, weights.t()[..., None, None]).movedim(2, 0).reshape(x.shape)
+    pixels = x.view(len(x), -1, frames).movedim(2, 1)[None].movedim(1, 2)  # (1, T, C, pixels)
+    return mix_frames(pixels, weights.t()[..., None])[0].permute(1, 2, 0).reshape(x.shape)
 
 
 def _sums(g: Tensor, x: Tensor) -> Tensor:

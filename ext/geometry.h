@@ -1,0 +1,38 @@
+// What the columns of a channel-major matrix are: pixels of clips, in the order N, H, W, T.
+#pragma once
+
+#include "matrix_cuda.h"
+
+#include <type_traits>
+
+namespace rubiks {
+namespace {
+
+struct Geometry {
+  int64_t clips, frames, height, width;
+
+  Geometry(const char* op, const Sizes& sizes) {
+    STD_TORCH_CHECK(sizes.size() == 4 && std::all_of(sizes.begin(), sizes.end(), [](int64_t s) { return s >= 0; }), op,
+                    ": geometry must be N, T, H, W, got ", text(sizes));
+    clips = sizes[0], frames = sizes[1], height = sizes[2], width = sizes[3];
+  }
+
+  int64_t columns() const { return clips * frames * height * width; }
+
+  Geometry strided(const char* op, int64_t stride) const {
+    STD_TORCH_CHECK(stride >= 1, op, ": stride must be at least 1, got ", stride);
+    Geometry result = *this;
+    result.height = ceil_div(height, stride), result.width = ceil_div(width, stride);
+    return result;
+  }
+
+  // Calls f with the number of frames as a constant.
+  template <typename F>
+  void with_frames(const char* op, const F& f) const {
+    STD_TORCH_CHECK(frames == 8 || frames == 16, op, ": a clip must have 8 or 16 frames, got ", frames);
+    frames == 8 ? f(std::integral_constant<int, 8>{}) : f(std::integral_constant<int, 16>{});
+  }
+};
+
+}  // namespace
+}  // namespace rubiks
