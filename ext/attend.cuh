@@ -1,11 +1,29 @@
-// The mix of each frame with its neighbours (temporal attention) on the way to a product. Columns are in the order N, H,
-// W, T: the 8 or 16 frames of a pixel are one or two times 8 columns.
+// The mix of each frame with its neighbours (temporal attention) on the way into a product, and back. Columns are in the
+// order N, H, W, T: the 8 or 16 frames of a pixel are one or two times 8 columns. Into a product, it is computed in the
+// type of the elements, two at a time.
 #pragma once
 
-#include "pixels.cuh"
+#include "mma.cuh"
 
 namespace rubiks {
 namespace {
+
+template <typename scalar>
+using Pair = std::conditional_t<std::is_same_v<scalar, __half>, __half2, __nv_bfloat162>;
+
+// Two elements of frames mixed with those before and after; each word of two elements.
+template <typename scalar>
+__device__ inline unsigned mixed(unsigned back, unsigned before, unsigned stay, unsigned same, unsigned ahead,
+                                 unsigned after) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  const auto pair = [](const unsigned& word) { return reinterpret_cast<const Pair<scalar>&>(word); };
+  const auto result =
+      __hfma2(pair(back), pair(before), __hfma2(pair(ahead), pair(after), __hmul2(pair(stay), pair(same))));
+  return reinterpret_cast<const unsigned&>(result);
+#else
+  return 0;
+#endif
+}
 
 // Weights of the previous, the same and the next frame, of two rows.
 struct Attention {
@@ -18,6 +36,8 @@ __device__ inline void attend(unsigned (&words)[tiles], const Attention& a, int 
   static_assert(tiles % 2 == 0);
   const int lane = threadIdx.x % 32;
   const bool two = frames == 16;
+  const unsigned back = pack<__nv_bfloat16>(a.back), stay = pack<__nv_bfloat16>(a.stay);
+  const unsigned ahead = pack<__nv_bfloat16>(a.ahead);
   unsigned before[tiles], after[tiles];  // one column on, the last coming round
 #pragma unroll
   for (int i = 0; i < tiles; ++i) {
@@ -27,43 +47,40 @@ __device__ inline void attend(unsigned (&words)[tiles], const Attention& a, int 
 #pragma unroll
   for (int i = 0; i < tiles; ++i) {
     const unsigned first = i % 2 && two ? before[i - i % 2] : 0, last = i % 2 == 0 && two ? after[i + 1 - i % 2] : 0;
-    const float2 previous = unpack<__nv_bfloat16>(lane < 4 ? first : before[i]);
-    const float2 same = unpack<__nv_bfloat16>(words[i]);
-    const float2 next = unpack<__nv_bfloat16>(lane >= 28 ? last : after[i]);
-    words[i] = pack<__nv_bfloat16>({fmaf(a.back.x, previous.x, fmaf(a.ahead.x, next.x, a.stay.x * same.x)),
-                                    fmaf(a.back.y, previous.y, fmaf(a.ahead.y, next.y, a.stay.y * same.y))});
+    words[i] = mixed<__nv_bfloat16>(back, lane < 4 ? first : before[i], stay, words[i], ahead,
+                                    lane >= 28 ? last : after[i]);
   }
 }
 
-// The same for 8 columns of one row; `weights` are of the previous, the same and the next frame. With 16 frames the two
-// units of a pixel are with threads of adjacent numbers, which call this together.
+// The word of a unit's neighbour among the 16 frames of a pixel, whose two units are with threads of adjacent numbers, which
+// call this together: the last of the first unit, and the first of the second; 0 with 8 frames.
+__device__ inline unsigned word_beyond(const Unit& unit, int frames) {
+  if (frames != 16) return 0;
+  const int lane = threadIdx.x % 32;
+  return __shfl_xor_sync(3u << (lane & ~1), lane % 2 ? unit.pairs[0] : unit.pairs[3], 1);
+}
+
+// The same for 8 columns of one row, with the row's weights.
 template <typename scalar>
 __device__ inline Unit attend(const Unit& unit, const float4& weights, int frames) {
-  float v[10];  // with the neighbours
+  const unsigned beyond = word_beyond(unit, frames), back = pack<scalar>({weights.x, weights.x});
+  const unsigned stay = pack<scalar>({weights.y, weights.y}), ahead = pack<scalar>({weights.z, weights.z});
+  const bool second = threadIdx.x % 2;
+  Unit result;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float2 two = unpack<scalar>(unit.pairs[i]);
-    v[1 + 2 * i] = two.x, v[2 + 2 * i] = two.y;
+    const unsigned previous = i > 0 ? unit.pairs[i - 1] : second ? beyond : 0;
+    const unsigned next = i < 3 ? unit.pairs[i + 1] : second ? 0 : beyond;
+    const unsigned before = __funnelshift_l(previous, unit.pairs[i], 16);
+    const unsigned after = __funnelshift_r(unit.pairs[i], next, 16);
+    result.pairs[i] = mixed<scalar>(back, before, stay, unit.pairs[i], ahead, after);
   }
-  v[0] = v[9] = 0;
-  if (frames == 16) {
-    const int lane = threadIdx.x % 32;
-    const unsigned both = 3u << (lane & ~1);
-    const float other = __shfl_xor_sync(both, lane % 2 ? v[1] : v[8], 1);
-    (lane % 2 ? v[0] : v[9]) = other;
-  }
-  Unit mixed;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float two[2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int t = 1 + 2 * i + j;
-      two[j] = fmaf(weights.x, v[t - 1], fmaf(weights.z, v[t + 1], weights.y * v[t]));
-    }
-    mixed.pairs[i] = pack<scalar>({two[0], two[1]});
-  }
-  return mixed;
+  return result;
+}
+
+// Back: the gradient of frame t is that of the mixes of frames t + 1, t and t - 1.
+__device__ inline float unmixed(const float3& weights, float before, float same, float after) {
+  return fmaf(weights.x, after, fmaf(weights.z, before, weights.y * same));
 }
 
 }  // namespace

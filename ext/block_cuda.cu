@@ -156,29 +156,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                                  mutable_pointer(g_weight2), mutable_pointer(g_bias2)};
     std::tie(g2, g_shift) = clip_shift_backward_cuda(gz, h, stats2, shift, geometry, stride, norm2);
   }
-  Tensor g1 = none, sums1 = none, g_attention = none;
   const Tensor transposed2 = weights.get(cast, 0, true);
   gradients.push_back(weight_grad_parts_cuda(g2, h, mix2, x, scale1, offset1, attention, geometry[1]));
-  if (attention) {
-    const Tensor gm = std::get<0>(pointwise_grad_cuda(g2, h, mix2, transposed2, {}, {}, {}, true));
-    std::tie(g1, g_attention, sums1) = mix_backward_cuda(gm, x, scale1, offset1, *attention, geometry);
-  } else {
-    std::tie(g1, sums1) = pointwise_grad_cuda(g2, h, mix2, transposed2, x, scale1, offset1, true);
-  }
+  const auto [g1, sums1] =
+      pointwise_grad_cuda(g2, h, mix2, transposed2, x, scale1, offset1, attention, geometry[1], true);
   g2 = none;  // its memory serves what comes next
 
-  MaybeTensor more, residual = gy;
+  MaybeTensor more, residual = gy, part;
   if (has_shortcut) {
     const Tensor columns = every_cuda(x, geometry, stride);
     gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, columns, scale1, offset1, {}, 0));
-    const auto [part, part_sums] =
-        pointwise_grad_cuda(gy, {}, {}, weights.get(cast, 2, true), columns, scale1, offset1, true);
-    add_every_cuda(g1, part, geometry, stride);
-    more = part_sums, residual = {};
+    std::tie(part, more) =
+        pointwise_grad_cuda(gy, {}, {}, weights.get(cast, 2, true), columns, scale1, offset1, {}, 0, true);
+    residual = {};
   }
   add_parts_cuda(gradients);
   const auto [mix1, g_weight1, g_bias1] = norm_gradients_cuda(sums1, more, x.size(1), stats1);
-  const Tensor gx = norm_input_grad_cuda(g1, x, mix1, residual);
+  const auto [gx, g_attention] =
+      norm_input_grad_cuda(g1, x, mix1, residual, part, geometry, stride, scale1, offset1, attention);
   const Tensor g_shortcut = has_shortcut ? gradients[2].whole : none;
   return {gx,      g_weight1, g_bias1,            gradients[1].whole, g_weight2,
           g_bias2, g_shift,   gradients[0].whole, g_shortcut,         g_attention};

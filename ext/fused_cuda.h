@@ -21,7 +21,8 @@ std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight,
                                           MaybeTensor residual, bool relu, bool stats, bool early);
 std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix,
                                                const Tensor& transposed, const MaybeTensor& x,
-                                               const MaybeTensor& scale, const MaybeTensor& bias, bool early);
+                                               const MaybeTensor& scale, const MaybeTensor& bias,
+                                               const MaybeTensor& attention, int64_t frames, bool early);
 
 // The gradient of a weight, of which parts (splits, M, K) are still to be added; it is there where there is one part.
 struct WeightGradient {
@@ -45,11 +46,11 @@ Tensor norm_coefficients_cuda(const Tensor& sums, int64_t count, const Tensor& w
                               const MaybeTensor& batches, double momentum, double eps);
 std::tuple<Tensor, Tensor, Tensor> norm_gradients_cuda(const Tensor& sums, const MaybeTensor& more, int64_t count,
                                                        const Tensor& stats);
-Tensor norm_input_grad_cuda(const Tensor& g, const Tensor& x, const Tensor& mix, const MaybeTensor& residual);
+std::tuple<Tensor, Tensor> norm_input_grad_cuda(const Tensor& g, const Tensor& x, const Tensor& mix,
+                                                const MaybeTensor& residual, const MaybeTensor& part, Sizes geometry,
+                                                int64_t stride, const MaybeTensor& scale, const MaybeTensor& bias,
+                                                const MaybeTensor& attention);
 
-std::tuple<Tensor, Tensor, Tensor> mix_backward_cuda(const Tensor& gm, const Tensor& x, const Tensor& scale,
-                                                     const Tensor& bias, const Tensor& weights, Sizes geometry);
 Tensor every_cuda(const Tensor& x, Sizes geometry, int64_t stride);
-void add_every_cuda(const Tensor& g, const Tensor& part, Sizes geometry, int64_t stride);
 
 }  // namespace rubiks

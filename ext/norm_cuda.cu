@@ -1,6 +1,6 @@
 // Batch norm in training on channel-major matrices, on NVIDIA GPUs: launches the kernels, and registers the operators.
 #include "fused_cuda.h"
-#include "matrix_cuda.h"
+#include "geometry.h"
 #include "norm_cuda.cuh"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
@@ -12,8 +12,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // mix (3, C), grad_weight (C), grad_beta (C). sums (2, C), or (parts, 2, C) to be added: of g and of g * x over
   // `count` columns. stats (4, C).
   m.def("norm_gradients(Tensor sums, Tensor? more, int count, Tensor stats) -> (Tensor, Tensor, Tensor)");
-  // mix[0] * g + mix[1] * x + mix[2] + residual, (C, P). mix (3, C).
-  m.def("norm_input_grad(Tensor g, Tensor x, Tensor mix, Tensor? residual) -> Tensor");
+  // mix[0] * g + mix[1] * x + mix[2] + residual, (C, P), mix (3, C). Columns are pixels of clips of 8 or 16 frames,
+  // geometry N, T, H, W, in the order N, H, W, T; part (C, P') is added to g at every stride-th row and column of pixels.
+  // With attention (C, 3), by which the frames of relu(scale * x + bias) were mixed, g is the gradient of the mix: with
+  // the gradient of attention, which else is empty.
+  m.def(
+      "norm_input_grad(Tensor g, Tensor x, Tensor mix, Tensor? residual, Tensor? part, int[] geometry, int stride, "
+      "Tensor? scale, Tensor? bias, Tensor? attention) -> (Tensor, Tensor)");
 }
 
 namespace rubiks {
@@ -62,29 +67,47 @@ std::tuple<Tensor, Tensor, Tensor> norm_gradients_cuda(const Tensor& sums, const
   return {mix, grad_weight, grad_beta};
 }
 
-Tensor norm_input_grad_cuda(const Tensor& g, const Tensor& x, const Tensor& mix,
-                            const std::optional<Tensor>& residual) {
+std::tuple<Tensor, Tensor> norm_input_grad_cuda(const Tensor& g, const Tensor& x, const Tensor& mix,
+                                                const MaybeTensor& residual, const MaybeTensor& part, Sizes sizes,
+                                                int64_t stride, const MaybeTensor& scale, const MaybeTensor& bias,
+                                                const MaybeTensor& attention) {
+  const Geometry geometry("norm_input_grad", sizes), small = geometry.strided("norm_input_grad", stride);
+  const int64_t c = g.dim() ? g.size(0) : 0, columns = geometry.columns(), frames = geometry.frames;
   const Checks check("norm_input_grad", g);
-  check.matrix("g", g);
-  check.matrix("x", x);
-  check.same_shape("x", x);
-  const int64_t c = g.size(0), units = g.size(1) / kUnitElements;
+  check.pixels("g", g, c, columns);
+  check.pixels("x", x, c, columns);
   check.floats("mix", mix, {3, c});
-  if (residual) {
-    check.matrix("residual", *residual);
-    check.same_shape("residual", *residual);
-  }
+  if (residual) check.pixels("residual", *residual, c, columns);
+  if (part) check.pixels("part", *part, c, small.columns());
+  STD_TORCH_CHECK(!attention || (scale && bias), "norm_input_grad: attention needs scale and bias");
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
-  Tensor out = empty(g, {c, g.size(1)}, g.scalar_type());
-  if (units == 0) return out;
-  const int64_t blocks = ceil_div(units, kGradThreads * kGradUnits);
-  STD_TORCH_CHECK(blocks * c < (int64_t{1} << 31), "norm_input_grad: g is too large, it takes ", blocks * c, " blocks");
-  with_type(g, [&](auto element) {
-    launch(norm_input_grad_kernel<decltype(element)>, dim3(static_cast<unsigned>(blocks * c)), dim3(kGradThreads), 0, g,
-           pointer<Unit>(g), pointer<Unit>(x), pointer(mix), pointer<Unit>(residual), mutable_pointer<Unit>(out), c,
-           units, blocks);
+  Tensor out = empty(g, {c, columns}, ScalarType::BFloat16);
+  Tensor grad_attention = empty(g, {attention ? c : 0, 3}, ScalarType::Float);
+  if (c == 0) return {out, grad_attention};
+  const int64_t pixels = columns / std::max<int64_t>(frames, 1);
+  const int64_t blocks = std::max<int64_t>(ceil_div(pixels, kGradThreads * kGradPixels), 1);
+  STD_TORCH_CHECK(pixels < (int64_t{1} << 31) && c < 65536, "norm_input_grad: g is too large, ", text(shape(g)));
+  const Tensor parts = empty(g, {attention ? c : 0, 3, blocks}, ScalarType::Float);
+  InputGrad a = {pointer<Unit>(g), pointer<Unit>(x), pointer<Unit>(residual), pointer<Unit>(part), pointer(mix)};
+  if (attention) {
+    check.floats("scale", *scale, {c});
+    check.floats("bias", *bias, {c});
+    check.floats("attention", *attention, {c, 3});
+    a.scale = pointer(scale), a.bias = pointer(bias), a.attention = pointer(attention);
+  }
+  a.out = static_cast<Unit*>(out.mutable_data_ptr()), a.grad_attention = mutable_pointer(parts);
+  a.pixels = static_cast<unsigned>(pixels), a.part_pixels = static_cast<unsigned>(small.columns() / frames);
+  a.height = static_cast<int>(geometry.height), a.width = static_cast<int>(geometry.width);
+  a.part_height = static_cast<int>(small.height), a.part_width = static_cast<int>(small.width);
+  a.stride = static_cast<int>(stride), a.c = static_cast<int>(c);
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(c));
+  geometry.with_frames("norm_input_grad", [&](auto count) {
+    if (!attention) return launch(norm_input_grad_kernel<count, false>, grid, dim3(kGradThreads), 0, g, a);
+    launch(norm_input_grad_kernel<count, true>, grid, dim3(kGradThreads), 0, g, a);
+    launch(sum_parts_kernel, dim3(static_cast<unsigned>(3 * c)), dim3(32), 0, g, pointer(parts),
+           mutable_pointer(grad_attention), blocks);
   });
-  return out;
+  return {out, grad_attention};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {

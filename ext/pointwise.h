@@ -18,8 +18,9 @@ enum class Start { plain, norm, attend, mix };
 template <Start start>
 constexpr int kCoefficients = start == Start::plain ? 0 : start == Start::norm ? 2 : start == Start::mix ? 3 : 5;  // of a row
 
-// What the result is besides written: summed, or masked and summed.
-enum class Ending { plain, sums, mask };
+// What the result is besides written: summed; masked and summed; or written as it is, while what is summed is the gradient
+// before f's mix of frames, masked.
+enum class Ending { plain, sums, mask, attend };
 
 struct Pointwise {
   const bfloat16* x;          // (K, P)
@@ -33,11 +34,12 @@ struct Pointwise {
   // Backward of f: y is 0 where mask_scale * mask + mask_bias <= 0.
   const bfloat16* mask;                 // (M, P)
   const float *mask_scale, *mask_bias;  // (M)
+  const float* mask_attention;          // (M, 3), or nullptr
   bfloat16* y;                          // (M, P)
-  float* sums;                          // (parts, 2, M): of y and of y^2, or of y and of y * mask
+  float* sums;                          // (parts, 2, M): of y and of y^2, or of y and of y * mask; parts are blocks
   int64_t p;
   int m, k;
-  int frames;  // of a clip, 8 or 16; with attention only
+  int frames;  // of a clip, 8 or 16; where there is attention
   int slices;  // of the rows of y, which blocks share out
   bool relu;
   bool early;  // the kernel before in the stream does not write the weight

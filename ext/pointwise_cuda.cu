@@ -42,7 +42,10 @@ void choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
   if constexpr (start != Start::mix) {
     if (ending == Ending::sums) return run<shape, start, Ending::sums>(a, x, sums);
   }
-  if constexpr (start == Start::plain || start == Start::mix) run<shape, start, Ending::mask>(a, x, sums);
+  if constexpr (start == Start::plain || start == Start::mix) {
+    if (ending == Ending::mask) return run<shape, start, Ending::mask>(a, x, sums);
+  }
+  if constexpr (start == Start::mix) run<shape, start, Ending::attend>(a, x, sums);
 }
 
 template <typename shape>
@@ -87,6 +90,15 @@ const bfloat16* matrix(const Tensor& t, int64_t rows, int64_t columns, const cha
   return pointer<bfloat16>(t);
 }
 
+// Of the previous, the same and the next frame.
+const float* weights_of_frames(Pointwise& a, const Tensor& attention, int64_t rows, int64_t frames, const Tensor& x) {
+  Checks("pointwise", x).floats("attention", attention, {rows, 3});
+  STD_TORCH_CHECK((frames == 8 || frames == 16) && a.p % frames == 0,
+                  "pointwise: with attention columns must be clips of 8 or 16 frames, got ", frames, " and P = ", a.p);
+  a.frames = static_cast<int>(frames);
+  return pointer(attention);
+}
+
 Pointwise arguments(const Tensor& x, const Tensor& weight) {
   STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, "pointwise: x must be (K, P) and weight (M, K)");
   Pointwise a = {};
@@ -108,12 +120,7 @@ std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight,
   Pointwise a = arguments(x, weight);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   a.scale = floats(scale, a.k, "scale", x), a.bias = floats(bias, a.k, "bias", x);
-  if (attention) {
-    Checks("pointwise", x).floats("attention", *attention, {a.k, 3});
-    STD_TORCH_CHECK((frames == 8 || frames == 16) && a.p % frames == 0,
-                    "pointwise: with attention columns must be clips of 8 or 16 frames, got ", frames, " and P = ", a.p);
-    a.attention = pointer(attention), a.frames = static_cast<int>(frames);
-  }
+  if (attention) a.attention = weights_of_frames(a, *attention, a.k, frames, x);
   a.offset = floats(offset, a.m, "offset", x);
   if (residual) a.residual = matrix(*residual, a.m, a.p, "residual", x);
   a.relu = relu, a.early = early;
@@ -126,10 +133,12 @@ std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight,
 
 std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix,
                                                const Tensor& transposed, const MaybeTensor& x,
-                                               const MaybeTensor& scale, const MaybeTensor& bias, bool early) {
+                                               const MaybeTensor& scale, const MaybeTensor& bias,
+                                               const MaybeTensor& attention, int64_t frames, bool early) {
   STD_TORCH_CHECK(h.has_value() == mix.has_value(), "pointwise_grad: h and mix must be given together");
   STD_TORCH_CHECK(x.has_value() == scale.has_value() && x.has_value() == bias.has_value(),
                   "pointwise_grad: x, scale and bias must be given together");
+  STD_TORCH_CHECK(!attention || (x && h), "pointwise_grad: attention needs h, mix, x, scale and bias");
   Pointwise a = arguments(g, transposed);
   a.early = early;
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
@@ -141,10 +150,11 @@ std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTenso
     a.mask = matrix(*x, a.m, a.p, "x", g);
     a.mask_scale = floats(scale, a.m, "scale", g), a.mask_bias = floats(bias, a.m, "bias", g);
   }
+  if (attention) a.mask_attention = weights_of_frames(a, *attention, a.m, frames, g);
   Tensor y = empty(g, {a.m, a.p}, ScalarType::BFloat16);
   a.y = static_cast<__nv_bfloat16*>(y.mutable_data_ptr());
   Tensor sums = empty(g, {0}, ScalarType::Float);
-  if (a.p) choose(a, x ? Ending::mask : Ending::plain, g, &sums);
+  if (a.p) choose(a, attention ? Ending::attend : x ? Ending::mask : Ending::plain, g, &sums);
   return {y, sums};
 }
 
@@ -159,10 +169,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
       "Tensor? residual, bool relu, bool stats, bool early) -> (Tensor, Tensor)");
   // transposed @ gh (K, P), 0 where scale * x + bias <= 0, and its row sums and those of its product with x in parts
   // (parts, 2, K), empty where x is None. g, h (M, P), transposed (K, M), x (K, P) bfloat16; gh = mix[0] * g + mix[1] *
-  // h + mix[2], or g where these are None; mix (3, M), scale, bias (K) float32.
+  // h + mix[2], or g where these are None; mix (3, M), scale, bias (K) float32. With attention (K, 3), by which x's
+  // frames were mixed, the result is transposed @ gh as it is, and the sums are of the gradient before the mix.
   m.def(
       "pointwise_grad(Tensor g, Tensor? h, Tensor? mix, Tensor transposed, Tensor? x, Tensor? scale, Tensor? bias, "
-      "bool early) -> (Tensor, Tensor)");
+      "Tensor? attention, int frames, bool early) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {

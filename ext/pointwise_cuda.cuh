@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
   const int fetch_unit = threadIdx.x % kUnits, fetch_row = threadIdx.x / kUnits;
   const unsigned fetch_to = ring_at + fetch_row * kRowBytes + ((fetch_unit ^ (fetch_row % 8)) * 16);
   const int chunks = (a.k + kDepth - 1) / kDepth;
-  const bool masks = ending == Ending::mask;
+  constexpr bool attends = ending == Ending::attend, masks = ending == Ending::mask || attends;
   constexpr int kSources = start == Start::mix ? 2 : 1;
   const int parts = chunks * kSources + (a.residual || masks ? (kRows + kDepth - 1) / kDepth : 0);
   int next_tile = first_tile, next_part = 0;
@@ -242,8 +242,13 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
         unsigned words[kTiles];
         const float add = ending == Ending::plain ? offset[local] : 0;
         [[maybe_unused]] float s = 0, o = 0;
-        if constexpr (ending == Ending::mask) {
+        [[maybe_unused]] float3 weights = {0, 0, 0};
+        if constexpr (masks) {
           if (row < a.m) s = a.mask_scale[row], o = a.mask_bias[row];
+          if (attends && row < a.m) {
+            const float* from = a.mask_attention + row * 3;
+            weights = {from[0], from[1], from[2]};
+          }
         }
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) {
@@ -262,6 +267,29 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
             }
           }
           words[j] = pack<bfloat16>({v0, v1});
+        }
+        if constexpr (attends) {
+          // The frames of a pixel are with the four threads of a quad; those beyond come round.
+          unsigned before[kTiles], after[kTiles];
+#pragma unroll
+          for (int j = 0; j < kTiles; ++j) {
+            before[j] = __shfl_sync(0xffffffff, words[j], lane / 4 * 4 + (lane + 3) % 4);
+            after[j] = __shfl_sync(0xffffffff, words[j], lane / 4 * 4 + (lane + 1) % 4);
+          }
+#pragma unroll
+          for (int j = 0; j < kTiles; ++j) {
+            const bool two = a.frames == 16;
+            const unsigned first = j % 2 && two ? before[j - j % 2] : 0;
+            const unsigned last = j % 2 == 0 && two ? after[j + 1 - j % 2] : 0;
+            const float previous = unpack<bfloat16>(quad == 0 ? first : before[j]).y;
+            const float next = unpack<bfloat16>(quad == 3 ? last : after[j]).x;
+            const float2 x = other(j, half), same = unpack<bfloat16>(words[j]);
+            const float v0 = s * x.x + o <= 0 ? 0 : unmixed(weights, previous, same.x, same.y);
+            const float v1 = s * x.y + o <= 0 ? 0 : unmixed(weights, same.x, same.y, next);
+            if (whole || column + j * 8 < a.p) {
+              parts_of[half * 2] += v0 + v1, parts_of[half * 2 + 1] += v0 * x.x + v1 * x.y;
+            }
+          }
         }
         // Even lanes take the even tiles of 8 columns of themselves and their neighbour, odd lanes the odd ones.
         bfloat16* to = a.y + row * a.p + column + quad / 2 * 4 + quad % 2 * 8;

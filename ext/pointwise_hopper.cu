@@ -31,7 +31,7 @@ bool run(Pointwise& a, const Tensor& x, Tensor* sums) {
     *sums = empty(x, {blocks, 2, a.m}, ScalarType::Float);
     a.sums = static_cast<float*>(sums->mutable_data_ptr());
   }
-  launch(function, dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), hopper_bytes<start>(a.k), x, a);
+  launch(function, dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), hopper_bytes<start, ending>(a.k), x, a);
   return true;
 }
 
@@ -40,6 +40,9 @@ bool choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
   if (ending == Ending::plain) return run<start, Ending::plain>(a, x, sums);
   if constexpr (start == Start::plain || start == Start::mix) {
     if (ending == Ending::mask) return run<start, Ending::mask>(a, x, sums);
+  }
+  if constexpr (start == Start::mix) {
+    if (ending == Ending::attend) return run<start, Ending::attend>(a, x, sums);
   }
   if constexpr (start != Start::mix) {
     if (ending == Ending::sums) return run<start, Ending::sums>(a, x, sums);

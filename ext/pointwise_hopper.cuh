@@ -29,10 +29,11 @@ constexpr int kMatrixBytes = 8 * sizeof(Unit);  // of 8 x 8 elements
 // Rows of the weight in whole steps of the instruction.
 __host__ __device__ inline int whole_depth(int k) { return (k + 15) / 16 * 16; }
 
-template <Start start>
+template <Start start, Ending ending>
 size_t hopper_bytes(int k) {
   return kRingBytes + kGroups * kGroupWarps * kBatchBytes + size_t{kMaxRows} * whole_depth(k) * sizeof(bfloat16) +
-         kMaxRows * sizeof(float2) + kCoefficients<start> * whole_depth(k) * sizeof(float);
+         kMaxRows * (sizeof(float2) + (ending == Ending::attend ? sizeof(float3) : 0)) +
+         kCoefficients<start> * whole_depth(k) * sizeof(float);
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -85,7 +86,7 @@ __device__ inline void store_transposed(unsigned row, const unsigned (&v)[4]) {
 template <Start start, Ending ending>
 __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_constant__ Pointwise a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  constexpr bool masks = ending == Ending::mask;
+  constexpr bool attends = ending == Ending::attend, masks = ending == Ending::mask || attends;
   const int depth = whole_depth(a.k), units = depth / kUnitElements;
   const int group = threadIdx.x / kGroupThreads, thread = threadIdx.x % kGroupThreads;
   const int warp = thread / 32, lane = threadIdx.x % 32, quad = lane % 4, matrix = lane / 8;
@@ -94,6 +95,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
   const unsigned weight = memory + kRingBytes + kGroups * kGroupWarps * kBatchBytes;
   const unsigned table = weight + kMaxRows * depth * sizeof(bfloat16);  // of rows of y: {offset, 0} or mask's {scale, bias}
   const unsigned coefficient = table + kMaxRows * sizeof(float2);       // (kCoefficients, depth)
+  const unsigned attention = coefficient + kCoefficients<start> * depth * sizeof(float);  // (kMaxRows, 3)
 
   // The weight is copied in parts for 32 rows of x, of which the first tile takes one after the other. It has zeros beyond
   // its rows and columns. 8 threads copy the units of 8 rows that lie together.
@@ -123,6 +125,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
     if (row < a.m && masks) entry = {a.mask_scale[row], a.mask_bias[row]};
     if (row < a.m && !masks && a.offset) entry.x = a.offset[row];
     store_shared(table + row * sizeof(float2), entry);
+    for (int i = 0; attends && i < 3; ++i) {
+      store_shared(attention + (row * 3 + i) * sizeof(float), row < a.m ? a.mask_attention[row * 3 + i] : 0.0f);
+    }
   }
 
   // The stages of a tile, in order: for every 32 rows of x those of x, and of x2 where mixed; then for every 32 rows of
@@ -271,18 +276,18 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
       for (int i = 0; i < 2; ++i) {
         unsigned v[4];  // of rows 0-7: columns 0-7, 8-15; of rows 8-15
         [[maybe_unused]] unsigned other[4];
-        if (others) load_transposed(other, other_at + stage * kStageBytes + i * 16 * kRowBytes);
+        if (others && !attends) load_transposed(other, other_at + stage * kStageBytes + i * 16 * kRowBytes);
 #pragma unroll
         for (int part = 0; part < 4; ++part) {
           const int row = batch * 32 + i * 16 + part / 2 * 8;  // but for 2 quad
           float* const pair = &sum[row / kHalf][row % kHalf / 8 * 4 + part % 2 * 2];
           float2 value = {pair[0], pair[1]};
           const float4 entry = load_shared<float4>(table + (row + quad * 2) * sizeof(float2));  // of two rows
-          if constexpr (masks) {
+          if constexpr (ending == Ending::mask) {
             const float2 at = unpack<bfloat16>(other[part]);
             if (entry.x * at.x + entry.y <= 0) value.x = 0;
             if (entry.z * at.y + entry.w <= 0) value.y = 0;
-          } else {
+          } else if constexpr (!attends) {
             if (others) {
               const float2 add = unpack<bfloat16>(other[part]);
               value = {value.x + add.x, value.y + add.y};
@@ -310,10 +315,26 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
             x_unit = load_shared<Unit>(ring + stage * kStageBytes + local * kRowBytes +
                                        (((warp * 2 + lane % 2) ^ (local % 8)) * 16));
           }
+          [[maybe_unused]] float2 entry;
+          [[maybe_unused]] float3 weights;
+          [[maybe_unused]] unsigned beyond;
+          if constexpr (attends) {
+            const unsigned from = attention + row * 3 * sizeof(float);
+            entry = load_shared<float2>(table + row * sizeof(float2)), beyond = word_beyond(unit, a.frames);
+            weights = {load_shared<float>(from), load_shared<float>(from + 4), load_shared<float>(from + 8)};
+          }
           float sums[2] = {0, 0};
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            const float2 value = unpack<bfloat16>(unit.pairs[j]);
+            float2 value = unpack<bfloat16>(unit.pairs[j]);
+            if constexpr (attends) {
+              const unsigned before = j > 0 ? unit.pairs[j - 1] : lane % 2 ? beyond : 0;
+              const unsigned after = j < 3 ? unit.pairs[j + 1] : lane % 2 ? 0 : beyond;
+              const float2 at = unpack<bfloat16>(x_unit.pairs[j]);
+              const float first = unmixed(weights, unpack<bfloat16>(before).y, value.x, value.y);
+              const float second = unmixed(weights, value.x, value.y, unpack<bfloat16>(after).x);
+              value.x = entry.x * at.x + entry.y <= 0 ? 0 : first, value.y = entry.x * at.y + entry.y <= 0 ? 0 : second;
+            }
             const float2 by = masks ? unpack<bfloat16>(x_unit.pairs[j]) : value;
             sums[0] += value.x + value.y, sums[1] += value.x * by.x + value.y * by.y;
           }

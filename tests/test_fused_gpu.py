@@ -42,12 +42,8 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = ROUNDING) -> None
     assert error <= tolerance * expected.norm() + 1e-12, f"relative error {error / expected.norm():.1e}"
 
 
-def sums_close(parts: Tensor, value: Tensor, other: Tensor) -> None:
-    """Row sums of value and of value * other, judged by the sums of magnitudes."""
-    assert sums_agree(parts, value, other)
-
-
 def sums_agree(parts: Tensor, value: Tensor, other: Tensor) -> bool:
+    """Row sums of value and of value * other, judged by the sums of magnitudes."""
     pairs = zip(parts.double().sum(0), (value, value * other), strict=True)
     return all(bool(((row - terms.sum(1)).abs() <= 1e-4 * terms.abs().sum(1) + 1e-6).all()) for row, terms in pairs)
 
@@ -82,14 +78,23 @@ def test_pointwise(m, k, p):
         exact = fused.pointwise(*double(*arguments), relu)[0]
         close(y, exact, 2 * ROUNDING if norm > 1 else ROUNDING)  # before the mix and after it
         if stats:
-            value, written = sums_of_rounded(arguments, relu) if norm == 1 else exact, y.double()
+            value, written = sums_of_rounded(arguments, relu) if norm else exact, y.double()
             assert sums_agree(sums, value, value) or sums_agree(sums, written, written)  # before or after rounding
 
 
 def sums_of_rounded(arguments: tuple[Tensor | None, ...], relu: bool) -> Tensor:
     """The result, where what enters the product is rounded first, as the kernel does."""
-    x, weight, scale, bias, _, _, offset, residual = arguments
+    x, weight, scale, bias, attention, frames, offset, residual = arguments
     a = torch.addcmul(bias[:, None], x, scale[:, None]).relu().bfloat16()
+    if attention is not None:
+        pixels, (back, stay, ahead) = (
+            a.view(len(a), -1, frames).float(),
+            attention.bfloat16().float().t()[..., None, None],
+        )
+        out = (stay * pixels).bfloat16().float()
+        out[..., :-1] = (out[..., :-1] + ahead * pixels[..., 1:]).bfloat16()
+        out[..., 1:] = (out[..., 1:] + back * pixels[..., :-1]).bfloat16()
+        a = out.view(a.shape).bfloat16()
     return fused.pointwise(*double(a, weight, None, None, None, 1, offset, residual), relu)[0]
 
 
@@ -102,14 +107,23 @@ def test_pointwise_gradients(m, k, p):
         of_x = (x, scale, bias) if masked else (None, None, None)
         upstream = fused.norm_input_grad(*double(g, h, mix)) if mixed else g.double()
         transposed = weight.t().contiguous()
-        arguments = (g, *of_norm, transposed, *of_x, False)
-        out, sums = same_bits(lambda a=arguments: torch.ops.rubiks.pointwise_grad(*a))
+        arguments = (g, *of_norm, transposed, *of_x)
+        out, sums = same_bits(lambda a=arguments: torch.ops.rubiks.pointwise_grad(*a, None, 0, False))
         exact, _ = fused.pointwise_grad(upstream, weight.double(), *double(*of_x))
         close(out, exact)
         if masked:
             rounded = upstream.bfloat16().double()
             value, _ = fused.pointwise_grad(rounded, weight.double(), *double(*of_x))
             assert sums_agree(sums, value, x.double()) or sums_agree(sums, out.double(), x.double())
+        for frames in (8, 16):  # the sums are of the gradient before the mix of frames
+            if not (mixed and masked) or p % frames:
+                continue
+            out, sums = same_bits(
+                lambda a=arguments, t=frames: torch.ops.rubiks.pointwise_grad(*a, attention, t, False)
+            )
+            close(out, fused.pointwise_grad(upstream, weight.double())[0])
+            value, *_ = fused.norm_mix_backward(*double(out, x, scale, bias, attention), frames)
+            assert sums_agree(sums, value, x.double())
         for frames in (0, 8, 16):
             if frames and (not masked or p % frames):
                 continue
@@ -118,8 +132,16 @@ def test_pointwise_gradients(m, k, p):
             close(gradient, fused.pointwise_weight_grad(upstream, *double(*of_weight)), (2 if frames else 1) * ROUNDING)
 
 
+# N, T, H, W.
+GEOMETRIES = [(3, 8, 7, 7), (2, 16, 7, 8), (2, 8, 14, 14), (1, 16, 28, 28), (3, 8, 5, 9), (2, 8, 1, 1), (40, 8, 13, 3)]
+
+
+def strided(geometry: tuple[int, ...], stride: int) -> tuple[int, ...]:
+    return tuple(Geometry(*geometry).strided(stride))
+
+
 def test_norm():
-    x, g, residual, beta = matrix(72, 4096), matrix(72, 4096), matrix(72, 4096), randn(72)
+    x, g, beta = matrix(72, 4096), matrix(72, 4096), randn(72)
     weight, running = randn(72), [randn(72), torch.rand(72, device="cuda")]
     exact_running = double(*running)
     parts = torch.stack([fused.row_sums(part.float())[0] for part in x.chunk(4, 1)])
@@ -135,17 +157,25 @@ def test_norm():
     expected = fused.norm_gradients(3 * sums.double(), 4096, exact)
     for actual, value in zip((mix, grad_weight, grad_beta), expected, strict=True):
         close(actual, value, 1e-4)
-    for extra in (None, residual):
-        out = torch.ops.rubiks.norm_input_grad(g, x, mix, extra)
-        close(out, fused.norm_input_grad(*double(g, x, mix, extra)))
 
 
-# N, T, H, W.
-GEOMETRIES = [(3, 8, 7, 7), (2, 16, 7, 8), (2, 8, 14, 14), (1, 16, 28, 28), (3, 8, 5, 9), (2, 8, 1, 1), (40, 8, 13, 3)]
-
-
-def strided(geometry: tuple[int, ...], stride: int) -> tuple[int, ...]:
-    return tuple(Geometry(*geometry).strided(stride))
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_norm_input_grad(geometry):
+    channels, columns, volume = 6, math.prod(geometry), Geometry(*geometry).volume
+    g, x, residual = (matrix(channels, columns) for _ in range(3))
+    mix, scale, bias, attention = randn(3, channels), randn(channels), randn(channels), randn(channels, 3)
+    for extra, stride, weights in itertools.product((None, residual), (0, 2, 3), (None, attention)):
+        part = matrix(channels, math.prod(strided(geometry, stride))) if stride else None
+        arguments = (g, x, mix, extra, part, geometry, max(stride, 1), scale, bias, weights)
+        out, grad_attention = same_bits(lambda a=arguments: torch.ops.rubiks.norm_input_grad(*a))
+        exact = g.double()
+        if weights is not None:
+            exact, grad_weights, _ = fused.norm_mix_backward(*double(g, x, scale, bias, weights), geometry[1])
+            close(grad_attention, grad_weights, 1e-4)
+        if part is not None:
+            small = Geometry(*geometry).strided(stride).volume(part)
+            volume(exact)[..., ::stride, ::stride] += small.double()
+        close(out, fused.norm_input_grad(exact, *double(x, mix, extra)))
 
 
 def shifts(channels: int):
@@ -171,7 +201,7 @@ def test_clip_shift(geometry):
         def call(x, *norm, shift=shift, stride=stride):
             return (torch.ops.rubiks.clip_shift(x, *norm, shift, geometry, stride),)
 
-        (y,), (plain,) = same_bits(lambda: call(x, scale, bias)), same_bits(lambda: call(x.abs(), None, None))  # noqa: B023
+        (y,), (plain,) = same_bits(lambda: call(x, scale, bias)), same_bits(lambda: call(x.abs(), None, None))
         close(after(y), fused.norm_shift(volume(x.double()), *double(scale, bias, shift), *settings))
         close(after(plain), fused.norm_shift(volume(x.abs().double()), *double(ones, zeros, shift), *settings))
         grad = torch.randn_like(y)
@@ -193,24 +223,12 @@ def test_clip_shift_of_nothing():
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_passes_over_memory(geometry):
-    """The backward of the attention shift, and the columns of strided convolutions."""
-    clips, frames, height, width = geometry
-    x, gm = (matrix(6, clips * frames * height * width) for _ in range(2))
-    scale, bias, weights = randn(6), randn(6), randn(6, 3)
-    g, grad_weights, sums = same_bits(lambda: torch.ops.rubiks.mix_backward(gm, x, scale, bias, weights, geometry))
-    exact = fused.norm_mix_backward(*double(gm, x, scale, bias, weights), frames)
-    close(g, exact[0])
-    close(grad_weights, exact[1], 1e-4)
-    sums_close(sums, exact[0], x.double())
+def test_columns_of_strided_convolutions(geometry):
+    x = matrix(6, math.prod(geometry))
     for stride in (1, 2, 3):
         every = torch.ops.rubiks.every(x, geometry, stride)
         taken = Geometry(*geometry).volume(x)[..., ::stride, ::stride]
         assert torch.equal(Geometry(*strided(geometry, stride)).volume(every), taken)
-        total = x.clone()
-        torch.ops.rubiks.add_every_(total, every, geometry, stride)
-        assert torch.equal(Geometry(*geometry).volume(total)[..., ::stride, ::stride], taken + taken)
-        assert (total != x).sum() == (every != 0).sum()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -253,7 +271,8 @@ def test_training_is_as_exact_as_the_modules(variant, frames, monkeypatch):
     a, b = errors(ours), errors(modules)
     assert sum(a.values()) < 1.15 * sum(b.values())
     assert a["logits"] < 2 * b["logits"] + 0.01
-    assert all(error < 2 * b[name] + 0.4 for name, error in a.items())  # small ones are mostly rounding
+    off = {name: (error, b[name]) for name, error in a.items() if error > 2 * b[name] + 0.4}
+    assert not off  # small ones are mostly rounding
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
