@@ -1,5 +1,4 @@
 // The learnable shift on NVIDIA GPUs: plans the tiles of a launch, launches, and registers the operator.
-#include "fused_cuda.h"
 #include "host_cuda.h"
 #include "shift_planes.cuh"
 
@@ -111,7 +110,7 @@ Pack pack(const Arguments& a, bool backward, int size) {
   if (!suits(a.source.data, s) || (a.x.data && !suits(a.x.data, a.x.strides))) return p;
   if (a.result && !suits(a.result, a.result_strides)) return p;
   p.clips = s.t == plane && s.n == t * plane;
-  if (!p.clips && (s.c != plane || a.scale)) return p;  // a norm is that of one channel
+  if (!p.clips && s.c != plane) return p;
   const int64_t others = p.clips ? s.c : (s.t | s.n), piece = (p.clips ? t : 1) * plane * size;
   const int items = p.clips ? a.n : a.c, rest = p.clips ? a.c : a.n;
   int planes = 32 / p.lanes;
@@ -138,48 +137,47 @@ void split_frames(Arguments& a) {
   for (Strides* s : {&a.source.strides, &a.x.strides, &a.result_strides}) s->n = length * s->t;
 }
 
-template <typename scalar, typename real, bool backward, bool norm, int tall, int wide, int step>
+template <typename scalar, typename real, bool backward, int tall, int wide, int step>
 void run(const Arguments& a, const Tensor& x) {
   const int64_t blocks = int64_t{a.plan.groups} * a.c * a.plan.row_tiles * a.plan.col_tiles;
   STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "shift: x is too large, it takes ", blocks, " blocks");
-  launch(shift_kernel<scalar, real, backward, norm, tall, wide, step>, dim3(static_cast<unsigned>(blocks)),
+  launch(shift_kernel<scalar, real, backward, tall, wide, step>, dim3(static_cast<unsigned>(blocks)),
          dim3(a.plan.threads), kStages * a.plan.stage_bytes, x, a);
 }
 
-template <typename scalar, bool backward, bool norm>
+template <typename scalar, bool backward>
 void run(const Arguments& a, const Pack& p, const Tensor& x) {
   const dim3 blocks((p.clips ? a.n : a.c) / p.planes, p.clips ? a.c : a.n);
   const int bytes = p.bytes * (backward && a.need_shift ? 2 : 1) + kZeros;
-  launch(planes_kernel<scalar, backward, norm>, blocks, dim3(32), bytes, x, a, p);
+  launch(planes_kernel<scalar, backward>, blocks, dim3(32), bytes, x, a, p);
 }
 
 // Shifts by the kernel for small planes where there is a pack of them, and otherwise by the other one.
-template <typename scalar, typename real, bool backward, bool norm>
+template <typename scalar, typename real, bool backward>
 void choose(const Arguments& a, const Pack& p, const Tensor& x) {
   if constexpr (sizeof(real) == 4) {
-    if (p.planes) return run<scalar, backward, norm>(a, p, x);
+    if (p.planes) return run<scalar, backward>(a, p, x);
   }
   if constexpr (!backward) {
-    if (a.plan.step == 2) return run<scalar, real, backward, norm, 4, 1, 2>(a, x);
+    if (a.plan.step == 2) return run<scalar, real, backward, 4, 1, 2>(a, x);
   }
   if constexpr (sizeof(scalar) == 2) {
-    if (a.plan.wide == 2) return run<scalar, real, backward, norm, 4, 2, 1>(a, x);
+    if (a.plan.wide == 2) return run<scalar, real, backward, 4, 2, 1>(a, x);
   }
-  run<scalar, real, backward, norm, 8, 1, 1>(a, x);
+  run<scalar, real, backward, 8, 1, 1>(a, x);
 }
 
 template <bool backward>
 void dispatch(const Arguments& a, const Pack& p, const Tensor& x) {
-  if (a.scale) return choose<__nv_bfloat16, float, backward, true>(a, p, x);
   switch (x.scalar_type()) {
     case ScalarType::Double:
-      return choose<double, double, backward, false>(a, p, x);
+      return choose<double, double, backward>(a, p, x);
     case ScalarType::Float:
-      return choose<float, float, backward, false>(a, p, x);
+      return choose<float, float, backward>(a, p, x);
     case ScalarType::Half:
-      return choose<__half, float, backward, false>(a, p, x);
+      return choose<__half, float, backward>(a, p, x);
     default:
-      return choose<__nv_bfloat16, float, backward, false>(a, p, x);
+      return choose<__nv_bfloat16, float, backward>(a, p, x);
   }
 }
 
@@ -199,26 +197,13 @@ Arguments arguments(const Problem& p, const Tensor& shift, bool backward) {
   return a;
 }
 
-// A batch norm's scale and bias (C), with a ReLU after it, that x passes before it is shifted.
-void set_norm(Arguments& a, const Tensor& x, const Tensor& scale, const Tensor& bias) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "norm_shift: x must be bfloat16");
-  for (const Tensor* t : {&scale, &bias}) {
-    STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->dim() == 1 && t->size(0) == a.c &&
-                        t->is_contiguous() && t->device() == x.device(),
-                    "norm_shift: scale and bias must be float32, contiguous, of length ", a.c, " and on x's device");
-  }
-  a.scale = static_cast<const float*>(scale.const_data_ptr());
-  a.bias = static_cast<const float*>(bias.const_data_ptr());
-}
-
-Tensor forward(const Tensor& x, const Tensor* scale, const Tensor* bias, const Tensor& shift,
-               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, bool quantize) {
+Tensor shift_cuda(const Tensor& x, const Tensor& shift, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                  bool quantize) {
   const Problem p = problem(x, shift, stride, padding, quantize);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor out = empty_volume(x, p.t.out_length, p.h.out_length, p.w.out_length);
   if (out.numel() == 0) return out;
   Arguments a = arguments(p, shift, false);
-  if (scale) set_norm(a, x, *scale, *bias);
   a.source = volume(x);
   a.result = out.mutable_data_ptr(), a.result_strides = strides(out);
   split_frames(a);
@@ -228,24 +213,19 @@ Tensor forward(const Tensor& x, const Tensor* scale, const Tensor* bias, const T
   return out;
 }
 
-// The gradients of x, of the shift and, with a norm, the sums (1, 2, C) of the first and of its product with x, or what
-// `to` makes of them.
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor* scale,
-                                            const Tensor* bias, const Tensor& shift,
-                                            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                                            bool quantize, bool need_x, bool need_shift, const NormGradients& to = {}) {
+std::tuple<Tensor, Tensor> shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& shift,
+                                               std::vector<int64_t> stride, std::vector<int64_t> padding, bool quantize,
+                                               bool need_x, bool need_shift) {
   const Problem p = problem(x, shift, stride, padding, quantize);
   check_grad(p, grad, x);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const auto none = torch::stable::new_empty(shift, {0});
   Tensor grad_x = need_x ? empty_volume(x, x.size(1), x.size(3), x.size(4)) : torch::stable::new_empty(x, {0});
   if (x.numel() == 0 || !(need_x || need_shift)) {
-    return {grad_x, need_shift ? torch::stable::new_zeros(shift, {shift.size(0), p.c}) : none,
-            scale ? torch::stable::new_zeros(shift, {1, 2, p.c}) : none};
+    return {grad_x, need_shift ? torch::stable::new_zeros(shift, {shift.size(0), p.c}) : none};
   }
   Arguments a = arguments(p, shift, true);
   a.need_x = need_x, a.need_shift = need_shift;
-  if (scale) set_norm(a, x, *scale, *bias);
   a.source = volume(grad);
   a.x = volume(x);
   if (need_x) a.result = grad_x.mutable_data_ptr(), a.result_strides = strides(grad_x);
@@ -254,76 +234,24 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
   a.plan = plan(a, size);
   const Pack planes = pack(a, true, size);
   const int64_t slots = planes.planes ? a.n : int64_t{a.plan.groups} * a.plan.row_tiles * a.plan.col_tiles;
-  const Tensor sums = torch::stable::new_empty(shift, {need_shift ? p.c * slots : 0, 5});
+  const Tensor sums = torch::stable::new_empty(shift, {need_shift ? p.c * slots : 0, 3});
   a.sums = sums.mutable_data_ptr();
   dispatch<true>(a, planes, x);
-  if (!need_shift) return {grad_x, none, none};
+  if (!need_shift) return {grad_x, none};
   Tensor grad_shift = torch::stable::new_empty(shift, {shift.size(0), p.c});
-  const bool want_sums = scale && !to.stats;
-  Tensor norm_sums = want_sums ? torch::stable::new_empty(shift, {1, 2, p.c}) : none;
   const auto add = [&](auto real) {
-    using type = decltype(real);
-    launch(sum_kernel<type>, dim3(static_cast<unsigned>(p.c)), dim3(32), 0, x, sums.const_data_ptr(),
-           grad_shift.mutable_data_ptr(), want_sums ? norm_sums.mutable_data_ptr() : nullptr, to, a.c, slots,
-           a.temporal);
+    launch(sum_kernel<decltype(real)>, dim3(static_cast<unsigned>(p.c)), dim3(32), 0, x, sums.const_data_ptr(),
+           grad_shift.mutable_data_ptr(), a.c, slots, a.temporal);
   };
   shift.scalar_type() == ScalarType::Double ? add(double{}) : add(float{});
-  return {grad_x, grad_shift, norm_sums};
-}
-
-Tensor shift_cuda(const Tensor& x, const Tensor& shift, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                  bool quantize) {
-  return forward(x, nullptr, nullptr, shift, stride, padding, quantize);
-}
-
-std::tuple<Tensor, Tensor> shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& shift,
-                                               std::vector<int64_t> stride, std::vector<int64_t> padding, bool quantize,
-                                               bool need_x, bool need_shift) {
-  const auto [grad_x, grad_shift, sums] =
-      backward(grad, x, nullptr, nullptr, shift, stride, padding, quantize, need_x, need_shift);
   return {grad_x, grad_shift};
 }
 
 }  // namespace
-
-Tensor norm_shift_cuda(const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& shift,
-                       std::vector<int64_t> stride, std::vector<int64_t> padding) {
-  return forward(x, &scale, &bias, shift, stride, padding, false);
-}
-
-std::tuple<Tensor, Tensor> norm_shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& scale,
-                                                    const Tensor& bias, const Tensor& shift,
-                                                    const std::vector<int64_t>& stride, const NormGradients& to) {
-  const auto [grad_x, grad_shift, sums] =
-      backward(grad, x, &scale, &bias, shift, stride, {0, 0, 0}, false, true, true, to);
-  return {grad_x, grad_shift};
-}
-
-namespace {
-
-std::tuple<Tensor, Tensor, Tensor> norm_shift_backward_op(const Tensor& grad, const Tensor& x, const Tensor& scale,
-                                                          const Tensor& bias, const Tensor& shift,
-                                                          std::vector<int64_t> stride, std::vector<int64_t> padding) {
-  return backward(grad, x, &scale, &bias, shift, stride, padding, false, true, true);
-}
-
-}  // namespace
-
-STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
-  // shift(relu(scale * x + bias)), for bfloat16 x (N, T, C, H, W); scale, bias (C) float32.
-  m.def(
-      "norm_shift(Tensor x, Tensor scale, Tensor bias, Tensor shift, int[] stride, int[] padding) -> Tensor");
-  // The gradient of scale * x + bias, that of shift, and the sums (1, 2, C) of the first and of its product with x.
-  m.def(
-      "norm_shift_backward(Tensor grad, Tensor x, Tensor scale, Tensor bias, Tensor shift, int[] stride, "
-      "int[] padding) -> (Tensor, Tensor, Tensor)");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {
   m.impl("shift", TORCH_BOX(&shift_cuda));
   m.impl("shift_backward", TORCH_BOX(&shift_backward_cuda));
-  m.impl("norm_shift", TORCH_BOX(&norm_shift_cuda));
-  m.impl("norm_shift_backward", TORCH_BOX(&norm_shift_backward_op));
 }
 
 }  // namespace rubiks

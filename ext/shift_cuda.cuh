@@ -13,7 +13,6 @@
 // fixed order: the same bits on every run.
 #pragma once
 
-#include "norm_gradients.cuh"
 #include "order.cuh"
 #include "shift.h"
 
@@ -71,7 +70,6 @@ struct Arguments {
   void* result;   // forward: the output; backward: the gradient of x
   Strides result_strides;
   void* sums;         // (c, slots), backward only
-  const float *scale, *bias;  // (c): x is relu(scale * x + bias) of what is in memory; nullptr: x is as it is
   const void* shift;          // (rows, c)
   int64_t shift_row, shift_column;
   int n, c;
@@ -286,36 +284,16 @@ struct Reader {
 };
 
 template <typename real>
-struct Sums {
-  real t, h, w;      // the gradient of the shift
-  real result, xs;  // with a norm: the sum of the gradient of its result, and that of its product with x in memory
-};
-
-// Batch norm, by its scale and bias for one channel, and ReLU, which x passes on its way from shared memory.
-template <typename real, bool on>
-struct Norm {
-  real scale, bias;
-
-  __device__ Norm(const Arguments& a, int c) : scale(on ? a.scale[c] : 0), bias(on ? a.bias[c] : 0) {
-    if (scale == 0) scale = 1e-30;  // so that `closed` does not make NaN of it
-  }
-  __device__ real operator()(real v, real offset) const {
-    if constexpr (!on) return v;
-    v = scale * v + offset;
-    return v < 0 ? 0 : v;  // NaN stays
-  }
-  __device__ real operator()(real v) const { return (*this)(v, bias); }
-
-  // What stands for x outside the volume: the result is 0.
-  __device__ real closed() const { return !on ? 0 : scale > 0 ? -INFINITY : INFINITY; }
+struct Sums {  // the gradient of the shift
+  real t, h, w;
 };
 
 // One walk over the source's frames. Writes the result where `write`, and returns this thread's part of the gradient of
 // the shift if `sum`. A thread makes a patch of tall x wide pixels, which share their taps: row i of pixels reads rows
 // i * step and i * step + 1 of taps. step is 1, or 2 where the gather is strided.
-template <typename scalar, typename real, bool backward, bool sum, bool norm, int tall, int wide, int step>
+template <typename scalar, typename real, bool backward, bool sum, int tall, int wide, int step>
 __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Map<real>& mt, const Map<real>& mh,
-                                  const Map<real>& mw, const Norm<real, norm>& activate, bool write) {
+                                  const Map<real>& mw, bool write) {
   extern __shared__ __align__(16) char memory[];
   unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(memory));
   keep(shared);
@@ -359,8 +337,7 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
 
   constexpr int head = kHead / size;
   for (int i = threadIdx.x; i < kStages * head; i += blockDim.x) {
-    round(backward ? real{0} : activate.closed(),
-          reinterpret_cast<scalar*>(memory + i / head * plan.stage_bytes) + i % head);
+    round(real{0}, reinterpret_cast<scalar*>(memory + i / head * plan.stage_bytes) + i % head);
   }
   // Frame i of a clip's walk is source position mt.base + i and completes result i - 1. x of result i comes with it.
   const int frames = (a.t.result - 1) * (backward ? 1 : a.t.stride) + 2;
@@ -383,9 +360,7 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
 #pragma unroll 1
   for (int i = 0; i < kStages - 1; ++i) fetch(i);
 
-  real before[tall][wide] = {}, x_before[sum ? tall : 1][wide];
-#pragma unroll
-  for (int i = 0; i < (sum ? tall : 1) * wide; ++i) x_before[i / wide][i % wide] = activate.closed();
+  real before[tall][wide] = {}, x_before[sum ? tall : 1][wide] = {};
   Sums<real> sums = {};
   int stage = 0, run = 0, frame = 0, due = 1;
 #pragma unroll 1
@@ -411,7 +386,7 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
       for (int i = 0; i < tap_rows * tap_cols; ++i) {
         real one[1];
         load<scalar>(here + tap[i / tap_cols][i % tap_cols], one);
-        value[i / tap_cols][i % tap_cols] = backward ? one[0] : activate(one[0]);
+        value[i / tap_cols][i % tap_cols] = one[0];
       }
     } else {
 #pragma unroll
@@ -428,9 +403,7 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
     scalar* row_to = to;
 #pragma unroll
     for (int i = 0; i < tall; ++i) {
-      real out[wide], x_now[wide];
-#pragma unroll
-      for (int j = 0; j < wide; ++j) x_now[j] = activate.closed();
+      real out[wide], x_now[wide] = {};
       if (sum && frame < frames - 1 && i < rows) {
         load<scalar>(x_here + i * tile.cols * size, x_now);
       }
@@ -442,19 +415,10 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
         before[i][j] = now;
         if constexpr (sum) {
           // This frame is the second tap of result frame - 1 and the first of result frame.
-          const real a_now = activate(x_now[j]), a_before = activate(x_before[i][j]);
-          const real x_step = a_now - a_before, x_both = a_now - mt.w1 * x_step;
+          const real x_step = x_now[j] - x_before[i][j], x_both = x_now[j] - mt.w1 * x_step;
           sums.t += now * x_step;
           sums.h += (top - bottom) * x_both;
           sums.w += (mh.w0 * slope[i * step][j] + mh.w1 * slope[i * step + 1][j]) * x_both;
-          if constexpr (norm) {
-            if (a_before <= 0) {
-              out[j] = 0;
-            } else if (write) {
-              sums.result += out[j];
-              sums.xs += out[j] * x_before[i][j];
-            }
-          }
           x_before[i][j] = x_now[j];
         }
       }
@@ -470,7 +434,7 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
       if constexpr (sum) {
         x.use_next_clips(a.x, tile.items);
 #pragma unroll
-        for (int i = 0; i < tall * wide; ++i) x_before[i / wide][i % wide] = activate.closed();
+        for (int i = 0; i < tall * wide; ++i) x_before[i / wide][i % wide] = 0;
       }
     }
   }
@@ -482,7 +446,7 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
 // The gradient of the shift is the mean over both sides of a kink, which `scale` makes it.
 template <typename real>
 __device__ inline Sums<real> add(const Sums<real>& a, const Sums<real>& b, real scale) {
-  return {a.t + b.t * scale, a.h + b.h * scale, a.w + b.w * scale, a.result + b.result, a.xs + b.xs};
+  return {a.t + b.t * scale, a.h + b.h * scale, a.w + b.w * scale};
 }
 
 template <typename real>
@@ -497,7 +461,7 @@ __device__ inline real block_sum(real value) {
   return value;
 }
 
-template <typename scalar, typename real, bool backward, bool norm, int tall, int wide, int step>
+template <typename scalar, typename real, bool backward, int tall, int wide, int step>
 __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kBackwardBlocks : kForwardBlocks)
     shift_kernel(const __grid_constant__ Arguments a) {
   wait_for_kernel_before();
@@ -519,19 +483,18 @@ __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kB
   const auto map = [&](const Line& line, real s, bool quantize, bool below) {
     return map_of<real, backward>(line, s, quantize, below);
   };
-  const Norm<real, norm> activate(a, c);
   if constexpr (!backward) {
-    walk<scalar, real, false, false, norm, tall, wide, step>(
+    walk<scalar, real, false, false, tall, wide, step>(
         a, tile, map(a.t, st, a.quantize, false), map(a.h, sh, a.quantize, false), map(a.w, sw, a.quantize, false),
-        activate, true);
+        true);
   } else {
     // The gradient of x is that of the rounding, the gradient of the shift that of the interpolation: one walk where
     // both are the same, and one more for the other side of a kink.
     const bool apart = a.quantize || !a.need_shift;
-    if (!norm && a.need_x && apart) {
-      walk<scalar, real, true, false, false, tall, wide, step>(
+    if (a.need_x && apart) {
+      walk<scalar, real, true, false, tall, wide, step>(
           a, tile, map(a.t, st, a.quantize, false), map(a.h, sh, a.quantize, false), map(a.w, sw, a.quantize, false),
-          Norm<real, false>(a, c), true);
+          true);
     }
     if (!a.need_shift) return;
     const bool kink = (a.temporal && whole(a.t, st)) || whole(a.h, sh) || whole(a.w, sw);
@@ -539,12 +502,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kB
     Sums<real> sums = {};
 #pragma unroll 1
     for (int side = 0; side <= kink; ++side) {
-      sums = add(sums, walk<scalar, real, true, true, norm, tall, wide, step>(
+      sums = add(sums, walk<scalar, real, true, true, tall, wide, step>(
                            a, tile, map(a.t, st, false, side), map(a.h, sh, false, side), map(a.w, sw, false, side),
-                           activate, a.need_x && !apart && side == 0), scale);
+                           a.need_x && !apart && side == 0), scale);
     }
-    sums = {block_sum(sums.t), block_sum(sums.h), block_sum(sums.w), norm ? block_sum(sums.result) : 0,
-            norm ? block_sum(sums.xs) : 0};
+    sums = {block_sum(sums.t), block_sum(sums.h), block_sum(sums.w)};
     if (threadIdx.x == 0) {
       const int64_t slots = int64_t{plan.groups} * tiles;
       static_cast<Sums<real>*>(a.sums)[c * slots + group * tiles + index] = sums;
@@ -552,27 +514,23 @@ __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kB
   }
 }
 
-// One warp per channel adds the sums of its tiles. sums (c, slots), grad (rows, c); with a norm either its sums (2, c) or,
-// where `to` has statistics, its gradients.
+// One warp per channel adds the sums of its tiles. sums (c, slots), grad (rows, c).
 template <typename real>
-__global__ void sum_kernel(const Sums<real>* sums, real* grad, real* norm_sums, const NormGradients to, int c,
-                           int64_t slots, bool temporal) {
+__global__ void sum_kernel(const Sums<real>* sums, real* grad, int c, int64_t slots, bool temporal) {
   wait_for_kernel_before();
   const int channel = blockIdx.x;
-  double total[5] = {};
+  double total[3] = {};
   for (int64_t i = threadIdx.x; i < slots; i += 32) {
     const Sums<real> part = sums[channel * slots + i];
-    total[0] += part.t, total[1] += part.h, total[2] += part.w, total[3] += part.result, total[4] += part.xs;
+    total[0] += part.t, total[1] += part.h, total[2] += part.w;
   }
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 3; ++i) {
     for (int step = 16; step; step /= 2) total[i] += __shfl_down_sync(0xffffffff, total[i], step);
   }
   if (threadIdx.x) return;
   if (temporal) grad[channel] = total[0];
   grad[(temporal ? 1 : 0) * c + channel] = total[1];
   grad[(temporal ? 2 : 1) * c + channel] = total[2];
-  if (norm_sums) norm_sums[channel] = total[3], norm_sums[c + channel] = total[4];
-  if (to.stats) to.write(total[3], total[4], c, channel);
 }
 
 }  // namespace

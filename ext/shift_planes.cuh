@@ -109,7 +109,7 @@ __device__ inline void store_row(unsigned address, const float (&v)[kWide]) {
   }
 }
 
-template <typename scalar, bool norm>
+template <typename scalar>
 struct Packed {
   const Arguments& a;
   const Pack& p;
@@ -118,7 +118,6 @@ struct Packed {
   int row, col;     // of its patch
   bool used;        // whether there is one
   int place;        // of its first pixel in a frame, in bytes
-  Norm<float, norm> activate;
 
   // Calls copy(byte in shared memory, byte in the volume) for this thread's units of 16 bytes of the pack.
   template <typename F>
@@ -164,7 +163,6 @@ struct Packed {
       const int step = back ? -p.frame : p.frame;
       const unsigned first = shared + (back ? (frames - 1) * p.frame : 0);
       unsigned tap[kTall + 1], taps[kWide + 1], pixels[kWide];  // rows of taps in frame `base`; what to read of rows
-      [[maybe_unused]] float bias[kWide + 1];  // of the norm; what makes 0 where a tap lies outside
 #pragma unroll
       for (int i = 0; i <= kTall; ++i) {
         const bool inside = static_cast<unsigned>(row + mh.base + i) < static_cast<unsigned>(a.h.source) &&
@@ -178,26 +176,21 @@ struct Packed {
         const bool inside = static_cast<unsigned>(col + mw.base + j) < static_cast<unsigned>(a.w.source);
         taps[j] = mask<scalar>(j, inside);
         keep(taps[j]);
-        if constexpr (norm && !backward) bias[j] = inside ? activate.bias : -INFINITY;
         if (j < kWide) pixels[j] = mask<scalar>(j, true);
       }
       const bool second = row + 1 < a.h.source;
       unsigned to[kTall] = {first + place, first + place + a.w.source * size};
       keep(to[0]), keep(to[1]), keep(w0), keep(w1);
-      float before[kTall][kWide] = {}, x_before[sum ? kTall : 1][kWide];  // before: weighted
-#pragma unroll
-      for (int i = 0; i < (sum ? kTall : 1) * kWide; ++i) x_before[i / kWide][i % kWide] = activate.closed();
+      float before[kTall][kWide] = {}, x_before[sum ? kTall : 1][kWide] = {};  // before: weighted
       Sums<float> part = {};
       wait<0>();
       __syncwarp();
 #pragma unroll 1
       for (int frame = 0, offset = 0; frame <= frames; ++frame, offset += step) {
-        float now[kTall][kWide] = {}, x_now[sum ? kTall : 1][kWide];
+        float now[kTall][kWide] = {}, x_now[sum ? kTall : 1][kWide] = {};
         if constexpr (sum) {
 #pragma unroll
           for (int i = 0; i < kTall; ++i) {
-#pragma unroll
-            for (int j = 0; j < kWide; ++j) x_now[i][j] = activate.closed();
             if (frame < frames && now_mine && (i == 0 || second)) {
               load_row<scalar>(to[i] + offset + p.bytes, pixels, x_now[i]);
             }
@@ -208,10 +201,6 @@ struct Packed {
 #pragma unroll
           for (int i = 0; i <= kTall; ++i) {
             load_row<scalar>(tap[i] + offset, taps, v[i]);
-            if constexpr (norm && !backward) {
-#pragma unroll
-              for (int j = 0; j <= kWide; ++j) v[i][j] = activate(v[i][j], bias[j]);
-            }
           }
 #pragma unroll
           for (int i = 0; i < kTall; ++i) {
@@ -227,8 +216,7 @@ struct Packed {
               now[i][j] = sum ? down[j + 1] + mw.w0 * across : mw.w0 * down[j] + mw.w1 * down[j + 1];
               if constexpr (sum) {
                 // This frame is the second tap of result frame - 1 and the first of result frame.
-                const float a_now = activate(x_now[i][j]);
-                const float x_step = a_now - activate(x_before[i][j]), x_both = a_now - w1 * x_step;
+                const float x_step = x_now[i][j] - x_before[i][j], x_both = x_now[i][j] - w1 * x_step;
                 part.t += now[i][j] * x_step;
                 part.h += (mw.w0 * slope[j] + mw.w1 * slope[j + 1]) * x_both;
                 part.w += across * x_both;
@@ -244,14 +232,6 @@ struct Packed {
           for (int j = 0; j < kWide; ++j) {
             out[j] = before[i][j] + w1 * now[i][j];
             before[i][j] = w0 * now[i][j];
-            if constexpr (sum && norm) {
-              if (activate(x_before[i][j]) <= 0) {
-                out[j] = 0;
-              } else if (write) {
-                part.result += out[j];
-                part.xs += out[j] * x_before[i][j];
-              }
-            }
             if constexpr (sum) x_before[i][j] = x_now[i][j];
           }
           if (frame > 0 && now_mine && write && (i == 0 || second)) store_row<scalar>(to[i] + offset - step, out);
@@ -276,7 +256,7 @@ __device__ inline float plane_sum(float value, int lane, int lanes) {
   return value;
 }
 
-template <typename scalar, bool backward, bool norm>
+template <typename scalar, bool backward>
 __global__ void __launch_bounds__(32, kPackBlocks)
     planes_kernel(const __grid_constant__ Arguments a, const __grid_constant__ Pack p) {
   wait_for_kernel_before();
@@ -289,7 +269,7 @@ __global__ void __launch_bounds__(32, kPackBlocks)
   const int n = p.clips ? item : blockIdx.y, c = p.clips ? blockIdx.y : item;
   const int row = line * kTall, col = (part - line * patch_cols) * kWide;
   const int place = p.data + plane * p.plane + (row * a.w.source + col) * static_cast<int>(sizeof(scalar));
-  const Packed<scalar, norm> packed = {a, p, shared, n, c, row, col, used, place, Norm<float, norm>(a, c)};
+  const Packed<scalar> packed = {a, p, shared, n, c, row, col, used, place};
 
   const float* shift = static_cast<const float*>(a.shift) + c * a.shift_column;
   const int rows = a.temporal ? 3 : 2;
@@ -298,11 +278,9 @@ __global__ void __launch_bounds__(32, kPackBlocks)
   packed.copy_in(a.source, shared);
   if (backward && a.need_shift) packed.copy_in(a.x, shared + p.bytes);
   commit();
-  const float outside = backward ? 0 : packed.activate.closed();
-  const unsigned zeros = sizeof(scalar) == 4 ? __float_as_uint(outside) : pack<scalar>(outside, outside);
 #pragma unroll 1
   for (int i = lane; i < a.t.source * (kZeros / 4); i += 32) {
-    store_word(shared + ((i / (kZeros / 4) * p.frame) & ~3) + i % (kZeros / 4) * 4, zeros);
+    store_word(shared + ((i / (kZeros / 4) * p.frame) & ~3) + i % (kZeros / 4) * 4, 0);
   }
   const auto map = [&](const Line& line, float s, bool quantize, bool below) {
     return map_of<float, backward>(line, s, quantize, below);
@@ -323,8 +301,7 @@ __global__ void __launch_bounds__(32, kPackBlocks)
             a.need_x && !apart && side == 0);
         sums = add(sums, part, scale);
       }
-      sums = {plane_sum(sums.t, part, p.lanes), plane_sum(sums.h, part, p.lanes), plane_sum(sums.w, part, p.lanes),
-              norm ? plane_sum(sums.result, part, p.lanes) : 0, norm ? plane_sum(sums.xs, part, p.lanes) : 0};
+      sums = {plane_sum(sums.t, part, p.lanes), plane_sum(sums.h, part, p.lanes), plane_sum(sums.w, part, p.lanes)};
       if (used && part == 0) static_cast<Sums<float>*>(a.sums)[c * int64_t{a.n} + n] = sums;
     }
     if (a.need_x && apart) {
