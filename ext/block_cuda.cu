@@ -9,21 +9,23 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // x (C_in, P) bfloat16, its row sums, geometry N, T, H, W, and of both norms: weight, bias, running mean and variance,
-  // number of batches, momentum, eps. attention (C_in, 3).
-  // -> y (C_out, P'), its row sums; for the backward h (C_out, P), z (C_out, P'), the coefficients of both norms, and the
-  // weights of conv2, conv3 and the shortcut in bfloat16, each as it is and transposed.
+  // number of batches, momentum, eps. attention (C_in, 3). down (R, C_out), up (C_out, R): of squeeze-excite.
+  // -> y (C_out, P'), its row sums; for the backward h (C_out, P), z (C_out, P'), the coefficients of both norms, the
+  // weights of conv2, conv3 and the shortcut in bfloat16, each as it is and transposed, and of squeeze-excite the means,
+  // hidden values and logits, empty where there is none.
   m.def(
       "block_forward(Tensor x, Tensor sums, int[] geometry, int stride, Tensor weight1, Tensor bias1, "
       "Tensor(a!) mean1, Tensor(b!) var1, Tensor(c!) batches1, float momentum1, float eps1, Tensor weight2, "
       "Tensor bias2, Tensor(d!) mean2, Tensor(e!) var2, Tensor(f!) batches2, float momentum2, float eps2, "
-      "Tensor conv2, Tensor shift, Tensor conv3, Tensor? shortcut, Tensor? attention) -> (Tensor, Tensor, Tensor, "
-      "Tensor, Tensor, Tensor, Tensor)");
+      "Tensor conv2, Tensor shift, Tensor conv3, Tensor? shortcut, Tensor? attention, Tensor? down, Tensor? up) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // gy (C_out, P') and what block_forward took and gave -> the gradients of x, weight1, bias1, conv2, weight2, bias2,
-  // shift, conv3, shortcut and attention; the last two empty where there are none.
+  // shift, conv3, shortcut, attention, down and up; the last four empty where there are none.
   m.def(
       "block_backward(Tensor gy, Tensor x, Tensor h, Tensor z, Tensor stats1, Tensor stats2, Tensor weights, "
-      "int[] geometry, int stride, Tensor shift, Tensor? attention, bool has_shortcut) -> (Tensor, Tensor, Tensor, "
-      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor means, Tensor hidden, Tensor logits, int[] geometry, int stride, Tensor shift, Tensor? attention, "
+      "Tensor? down, Tensor? up, bool has_shortcut) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor)");
 }
 
 namespace rubiks {
@@ -109,12 +111,17 @@ Tensor product(const Tensor& weight, const Tensor& g) {
 Tensor scale(const Tensor& stats) { return view(stats, {stats.size(1)}, {1}, 2 * stats.size(1)); }
 Tensor bias(const Tensor& stats) { return view(stats, {stats.size(1)}, {1}, 3 * stats.size(1)); }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward_cuda(
+Sizes strided(Sizes geometry, int64_t stride) {
+  geometry[2] = ceil_div(geometry[2], stride), geometry[3] = ceil_div(geometry[3], stride);
+  return geometry;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward_cuda(
     const Tensor& x, const Tensor& sums, Sizes geometry, int64_t stride, const Tensor& weight1, const Tensor& bias1,
     const Tensor& mean1, const Tensor& var1, const Tensor& batches1, double momentum1, double eps1,
     const Tensor& weight2, const Tensor& bias2, const Tensor& mean2, const Tensor& var2, const Tensor& batches2,
     double momentum2, double eps2, const Tensor& conv2, const Tensor& shift, const Tensor& conv3,
-    MaybeTensor shortcut, MaybeTensor attention) {
+    MaybeTensor shortcut, MaybeTensor attention, MaybeTensor down, MaybeTensor up) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Weights weights(x.size(0), conv3.size(0), shortcut.has_value());
   const Tensor cast = weights.cast(x, {&conv2, &conv3, shortcut ? &*shortcut : nullptr});
@@ -126,32 +133,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward
   const Tensor stats2 =
       norm_coefficients_cuda(h_sums, h.size(1), weight2, bias2, mean2, var2, batches2, momentum2, eps2);
   const Tensor z = clip_shift_cuda(h, scale(stats2), bias(stats2), shift, geometry, stride);
+  const Tensor none = empty(x, {0}, ScalarType::Float);
+  const Excited e = down ? excite_cuda(z, *down, *up, strided(geometry, stride)) : Excited{z, none, none, none};
   const Tensor residual = shortcut ? std::get<0>(pointwise_cuda(every_cuda(x, geometry, stride),
                                                                 weights.get(cast, 2, false), scale1, offset1, {}, 0,
                                                                 {}, {}, false, false, true))
                                    : x;
   const auto [y, y_sums] =
-      pointwise_cuda(z, weights.get(cast, 1, false), {}, {}, {}, 0, {}, residual, false, true, true);
-  return {y, y_sums, h, z, stats1, stats2, cast};
+      pointwise_cuda(e.out, weights.get(cast, 1, false), {}, {}, {}, 0, {}, residual, false, true, true);
+  return {y, y_sums, h, z, stats1, stats2, cast, e.means, e.hidden, e.logits};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_backward_cuda(
-    const Tensor& gy, const Tensor& x, const Tensor& h, const Tensor& z, const Tensor& stats1, const Tensor& stats2,
-    const Tensor& cast, Sizes geometry, int64_t stride, const Tensor& shift, MaybeTensor attention,
-    bool has_shortcut) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+block_backward_cuda(const Tensor& gy, const Tensor& x, const Tensor& h, const Tensor& z, const Tensor& stats1,
+                    const Tensor& stats2, const Tensor& cast, const Tensor& means, const Tensor& hidden,
+                    const Tensor& logits, Sizes geometry, int64_t stride, const Tensor& shift, MaybeTensor attention,
+                    MaybeTensor down, MaybeTensor up, bool has_shortcut) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Weights weights(x.size(0), gy.size(0), has_shortcut);
   const Tensor scale1 = scale(stats1), offset1 = bias(stats1), none = empty(x, {0}, ScalarType::Float);
   std::vector<WeightGradient> gradients;  // of conv3, conv2 and the shortcut
-  gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, z, {}, {}, {}, 0));
-
   // The gradient of h is mix2[0] * g2 + mix2[1] * h + mix2[2]: what uses it computes it on the way.
   const int64_t c = h.size(0);
   const Tensor mix2 = empty(h, {3, c}, ScalarType::Float), g_weight2 = empty(h, {c}, ScalarType::Float),
                g_bias2 = empty(h, {c}, ScalarType::Float);
-  Tensor g2 = none, g_shift = none;
+  Tensor g2 = none, g_shift = none, g_down = none, g_up = none;
   {
-    const Tensor gz = product(weights.get(cast, 1, true), gy);
+    Tensor gz = product(weights.get(cast, 1, true), gy), excited = z;
+    if (down) {
+      const ExcitedGradient e =
+          excite_backward_cuda(gz, z, means, hidden, logits, *down, *up, strided(geometry, stride));
+      excited = e.out, gz = e.x, g_down = e.down, g_up = e.up;
+    }
+    gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, excited, {}, {}, {}, 0));
     const NormGradients norm2 = {static_cast<double>(h.size(1)), pointer(stats2), mutable_pointer(mix2),
                                  mutable_pointer(g_weight2), mutable_pointer(g_bias2)};
     std::tie(g2, g_shift) = clip_shift_backward_cuda(gz, h, stats2, shift, geometry, stride, norm2);
@@ -176,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       norm_input_grad_cuda(g1, x, mix1, residual, part, geometry, stride, scale1, offset1, attention);
   const Tensor g_shortcut = has_shortcut ? gradients[2].whole : none;
   return {gx,      g_weight1, g_bias1,            gradients[1].whole, g_weight2,
-          g_bias2, g_shift,   gradients[0].whole, g_shortcut,         g_attention};
+          g_bias2, g_shift,   gradients[0].whole, g_shortcut,         g_attention, g_down, g_up};
 }
 
 }  // namespace

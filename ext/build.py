@@ -34,6 +34,7 @@ CUDA_SOURCES = (
     "norm_cuda.cu",
     "stream_cuda.cu",
     "clip_shift_cuda.cu",
+    "squeeze_cuda.cu",
     "block_cuda.cu",
 )
 HEADERS = (
@@ -47,6 +48,7 @@ HEADERS = (
     "pixels.cuh",
     "attend.cuh",
     "clip_shift_cuda.cuh",
+    "squeeze_cuda.cuh",
     "norm_gradients.cuh",
     "mma.cuh",
     "pointwise.h",

@@ -51,6 +51,18 @@ std::tuple<Tensor, Tensor> norm_input_grad_cuda(const Tensor& g, const Tensor& x
                                                 int64_t stride, const MaybeTensor& scale, const MaybeTensor& bias,
                                                 const MaybeTensor& attention);
 
+// Squeeze-excite by the weights down (R, C) and up (C, R).
+struct Excited {
+  Tensor out, means, hidden, logits;  // (C, P); (C, N*T), (R, N*T), (C, N*T) float32
+};
+Excited excite_cuda(const Tensor& x, const Tensor& down, const Tensor& up, const Sizes& geometry);
+// `out` again, and the gradients of x and of the weights, from that of `out`.
+struct ExcitedGradient {
+  Tensor out, x, down, up;
+};
+ExcitedGradient excite_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& means, const Tensor& hidden,
+                                     const Tensor& logits, const Tensor& down, const Tensor& up, const Sizes& geometry);
+
 Tensor every_cuda(const Tensor& x, Sizes geometry, int64_t stride);
 
 }  // namespace rubiks

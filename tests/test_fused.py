@@ -14,7 +14,7 @@ from rubiks.nn import RubiksBlock
 from rubiks.nn.fused import Geometry, attention_weights, matrix, supports, train_blocks
 from rubiks.ops.fused import norm_input_grad, pointwise, pointwise_grad, pointwise_weight_grad, row_sums
 
-VARIANTS = ("rubiks3d", "rubiks3d-aq", "rubiks2d")  # which it replaces
+VARIANTS = ("rubiks3d", "rubiks3d-aq", "rubiks2d", "fixed-tsm", "grouped")  # which it replaces
 SIZES = [(2, 4, 3, 32, 32), (3, 3, 3, 33, 35)]
 
 
@@ -140,7 +140,7 @@ def test_frozen_parameters_and_accumulated_gradients():
 
 def test_which_backbones_it_replaces():
     assert features.replaceable(RubiksNet("tiny", 5).backbone)
-    assert not features.replaceable(RubiksNet("small", 5).backbone)  # squeeze-excite
+    assert features.replaceable(RubiksNet("small", 5).backbone)
     assert not features.replaceable(RubiksNet("tiny", 5).eval().backbone)
     for stem in (
         nn.Conv2d(3, 54, 3, 2, 1),
@@ -170,9 +170,9 @@ def block_fused(block: RubiksBlock, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("geometry", [(2, 3, 6, 8), (1, 3, 5, 7), (2, 1, 7, 4), (1, 1, 9, 1)])
 @pytest.mark.parametrize(("channels", "stride"), [((6, 6), 1), ((6, 10), 1), ((6, 6), 2), ((6, 10), 2), ((5, 7), 3)])
-@pytest.mark.parametrize("attention", [False, True])
-def test_block(attention, channels, stride, geometry):
-    block = shaken(RubiksBlock(*channels, stride, attention, reduction=None))
+@pytest.mark.parametrize(("attention", "reduction"), [(False, None), (True, None), (False, 3)])
+def test_block(attention, reduction, channels, stride, geometry):
+    block = shaken(RubiksBlock(*channels, stride, attention, reduction))
     clips, frames, height, width = geometry
     outcomes = []
     for run in (block_fused, block_by_modules):
@@ -184,10 +184,10 @@ def test_block(attention, channels, stride, geometry):
 
 
 @pytest.mark.parametrize(("channels", "stride"), [((3, 3), 1), ((3, 4), 2)])
-@pytest.mark.parametrize("attention", [False, True])
-def test_gradcheck(attention, channels, stride):
+@pytest.mark.parametrize(("attention", "reduction"), [(False, None), (True, None), (False, 2)])
+def test_gradcheck(attention, reduction, channels, stride):
     torch.manual_seed(3)
-    block = RubiksBlock(*channels, stride, attention, reduction=None).double()
+    block = RubiksBlock(*channels, stride, attention, reduction).double()
     for name, parameter in block.named_parameters():
         if name.endswith("shift"):  # away from whole numbers, where the gradient is a mean of two
             nn.init.uniform_(parameter, 0.2, 0.8)
@@ -246,9 +246,9 @@ def test_supports_no_changed_block(change):
     assert not supports(block)
 
 
-def test_supports_what_the_tiers_make_but_squeeze_excite():
+def test_supports_what_the_tiers_make():
     assert supports(a_block(attention=False))
-    assert not supports(a_block(reduction=12))
+    assert supports(a_block(reduction=12))
     assert not supports(type("Other", (RubiksBlock,), {})(24, 24, 1, True, None))
 
 

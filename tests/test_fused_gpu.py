@@ -18,7 +18,8 @@ from rubiks.nn.fused import Geometry
 from rubiks.ops import fused, operator
 
 pytestmark = pytest.mark.gpu
-VARIANTS = ("rubiks3d", "rubiks3d-aq", "rubiks2d")  # whose training the fused blocks serve
+NETWORKS = [("tiny", variant) for variant in ("rubiks3d", "rubiks3d-aq", "rubiks2d", "fixed-tsm", "grouped")]
+NETWORKS += [("small", "rubiks3d")]  # with squeeze-excite
 ROUNDING = 4e-3  # of bfloat16, relative to the norm
 
 
@@ -250,9 +251,9 @@ def gradients(net: RubiksNet, clips: Tensor, autocast: bool) -> dict[str, Tensor
 
 
 @pytest.mark.parametrize("frames", fused.FRAMES)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_training_is_as_exact_as_the_modules(variant, frames, monkeypatch):
-    net = RubiksNet("tiny", 5, variant, frames).cuda().train()
+@pytest.mark.parametrize(("tier", "variant"), NETWORKS)
+def test_training_is_as_exact_as_the_modules(tier, variant, frames, monkeypatch):
+    net = RubiksNet(tier, 5, variant, frames).cuda().train()
     nn.init.normal_(net.new_fc.weight, std=0.1)
     clips = randn(32 // frames, frames, 3, 64, 64)
     calls = []
@@ -275,9 +276,9 @@ def test_training_is_as_exact_as_the_modules(variant, frames, monkeypatch):
     assert not off  # small ones are mostly rounding
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_bfloat16_parameters(variant):
-    net = RubiksNet("tiny", 5, variant).cuda().bfloat16().train()
+@pytest.mark.parametrize(("tier", "variant"), NETWORKS)
+def test_bfloat16_parameters(tier, variant):
+    net = RubiksNet(tier, 5, variant).cuda().bfloat16().train()
     clips = matrix(2, 8, 3, 32, 32)
     assert features.serves(net.backbone, clips.flatten(0, 1), 8)
     F.cross_entropy(net(clips).float(), torch.tensor([0, 1], device="cuda")).backward()

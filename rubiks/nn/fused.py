@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rubiks.nn.attention import AttentionShift, attention
-from rubiks.nn.block import RubiksBlock
-from rubiks.nn.shift import LearnableShift
+from rubiks.nn.block import RubiksBlock, SqueezeExcite
+from rubiks.nn.shift import FixedTimeShift, GroupedShift, LearnableShift
 from rubiks.ops.fused import (
     FRAMES,
     compiled,
     every,
+    excite,
+    excite_backward,
     norm_coefficients,
     norm_gradients,
     norm_input_grad,
@@ -35,6 +37,7 @@ from rubiks.ops.fused import (
 )
 
 MODULES = {RubiksBlock, nn.BatchNorm2d, nn.Conv2d, nn.Sequential, AttentionShift, LearnableShift}
+MODULES |= {SqueezeExcite, nn.Linear, nn.ReLU, nn.Sigmoid, FixedTimeShift, GroupedShift}
 
 
 class Geometry(NamedTuple):
@@ -69,10 +72,12 @@ class Parameters(NamedTuple):
     conv2: Tensor  # (C_out, C_in, 1, 1)
     gamma2: Tensor  # (C_out,)
     beta2: Tensor  # (C_out,)
-    shift: Tensor  # (3 or 2, C_out)
+    shift: Tensor  # (3 or 2, C_out), the offsets
     conv3: Tensor  # (C_out, C_out, 1, 1)
     shortcut: Tensor | None  # (C_out, C_in, 1, 1)
     attention: Tensor | None  # (C_in, 3), the weights, of which the logits are learned
+    down: Tensor | None  # (R, C_out), of squeeze-excite
+    up: Tensor | None  # (C_out, R)
 
     @classmethod
     def of(cls, block: RubiksBlock, attention: Tensor | None) -> Parameters:
@@ -82,21 +87,31 @@ class Parameters(NamedTuple):
             conv2=weight(block.first_convolution),
             gamma2=block.bn2.weight,
             beta2=block.bn2.bias,
-            shift=block.shift.shift,
+            shift=block.shift.offsets(),
             conv3=weight(block.conv3),
             shortcut=None if block.shortcut is None else weight(block.shortcut),
             attention=attention,
+            down=None if block.se is None else weight(block.se.fc[0]),
+            up=None if block.se is None else weight(block.se.fc[2]),
         )
 
     def cast(self, dtype: torch.dtype) -> Parameters:
-        """Convolutions as matrices in `dtype`, as autocast would have them; attention in the type of arithmetic."""
+        """Convolutions as matrices in `dtype`, as autocast would have them; small weights in the type of arithmetic."""
 
         def matrix(weight: Tensor) -> Tensor:
             return weight.to(dtype).flatten(1)
 
-        shortcut = None if self.shortcut is None else matrix(self.shortcut)
-        attention = None if self.attention is None else self.attention.to(torch.promote_types(dtype, torch.float32))
-        return self._replace(conv2=matrix(self.conv2), conv3=matrix(self.conv3), shortcut=shortcut, attention=attention)
+        def exact(weight: Tensor | None) -> Tensor | None:
+            return None if weight is None else weight.to(torch.promote_types(dtype, torch.float32))
+
+        return self._replace(
+            conv2=matrix(self.conv2),
+            conv3=matrix(self.conv3),
+            shortcut=None if self.shortcut is None else matrix(self.shortcut),
+            attention=exact(self.attention),
+            down=exact(self.down),
+            up=exact(self.up),
+        )
 
     def all_float32(self) -> bool:
         return all(parameter is None or parameter.dtype == torch.float32 for parameter in self)
@@ -110,20 +125,20 @@ class Parameters(NamedTuple):
 FIELDS = len(Parameters._fields)
 
 
-def weight(conv: nn.Module) -> Tensor:
-    """(C_out, C_in, 1, 1) of a 1x1 convolution."""
-    assert isinstance(conv, nn.Conv2d)
-    return conv.weight.contiguous()
+def weight(layer: nn.Module) -> Tensor:
+    """(C_out, C_in, 1, 1) of a 1x1 convolution, or (C_out, C_in) of a linear layer."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    return layer.weight.contiguous()
 
 
 def supports(block: nn.Module) -> bool:
     """Whether `train_blocks` does what the block's modules would do now.
 
-    It does for the modules that `RubiksBlock` makes, in training mode, without squeeze-excite: batch norms with scale,
-    offset and running statistics averaged by a fixed momentum. Not for modules of other types put in their place (such
+    It does for the modules that `RubiksBlock` makes, in training mode: batch norms with scale, offset and running
+    statistics averaged by a fixed momentum. Not for modules of other types put in their place (such
     as `nn.SyncBatchNorm`), nor with hooks, which would not be called.
     """
-    return isinstance(block, RubiksBlock) and block.se is None and unchanged(block)
+    return isinstance(block, RubiksBlock) and unchanged(block)
 
 
 def unchanged(module: nn.Module) -> bool:
@@ -133,6 +148,8 @@ def unchanged(module: nn.Module) -> bool:
         return False
     if isinstance(module, nn.BatchNorm2d):
         return averages(module)
+    if isinstance(module, nn.Linear):
+        return module.bias is None and not module._modules
     if isinstance(module, nn.Conv2d):
         return plain(module, kernel=1, stride=module.stride[0], padding=0)
     return all(child is None or unchanged(child) for child in module._modules.values())
@@ -242,8 +259,11 @@ def forward_reference(
     residual = x
     if p.shortcut is not None:
         residual, _ = pointwise(every(x, geometry, stride), p.shortcut, scale1, bias1)
-    y, sums = pointwise(z, p.conv3, residual=residual, stats=True)
-    return y, sums, (h, z, stats1, stats2, *p)
+    excited, means, hidden, logits = z, None, None, None
+    if p.down is not None and p.up is not None:
+        excited, means, hidden, logits = excite(z, p.down, p.up, geometry.strided(stride))
+    y, sums = pointwise(excited, p.conv3, residual=residual, stats=True)
+    return y, sums, (h, z, stats1, stats2, means, hidden, logits, *p)
 
 
 def backward_reference(
@@ -255,6 +275,9 @@ def backward_reference(
     z: Tensor,
     stats1: Tensor,
     stats2: Tensor,
+    means: Tensor | None,
+    hidden: Tensor | None,
+    logits: Tensor | None,
     *parameters: Tensor,
 ) -> tuple[Tensor, Parameters]:
     """The gradients of x and of the parameters."""
@@ -264,7 +287,14 @@ def backward_reference(
     _, _, scale2, bias2 = stats2
 
     gz, _ = pointwise_grad(gy, p.conv3)
-    g_conv3 = pointwise_weight_grad(gy, z)
+    excited, g_down, g_up = z, None, None
+    if p.down is not None and p.up is not None:
+        assert means is not None
+        assert hidden is not None
+        assert logits is not None
+        excited, gz, g_down, g_up = excite_backward(gz, z, means, hidden, logits, p.down, p.up, strided)
+    g_conv3 = pointwise_weight_grad(gy, excited)
+    del excited
     g2, g_shift, sums2 = norm_shift_backward(
         strided.volume(gz), geometry.volume(h), scale2, bias2, p.shift, (1, stride, stride), (0, 0, 0)
     )
@@ -293,7 +323,9 @@ def backward_reference(
         sums1 = torch.cat((sums1, sums))
     mix1, g_gamma1, g_beta1 = norm_gradients(sums1, x.shape[1], stats1)
     gx = norm_input_grad(g1, x, mix1, residual)
-    return gx, Parameters(g_gamma1, g_beta1, g_conv2, g_gamma2, g_beta2, g_shift, g_conv3, g_shortcut, g_attention)
+    return gx, Parameters(
+        g_gamma1, g_beta1, g_conv2, g_gamma2, g_beta2, g_shift, g_conv3, g_shortcut, g_attention, g_down, g_up
+    )
 
 
 def forward_compiled(
@@ -313,8 +345,10 @@ def forward_compiled(
         p.conv3,
         p.shortcut,
         p.attention,
+        p.down,
+        p.up,
     )
-    return y, sums, (*kept, p.shift, p.shortcut, p.attention)
+    return y, sums, (*kept, p.shift, p.shortcut, p.attention, p.down, p.up)
 
 
 def backward_compiled(
@@ -327,13 +361,20 @@ def backward_compiled(
     stats1: Tensor,
     stats2: Tensor,
     weights: Tensor,
+    means: Tensor,
+    hidden: Tensor,
+    logits: Tensor,
     shift: Tensor,
     shortcut: Tensor | None,
     attention: Tensor | None,
+    down: Tensor | None,
+    up: Tensor | None,
 ) -> tuple[Tensor, Parameters]:
     """`backward_reference` by the compiled operator."""
-    gx, gamma1, beta1, conv2, gamma2, beta2, g_shift, conv3, g_shortcut, g_attention = torch.ops.rubiks.block_backward(
-        gy, x, h, z, stats1, stats2, weights, geometry, stride, shift, attention, shortcut is not None
+    kept = x, h, z, stats1, stats2, weights, means, hidden, logits
+    settings = geometry, stride, shift, attention, down, up, shortcut is not None
+    gx, gamma1, beta1, conv2, gamma2, beta2, g_shift, conv3, g_shortcut, g_attention, g_down, g_up = (
+        torch.ops.rubiks.block_backward(gy, *kept, *settings)
     )
     return gx, Parameters(
         gamma1,
@@ -345,6 +386,8 @@ def backward_compiled(
         conv3,
         shortcut=None if shortcut is None else g_shortcut,
         attention=None if attention is None else g_attention,
+        down=None if down is None else g_down,
+        up=None if up is None else g_up,
     )
 
 

@@ -225,6 +225,43 @@ def every(x: Tensor, geometry: Sequence[int], stride: int) -> Tensor:
     return x.view(len(x), clips, height, width, frames)[:, :, ::stride, ::stride].flatten(1)
 
 
+def excite(x: Tensor, down: Tensor, up: Tensor, geometry: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Squeeze-excite (Hu et al., CVPR 2018): each channel of a frame times sigmoid(up @ relu(down @ its means)).
+
+    Args:
+        x: (C, P).
+        down, up: (R, C), (C, R).
+        geometry: N, T, H, W.
+
+    Returns:
+        (C, P); for the backward the means (C, N*T), the hidden values (R, N*T) and the logits (C, N*T).
+    """
+    planes = _planes(x, geometry)
+    means = planes.mean(2, dtype=exact(x)).flatten(1)
+    hidden = (down @ means).relu_()
+    logits = up @ hidden
+    return _gated(planes, logits).view(x.shape), means, hidden, logits
+
+
+def excite_backward(
+    grad: Tensor,
+    x: Tensor,
+    means: Tensor,
+    hidden: Tensor,
+    logits: Tensor,
+    down: Tensor,
+    up: Tensor,
+    geometry: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """From the gradient of its result (C, P): the result of `excite` again, the gradients of x, `down` and `up`."""
+    planes, grads, gates = _planes(x, geometry), _planes(grad, geometry), logits.sigmoid()
+    grad_logits = (grads.to(exact(x)) * planes).sum(2).flatten(1) * gates * (1 - gates)
+    grad_hidden = (up.t() @ grad_logits).masked_fill_(hidden <= 0, 0)
+    of_means = _per_frame(down.t() @ grad_hidden, planes) / planes.shape[2]
+    grad_x = (grads * _per_frame(gates, planes) + of_means).to(x.dtype).view(x.shape)
+    return _gated(planes, logits).view(x.shape), grad_x, grad_hidden @ means.t(), grad_logits @ hidden.t()
+
+
 STEM_ROWS = 28  # 3 x 3 x 3 values of a window, and zeros: the kernels take even numbers
 
 
@@ -321,6 +358,21 @@ def _input(x: Tensor, scale: Tensor | None, bias: Tensor | None, attention: Tens
 
 def _rectified_volume(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return _rectify(x.movedim(2, 0), scale, bias).movedim(0, 2)
+
+
+def _planes(x: Tensor, geometry: Sequence[int]) -> Tensor:
+    """(C, P) -> (C, N, H*W, T)."""
+    clips, frames, height, width = geometry
+    return x.view(len(x), clips, height * width, frames)
+
+
+def _per_frame(values: Tensor, planes: Tensor) -> Tensor:
+    """(C, N*T) -> (C, N, 1, T)."""
+    return values.view(len(planes), planes.shape[1], 1, -1)
+
+
+def _gated(planes: Tensor, logits: Tensor) -> Tensor:
+    return (planes * _per_frame(logits.sigmoid(), planes)).to(planes.dtype)
 
 
 def _channels_first(x: Tensor) -> Tensor:
