@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -85,7 +86,10 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = Manifest(out)
     with progress("Preparing", len(jobs)) as advance:
         bad = prepare(list(jobs.values()), manifest, workers, arguments.timeout, advance)
-    usage = _write_lists(source, cfg.data.format, lists, names, out, form, manifest)
+    choices = [choice for choice in arguments.data if not choice.startswith("data.root=")]
+    if cfg.data.format == "builtin":
+        choices = ["data=ssv2", "data.num_classes=null"]
+    usage = _write_lists(source, choices, lists, names, out, form, manifest)
     print(*problems, sep="\n", end="\n" if problems else "")
     write_bad(out / BAD_FILES, bad)
     _report([job for job in jobs.values() if job.name in manifest.entries], manifest)
@@ -111,27 +115,27 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
 
 def _write_lists(
     source: Source,
-    data_format: str,
+    same_choices: list[str],
     lists: dict[Split, list[VideoRecord]],
     names: Manifest,
     out: Path,
     form: str,
     manifest: Manifest,
 ) -> str:
-    """Write labels and lists; the choices that read them."""
+    """Write labels and lists, the data set's own where its layout is kept; the choices that read them."""
     from rubiks.data.prepare import PATTERN, target_name, write_csv, write_text
-    from rubiks.data.sources import CsvLists, ListedSource
+    from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource
 
     def target(path: str) -> str:
         return target_name(names.name_of(path), form)
 
-    assert isinstance(source, ListedSource)
+    assert isinstance(source, (ListedSource, HMDB51))
     files = source.annotation_files()
     choices = []
-    if form == "video" and not isinstance(source, CsvLists) and data_format != "frames":
+    if form == "video" and not isinstance(source, (CsvLists, FrameLists)):
         for path in files.values():
             _copy(path, names, out)
-        return f"data={'ssv2' if data_format == 'builtin' else data_format}"
+        return shlex.join(same_choices)
     for split, records in lists.items():
         if form == "frames":
             known = [(target(r.path), r.label) for r in records if target(r.path) in manifest.entries]

@@ -1,4 +1,4 @@
-"""Something-Something."""
+"""Something-Something, and Jester, which Twenty Billion Neurons published in the same form."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rubiks.data.sources.annotations import (
     not_empty,
     shown,
     split_by_presence,
+    unknown_class,
 )
 from rubiks.data.sources.source import ListedSource, Split
 from rubiks.errors import InputError
@@ -106,3 +107,67 @@ class SomethingSomethingV2(ListedSource):
                 f"set {key} to an official list with labels (the test list has none)"
             )
         return video, template
+
+
+class TwentyBNFrames(ListedSource):
+    """Something-Something v1 and Jester: csv lists and a folder of frames for each video.
+
+    The labels file has one class a line, the lists `id;label` a line. Files that are not given are looked for in root
+    and root/labels under their official names, such as jester-v1-train.csv. A video is the folder
+    `<root>/<videos>/<id>` of frames 00001.jpg and so on, which are counted where it is read, or `<id>.mp4` beside it as
+    `rubiks prepare` writes.
+
+    The labels are the sorted names of the classes, as TSM numbers them in its lists, not the file's order.
+
+    Args:
+        root: folder of the data set.
+        release: what the official file names begin with, something-something-v1 or jester-v1.
+        videos: folder of the videos, relative to root.
+        train_list: csv list, absolute or relative to root or to the working directory; None for the official name.
+        val_list: the same for validation.
+        labels: the same for the labels file.
+    """
+
+    PATTERN = "{:05d}.jpg"
+
+    def __init__(
+        self,
+        root: str,
+        release: str,
+        videos: str,
+        train_list: str | None = None,
+        val_list: str | None = None,
+        labels: str | None = None,
+    ) -> None:
+        def file(given: str | None, key: str, name: str) -> AnnotationFile:
+            return AnnotationFile(root, given, key, (f"{release}-{name}.csv",), "labels")
+
+        super().__init__(
+            file(labels, "data.labels", "labels"),
+            file(train_list, "data.train_list", "train"),
+            file(val_list, "data.val_list", "validation"),
+        )
+        self._videos = os.path.join(root, videos)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        return sorted(self._labels.class_names())
+
+    def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
+        file = self._lists[split]
+        labels = {name: label for label, name in enumerate(self.classes)}
+        folders = Folders()
+        records = []
+        for where, line in file.numbered_lines():
+            video, _, name = (field.strip() for field in line.partition(";"))
+            if not name:
+                raise InputError(
+                    f"{where}: expected `id;label`, got {shown(line)}; set {file.key} to an official list with labels "
+                    "(the test list has none)"
+                )
+            if name not in labels:
+                raise unknown_class(where, name, self._labels)
+            path = folders.first(os.path.join(self._videos, file_name(video, where, "id")), ("", ".mp4"))
+            pattern = None if path.endswith(".mp4") else self.PATTERN
+            records.append(VideoRecord(path, labels[name], pattern=pattern))
+        return split_by_presence(not_empty(records, file))
