@@ -304,3 +304,22 @@ def test_wrong_class_counts_name_the_file(name, file, layouts, command):
     assert status == 2
     assert f"{root / file}: expected data.num_classes={CLASSES[name]} classes, got 2" in err
     assert "data.num_classes=2" in err
+
+
+@pytest.mark.parametrize(("name", "count"), [("ssv2", 174), ("kinetics", 400), ("kinetics", 600), ("kinetics", 700)])
+def test_the_labels_must_be_as_many_as_the_edition_has(name, count, tmp_path):
+    (tmp_path / "labels.json").write_text(json.dumps({f"class {label}": str(label) for label in range(count)}))
+    rows = "".join(f"class {label},id{label},0,10,train\n" for label in range(count))
+    (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end,split\n" + rows)
+    path = tmp_path / {"ssv2": "labels.json", "kinetics": "train.csv"}[name]
+
+    def names(*choices):
+        cfg = compose([f"data={name}", f"data.root={tmp_path}", *choices])
+        return assemble.class_names(cfg, assemble.source(cfg))
+
+    assert len(names(f"data.num_classes={count}")) == len(names("data.num_classes=null")) == count
+    assert_rejected(lambda: names("data.num_classes=500"), f"{path}: expected data.num_classes=500", f"got {count}")
+    if count == CLASSES[name]:
+        assert len(names()) == count
+    else:
+        assert_rejected(names, str(path), f"data.num_classes={count}")
