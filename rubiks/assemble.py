@@ -76,39 +76,65 @@ def plain(node: DictConfig) -> dict[str, Any]:
 def source(cfg: DictConfig) -> sources.Source:
     """The data set's lists. The built-in data set is made here on first use."""
     data = cfg.data
+
+    def lists() -> dict[str, Any]:
+        return {key: data[key] for key in ("root", "train_list", "val_list", "labels")}
+
     try:
-        if data.format == "builtin":
-            folder = builtin.generate(data.root, data.level, data.train_videos, data.val_videos, data.seed)
-            return sources.SomethingSomethingV2(str(folder))
-        if data.format == "images":
-            return ImageFolders(data.root, data.train_folder, data.val_folder)
-        if data.format == "shards":
-            return Shards(data.root)
-        lists = {key: data[key] for key in ("root", "train_list", "val_list", "labels")}
-        if data.format == "ssv2":
-            return sources.SomethingSomethingV2(**lists, videos=data.videos)
-        if data.format == "kinetics":
-            return sources.Kinetics(**lists)
-        if data.format == "frames":
-            return sources.FrameLists(**lists, pattern=data.pattern)
+        match data.format:
+            case "builtin":
+                folder = builtin.generate(data.root, data.level, data.train_videos, data.val_videos, data.seed)
+                return sources.SomethingSomethingV2(str(folder))
+            case "ssv1" | "jester":
+                return sources.TwentyBNFrames(**lists(), release=data.release, videos=data.videos)
+            case "ssv2":
+                return sources.SomethingSomethingV2(**lists(), videos=data.videos)
+            case "kinetics":
+                return sources.Kinetics(**lists())
+            case "ucf101":
+                return sources.UCF101(**lists(), split=official_split(cfg), videos=data.videos)
+            case "hmdb51":
+                return sources.HMDB51(data.root, official_split(cfg), data.lists, data.videos)
+            case "frames":
+                return sources.FrameLists(**lists(), pattern=data.pattern)
+            case "csv":
+                return sources.CsvLists(**lists())
+            case "images":
+                return ImageFolders(data.root, data.train_folder, data.val_folder)
+            case "shards":
+                return Shards(data.root)
     except MissingMandatoryValue as error:
-        raise InputError(f"{error.full_key} is not set; data={cfg.data.name} needs it") from None
-    one_of("data.format", data.format, ("builtin", "images", "shards", "ssv2", "kinetics", "frames", "csv"))
-    return sources.CsvLists(**lists)
+        raise InputError(f"{error.full_key} is not set; data={data.format} needs it") from None
+    raise InputError(f"data.format={data.format!r} is unknown; leave it as data= sets it")
 
 
-def class_names(cfg: DictConfig, data: sources.Source, saved: SavedNetwork | None = None) -> list[str]:
-    """Class names in label order: the data set's, or as many numbers as data.num_classes, or the checkpoint's."""
+def official_split(cfg: DictConfig) -> int:
+    """Which of the three official splits of UCF101 or HMDB51."""
+    return one_of("data.split", cfg.data.split, (1, 2, 3))
+
+
+def check_class_count(cfg: DictConfig, data: sources.Source) -> None:
+    """Raise InputError where the data set names its classes and they are not data.num_classes many."""
     names, count = data.classes, cfg.data.num_classes
     if count is not None:
         whole_number("data.num_classes", count, 1)
         if names is not None and len(names) != count:
-            raise InputError(f"data.num_classes={count}, but the data set names {len(names)} classes; leave it out")
+            raise InputError(
+                f"{data.classes_path}: expected data.num_classes={count} classes, got {len(names)}; use the official "
+                f"files of data={cfg.data.format}, or for a part or another edition of it set "
+                f"data.num_classes={len(names)}"
+            )
+
+
+def class_names(cfg: DictConfig, data: sources.Source, saved: SavedNetwork | None = None) -> list[str]:
+    """Class names in label order: the data set's, or as many numbers as data.num_classes, or the checkpoint's."""
+    check_class_count(cfg, data)
+    names, count = data.classes, cfg.data.num_classes
     if names is None and count is None and saved is not None:
         names, count = saved.classes, saved.num_classes
     if names is None and count is None:
         raise InputError(
-            f"data={cfg.data.name} does not name its classes: set data.num_classes=, or data.labels= to a text file "
+            f"data={cfg.data.format} does not name its classes: set data.num_classes=, or data.labels= to a text file "
             "with one class a line"
         )
     return names if names is not None else [str(label) for label in range(count)]
@@ -119,7 +145,7 @@ def manifest(cfg: DictConfig) -> Manifest:
     try:
         return Manifest(cfg.data.root, cfg.data.manifest)
     except MissingMandatoryValue as error:
-        raise InputError(f"{error.full_key} is not set; data={cfg.data.name} needs it") from None
+        raise InputError(f"{error.full_key} is not set; data={cfg.data.format} needs it") from None
 
 
 def records(

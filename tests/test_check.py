@@ -275,7 +275,9 @@ class TestCommand:
         entries = [{"id": name, "template": "Run" if name in "135" else "Jump"} for name in "12345"]
         (tmp_path / "train.json").write_text(json.dumps(entries[1:]))
         (tmp_path / "validation.json").write_text(json.dumps(entries[:1]))
-        status, out, _ = rubiks_command("check", "data=ssv2", f"data.root={tmp_path}", "--workers", "1")
+        status, out, _ = rubiks_command(
+            "check", "data=ssv2", f"data.root={tmp_path}", "data.num_classes=3", "--workers", "1"
+        )
         assert status == 1
         assert "in training and in validation: 1 videos" in out
         assert "train: 1 of the 3 classes have no video, the first is 2" in out
@@ -289,7 +291,9 @@ class TestCommand:
 
         for name in "45":
             shutil.copy(clips / "b.webm", videos / f"{name}.webm")
-        status, out, _ = rubiks_command("check", "data=ssv2", f"data.root={tmp_path}", "--workers", "1")
+        status, out, _ = rubiks_command(
+            "check", "data=ssv2", f"data.root={tmp_path}", "data.num_classes=3", "--workers", "1"
+        )
         assert status == 0
         assert not (tmp_path / "rubiks-bad.txt").exists()
 
@@ -321,3 +325,9 @@ class TestCommand:
         assert official_total("kinetics", 400, "val") == 19_906
         assert official_total("kinetics", 600, "train") is None
         assert official_total("ssv2", 8, "train") is None
+        assert official_total("csv", None, "train") is None
+        assert sum(official_total("ssv1", 174, split) for split in ("train", "val", "test")) == 108_499
+        assert sum(official_total("jester", 27, split) for split in ("train", "val", "test")) == 148_092
+        for split in (1, 2, 3):
+            assert sum(official_total(f"ucf101-split{split}", 101, name) for name in ("train", "val")) == 13_320
+            assert sum(official_total(f"hmdb51-split{split}", 51, name) for name in ("train", "val")) == 51 * 100

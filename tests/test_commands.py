@@ -381,8 +381,8 @@ def real_videos(tmp_path):
     videos = [real_clip(name) for name in ("mpeg4_test.avi", "kinetics_demo.mp4")]
     (tmp_path / "list.csv").write_text(f"path,label\n{videos[0]},walking\n{videos[1]},wrestling\n")
     return {
-        "ssv2": (f"data.root={ssv2}",),
-        "kinetics": (f"data.root={kinetics}",),
+        "ssv2": (f"data.root={ssv2}", "data.num_classes=2"),
+        "kinetics": (f"data.root={kinetics}", "data.num_classes=null"),
         "frames": (
             f"data.root={frames}", "data.train_list=list.txt", "data.val_list=list.txt", "data.num_classes=2",
         ),
@@ -455,7 +455,7 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["tier=huge"], ["tier/huge", "large", "medium", "small", "tiny"]),
         (["variant=rubiks4d"], ["rubiks3d", "rubiks3d-aq"]),
         (["protocol=ten_clip"], ["one_clip", "two_clip"]),
-        (["data=imagenet"], ["builtin", "csv", "frames", "images", "kinetics", "ssv2"]),
+        (["data=imagenet"], ["builtin", "csv", "hmdb51", "images", "jester", "kinetics", "ssv1", "ssv2", "ucf101"]),
         (["data=images"], ["data.root"]),
         (["data=images", "data.root=nowhere"], ["nowhere/train", "data.root"]),
         (["recipe.learning_rate=1"], ["recipe.learning_rate", "recipe.lr", "recipe.momentum"]),

@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     if cfg.data.format == "shards":
         raise InputError("data=shards: check the loose videos that the shards were written from")
     source, manifest = assemble.source(cfg), assemble.manifest(cfg)
+    assemble.check_class_count(cfg, source)
     count = cfg.data.num_classes if source.classes is None else len(source.classes)
     lists, missing, notes = {}, {}, []
     for split in ("train", "val"):
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         good = [entry for entry in entries if entry.problem is None]
         problems = {r.path: e.problem for r, e in zip(records, entries, strict=True) if e.problem is not None}
         bad |= problems | dict.fromkeys(missing[split], "no such file")
-        listed, official = len(records) + len(missing[split]), official_total(cfg.data.format, count, split)
+        listed, official = len(records) + len(missing[split]), official_total(cfg.data.name, count, split)
         table.add_row(
             split,
             f"{listed:,}",
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
             notes.append(f"{split}: {len(absent):,} of the {count} classes have no video, the first is {min(absent)}")
         for entry in [entry for entry in good if entry.doubt is not None][:5]:
             notes.append(f"{split}: {entry.name} decodes, but the decoder says: {entry.doubt}")
-    if (test := official_total(cfg.data.format, count, "test")) is not None:
+    if (test := official_total(cfg.data.name, count, "test")) is not None:
         notes.append(f"test: {test:,} official videos, not checked, as their list has no labels")
     groups = repeated(lists, manifest)
     overlap = [group for group in groups if len({split for split, _ in group}) > 1]

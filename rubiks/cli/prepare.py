@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rubiks.cli.entry import compose
     from rubiks.data.manifest import Manifest
     from rubiks.data.prepare import Job, prepare, target_name
-    from rubiks.data.sources import annotation_files
+    from rubiks.data.sources import SomethingSomethingV2
 
     workers, out, form = processes(arguments), Path(arguments.out), arguments.form
     if arguments.short_side < 16:
@@ -69,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(problems[0])
     root = Path(cfg.data.root)
     if cfg.data.format == "builtin":  # its folder holds several
-        root = Path(annotation_files(source)["data.labels"]).parent
+        assert isinstance(source, SomethingSomethingV2)
+        root = Path(source.classes_path).parent
     if out.resolve() == root.resolve():
         raise InputError(f"--out={out} is the source's own folder; give another")
     _keep_settings(out, {"form": form, "short_side": arguments.short_side})
@@ -84,7 +86,10 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = Manifest(out)
     with progress("Preparing", len(jobs)) as advance:
         bad = prepare(list(jobs.values()), manifest, workers, arguments.timeout, advance)
-    usage = _write_lists(source, cfg.data.format, lists, names, out, form, manifest)
+    choices = [choice for choice in arguments.data if not choice.startswith("data.root=")]
+    if cfg.data.format == "builtin":
+        choices = ["data=ssv2", "data.num_classes=null"]
+    usage = _write_lists(source, choices, lists, names, out, form, manifest)
     print(*problems, sep="\n", end="\n" if problems else "")
     write_bad(out / BAD_FILES, bad)
     _report([job for job in jobs.values() if job.name in manifest.entries], manifest)
@@ -110,25 +115,27 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
 
 def _write_lists(
     source: Source,
-    data_format: str,
+    same_choices: list[str],
     lists: dict[Split, list[VideoRecord]],
     names: Manifest,
     out: Path,
     form: str,
     manifest: Manifest,
 ) -> str:
-    """Write labels and lists; the choices that read them."""
+    """Write labels and lists, the data set's own where its layout is kept; the choices that read them."""
     from rubiks.data.prepare import PATTERN, target_name, write_csv, write_text
-    from rubiks.data.sources import CsvLists, annotation_files
+    from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource
 
     def target(path: str) -> str:
         return target_name(names.name_of(path), form)
 
+    assert isinstance(source, (ListedSource, HMDB51))
+    files = source.annotation_files()
     choices = []
-    if form == "video" and not isinstance(source, CsvLists) and data_format != "frames":
-        for path in annotation_files(source).values():
+    if form == "video" and not isinstance(source, (CsvLists, FrameLists)):
+        for path in files.values():
             _copy(path, names, out)
-        return f"data={'ssv2' if data_format == 'builtin' else data_format}"
+        return shlex.join(same_choices)
     for split, records in lists.items():
         if form == "frames":
             known = [(target(r.path), r.label) for r in records if target(r.path) in manifest.entries]
@@ -138,14 +145,14 @@ def _write_lists(
             continue
         if isinstance(source, CsvLists):
             rows = [(target(os.path.join(names.root, path)), label) for path, label in source.rows(split)]
-            relative = names.name_of(annotation_files(source)[f"data.{split}_list"])
+            relative = names.name_of(files[f"data.{split}_list"])
         else:
             rows, relative = [(target(record.path), str(record.label)) for record in records], f"{split}.csv"
         relative = os.path.basename(relative) if os.path.isabs(relative) else relative
         write_csv(out / relative, rows)
         choices.append(f"data.{split}_list={relative}")
     if isinstance(source, CsvLists) and form == "video":
-        labels = annotation_files(source).get("data.labels")
+        labels = files.get("data.labels")
         choices += [f"data.labels={_copy(labels, names, out)}"] if labels else []
     elif source.classes is not None:
         write_text(out / "labels.txt", source.classes)

@@ -229,14 +229,27 @@ def repeated(lists: Mapping[str, Sequence[VideoRecord]], manifest: Manifest) -> 
     return [group for group in groups.values() if len(group) > 1]
 
 
-# Videos in the official lists. Something-Something v2: its release. Kinetics-400: the csv files beside the copy that
-# CVDF hosts; those of 600 and 700 have been released in several versions, so nothing is said of them.
-_OFFICIAL = {"ssv2": {"train": 168_913, "val": 24_777, "test": 27_157}, "kinetics": {"train": 246_534, "val": 19_906}}
-_OFFICIAL_CLASSES = {"ssv2": 174, "kinetics": 400}
+# Videos in the official lists, by the data set's name and its number of classes. Kinetics-400: the csv files beside the
+# copy that CVDF hosts; those of 600 and 700 have been released in several versions, so nothing is said of them. The
+# test lists of UCF101 and HMDB51 are the validation lists here.
+_OFFICIAL: dict[tuple[str, int | None], dict[str, int]] = {
+    ("ssv1", 174): {"train": 86_017, "val": 11_522, "test": 10_960},
+    ("ssv2", 174): {"train": 168_913, "val": 24_777, "test": 27_157},
+    ("jester", 27): {"train": 118_562, "val": 14_787, "test": 14_743},
+    ("kinetics", 400): {"train": 246_534, "val": 19_906},
+    ("ucf101-split1", 101): {"train": 9_537, "val": 3_783},
+    ("ucf101-split2", 101): {"train": 9_586, "val": 3_734},
+    ("ucf101-split3", 101): {"train": 9_624, "val": 3_696},
+    **{(f"hmdb51-split{split}", 51): {"train": 3_570, "val": 1_530} for split in (1, 2, 3)},
+}
 
 
-def official_total(data_format: str, num_classes: int | None, split: str) -> int | None:
-    """How many videos the official list of a split names; None where that is not known."""
-    if num_classes != _OFFICIAL_CLASSES.get(data_format):
-        return None
-    return _OFFICIAL.get(data_format, {}).get(split)
+def official_total(name: str, num_classes: int | None, split: str) -> int | None:
+    """How many videos the official list of a split names; None where that is not known.
+
+    Args:
+        name: of the data set, data.name.
+        num_classes: how many classes it has; a part of a data set, or another edition, has another number.
+        split: train, val or test.
+    """
+    return _OFFICIAL.get((name, num_classes), {}).get(split)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from rubiks.data.readers import seeking_reader
-from rubiks.data.records import CheckedFile, Span, VideoRecord
+from rubiks.data.records import CheckedFile, Span, VideoRecord, count_frames
 from rubiks.errors import VideoError
 
 # Here random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time stamps are
@@ -36,7 +36,7 @@ def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | FrameFo
         return ImageFile(record.path, content)
     if record.pattern is None:
         return VideoFile(record.path, reader, content, record.checked)
-    return FrameFolder(record.path, record.num_frames or 0, record.pattern)
+    return FrameFolder(record.path, record.num_frames, record.pattern)
 
 
 class VideoFile:
@@ -163,16 +163,18 @@ class FrameFolder:
 
     Args:
         path: the folder.
-        num_frames: how many frames the list gives it.
+        num_frames: how many frames the list or the manifest gives it; None to count them.
         pattern: format of the file names, numbered from 1, e.g. "{:06d}.jpg" (TSM's convention).
 
     Raises:
-        VideoError: there is no such folder, or it has no frames by the list.
+        VideoError: there is no such folder, it has no frames, or those to be counted have gaps.
     """
 
-    def __init__(self, path: str, num_frames: int, pattern: str) -> None:
+    def __init__(self, path: str, num_frames: int | None, pattern: str) -> None:
         if not os.path.isdir(path):
             raise VideoError(path, "is not a folder of frames" if os.path.exists(path) else "no such folder")
+        if num_frames is None:
+            num_frames = count_frames(path, pattern)
         if num_frames < 1:
             raise VideoError(path, f"the list gives it {num_frames} frames, expected at least 1")
         self.path = path
@@ -180,7 +182,7 @@ class FrameFolder:
         self._pattern = pattern
 
     def __len__(self) -> int:
-        """The number of frames that the list gives."""
+        """The number of frames."""
         return self._length
 
     def frames(self, indices: Sequence[int]) -> Tensor:
@@ -226,7 +228,7 @@ class FrameFolder:
         try:
             return _read_image(os.path.join(self.path, name))
         except FileNotFoundError as error:
-            raise VideoError(self.path, f"frame {name} is missing, the list gives {self._length} frames") from error
+            raise VideoError(self.path, f"frame {name} is missing, expected {self._length} frames") from error
         except VideoError as error:
             raise VideoError(self.path, f"frame {name} {error.reason}") from error
 

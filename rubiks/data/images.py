@@ -32,6 +32,10 @@ class ImageFolders:
         return self._classes(self._class_split)
 
     @property
+    def classes_path(self) -> str:
+        return self._folders[self._class_split]
+
+    @property
     def _class_split(self) -> Split:
         alone = os.path.isdir(self._folders["val"]) and not os.path.isdir(self._folders["train"])
         return "val" if alone else "train"
@@ -42,7 +46,7 @@ class ImageFolders:
         for name in names:
             if name not in labels:
                 raise InputError(
-                    f"{os.path.join(folder, name)}: expected a class of {self._folders[self._class_split]}, which has "
+                    f"{os.path.join(folder, name)}: expected a class of {self.classes_path}, which has "
                     f"no folder {name!r}; set data.train_folder and data.val_folder to splits of one data set"
                 )
         images = make_dataset(folder, {name: labels[name] for name in names}, IMG_EXTENSIONS, allow_empty=True)

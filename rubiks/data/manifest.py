@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rubiks.data.records import CheckedFile, VideoRecord
-from rubiks.errors import InputError
+from rubiks.errors import InputError, VideoError
 from rubiks.files import write_atomically
 
 NAME = "rubiks-manifest.jsonl"
@@ -108,23 +108,25 @@ class Manifest:
             raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def apply(self, records: Sequence[VideoRecord]) -> list[VideoRecord]:
-        """The records of video files, with what is known of good ones, so that no reader counts their frames again."""
+        """The records, with what is known of good videos, so that no reader counts their frames again."""
         if not self.entries:
             return list(records)
         return [self._applied(record) for record in records]
 
     def _applied(self, record: VideoRecord) -> VideoRecord:
         entry = self.entries.get(self.name_of(record.path))
-        if entry is None or entry.problem is not None or record.pattern is not None or record.image:
+        if entry is None or entry.problem is not None or record.image:
             return record
+        if record.pattern is not None:
+            return record if record.num_frames is not None else dataclasses.replace(record, num_frames=entry.frames)
         return dataclasses.replace(record, checked=CheckedFile(entry.size, entry.frames, entry.can_seek))
 
 
 def stamp(record: VideoRecord) -> tuple[int, int]:
-    """Size and mtime_ns of an entry; (0, 0) of what is not there."""
+    """Size and mtime_ns of an entry; (0, 0) of what is not there, or a folder of frames with gaps."""
     try:
         status = [os.stat(path) for path in record.files]
-    except OSError:
+    except (OSError, VideoError):
         return 0, 0
     return sum(one.st_size for one in status), max((one.st_mtime_ns for one in status), default=0)
 

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from rubiks.errors import VideoError
+
 
 class Span(NamedTuple):
     """Where a file's content lies within a larger file, in bytes."""
@@ -30,7 +32,8 @@ class VideoRecord:
     Attributes:
         path: the video file, the folder of frames, or the image.
         label: index of the class, from 0.
-        num_frames: frame folders: the count that the list gives. None for video files, whose reader counts.
+        num_frames: frame folders: the count that the list or the manifest gives. None where the reader counts, as for
+            video files.
         pattern: frame folders: how frame files are named, e.g. "{:06d}.jpg", numbered from 1. None for video files.
         image: whether it is a still image, a video of one frame.
         span: videos and images in a shard: where their bytes are; `path` is then only a name. None for loose files.
@@ -53,7 +56,36 @@ class VideoRecord:
 
     @property
     def files(self) -> list[str]:
-        """The file, or those of a folder's frames in order, by the list."""
+        """The file, or those of a folder's frames in order; VideoError where they are to be counted and cannot be."""
         if self.pattern is None:
             return [self.path]
-        return [os.path.join(self.path, self.pattern.format(i + 1)) for i in range(self.num_frames or 0)]
+        count = count_frames(self.path, self.pattern) if self.num_frames is None else self.num_frames
+        return [os.path.join(self.path, self.pattern.format(i + 1)) for i in range(count)]
+
+
+def count_frames(folder: str, pattern: str) -> int:
+    """How many frames a folder holds that no list counts.
+
+    Args:
+        folder: the folder.
+        pattern: how frame files are named, e.g. "{:05d}.jpg", numbered from 1.
+
+    Raises:
+        VideoError: there is no such folder, it holds no frames, or their numbers have gaps.
+    """
+    first, extension = pattern.format(1), os.path.splitext(pattern)[1]
+    try:
+        names = {name for name in os.listdir(folder) if name.endswith(extension)}
+    except OSError as error:
+        raise VideoError(folder, f"is not a folder of frames: {error.strerror}") from error
+    if not names:
+        raise VideoError(folder, f"holds 0 frames, expected {first} and so on; unpack it again")
+    expected = [pattern.format(number) for number in range(1, len(names) + 1)]
+    missing = next((name for name in expected if name not in names), None)
+    if missing is not None:
+        raise VideoError(
+            folder,
+            f"holds {len(names)} {extension} files but not {missing}, expected {first} to {expected[-1]} without gaps; "
+            "unpack it again",
+        )
+    return len(names)

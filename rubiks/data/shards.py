@@ -35,7 +35,7 @@ class Shards:
 
     @cached_property
     def _index(self) -> dict[str, Any]:
-        path = os.path.join(self._root, INDEX)
+        path = self.classes_path
         try:
             with open(path, encoding="utf-8") as file:
                 return json.load(file)
@@ -45,6 +45,10 @@ class Shards:
             ) from error
         except ValueError as error:
             raise InputError(f"{path}: expected JSON, got an error: {error}; write the shards again") from error
+
+    @property
+    def classes_path(self) -> str:
+        return os.path.join(self._root, INDEX)
 
     @property
     def classes(self) -> list[str] | None:

@@ -1,0 +1,81 @@
+"""HMDB51."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+from rubiks.data.records import VideoRecord
+from rubiks.data.sources.annotations import AnnotationFile, Folders, file_name, shown, split_by_presence
+from rubiks.data.sources.source import Split
+from rubiks.errors import InputError
+
+_FLAGS = {"train": "1", "val": "2"}
+
+
+class HMDB51:
+    """HMDB51: a folder of videos for each class, and for each class and each of three splits a list, `video.avi flag`.
+
+    The lists are named `<class>_test_split<1 to 3>.txt`. Flag 1 is for training, 2 for testing, which is validation
+    here; videos of flag 0 are in neither. The labels are the sorted names of the classes. In a video's place may be an
+    .mp4, as `rubiks prepare` writes.
+
+    Args:
+        root: folder of the data set.
+        split: the official split, 1, 2 or 3.
+        lists: folder of the lists, absolute or relative to root.
+        videos: folder of the classes' folders, relative to root.
+
+    Attributes:
+        classes_path: the folder of the lists, whose names name the classes.
+    """
+
+    def __init__(
+        self, root: str, split: int = 1, lists: str = "testTrainMulti_7030_splits", videos: str = "hmdb51_org"
+    ) -> None:
+        self._root = root
+        self._ending = f"_test_split{split}.txt"
+        self.classes_path = os.path.join(root, lists)
+        self._videos = os.path.join(root, videos)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        try:
+            names = os.listdir(self.classes_path)
+        except OSError as error:
+            raise InputError(
+                f"{self.classes_path}: cannot be listed: {error.strerror}; set data.root to the data set's folder, or "
+                f"data.lists to the folder of the files CLASS{self._ending}"
+            ) from error
+        classes = sorted(name.removesuffix(self._ending) for name in names if name.endswith(self._ending))
+        if not classes:
+            raise InputError(
+                f"{self.classes_path}: expected files CLASS{self._ending}, found none; set data.lists to their folder"
+            )
+        return classes
+
+    def annotation_files(self) -> dict[str, str]:
+        """The paths of the split's lists, by class."""
+        return {name: os.path.join(self.classes_path, name + self._ending) for name in self.classes}
+
+    def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
+        folders = Folders()
+        records = []
+        for label, (name, path) in enumerate(self.annotation_files().items()):
+            for where, line in AnnotationFile(self._root, os.path.abspath(path), "data.lists").numbered_lines():
+                video, _, flag = line.strip().rpartition(" ")
+                if not video or flag not in ("0", "1", "2"):
+                    raise InputError(
+                        f"{where}: expected `video.avi flag`, the flag 0, 1 or 2, got {shown(line)}; "
+                        "unpack the official files again or correct the line"
+                    )
+                if flag == _FLAGS[split]:
+                    stem, extension = os.path.splitext(file_name(video.strip(), where, "the video"))
+                    stem = os.path.join(self._videos, name, stem)
+                    records.append(VideoRecord(folders.first(stem, (extension, ".mp4")), label))
+        if not records:
+            raise InputError(
+                f"{self.classes_path}: the files CLASS{self._ending} list no {split} videos, flag {_FLAGS[split]}; "
+                "unpack the official files again"
+            )
+        return split_by_presence(records)

@@ -1,0 +1,113 @@
+"""Kinetics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+
+from rubiks.data.records import VideoRecord
+from rubiks.data.sources.annotations import (
+    AnnotationFile,
+    Folders,
+    file_name,
+    integer,
+    lists_no_videos,
+    shown,
+    unknown_class,
+)
+from rubiks.data.sources.source import ListedSource, Split
+from rubiks.errors import InputError
+
+
+class Kinetics(ListedSource):
+    """Kinetics-400, 600 or 700: csv annotations and clips named `<youtube_id>_<start>_<end>.mp4`.
+
+    The csv files have a header with the columns label, youtube_id, time_start, time_end (whole seconds, six digits in
+    the file name) and any others. Files that are not given are looked for in root and root/annotations as train.csv,
+    and val.csv or validate.csv. Clips lie in root/<split> or root, or below either in a folder per class, named with
+    spaces or underscores. Clips that are gone from YouTube are normal and come back as missing.
+
+    Args:
+        root: folder of the data set.
+        train_list: csv file, absolute or relative to root or to the working directory; None for the official name.
+        val_list: the same for validation.
+        labels: text file with one class name a line, in label order. None: the sorted labels of the training csv,
+            or of the validation csv where there is no training csv.
+    """
+
+    def __init__(
+        self, root: str, train_list: str | None = None, val_list: str | None = None, labels: str | None = None
+    ) -> None:
+        super().__init__(
+            AnnotationFile(root, labels, "data.labels"),
+            AnnotationFile(root, train_list, "data.train_list", ("train.csv",), "annotations"),
+            AnnotationFile(root, val_list, "data.val_list", ("val.csv", "validate.csv"), "annotations"),
+        )
+        self._root = root
+
+    @cached_property
+    def classes(self) -> list[str]:
+        file = self._class_file
+        return file.class_names() if file is self._labels else sorted({label for _, label, _ in self._clips(file)})
+
+    @property
+    def _class_file(self) -> AnnotationFile:
+        if self._labels.given is not None:
+            return self._labels
+        train = self._lists["train"]
+        return train if train.given is not None or train.exists() else self._lists["val"]
+
+    def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
+        file = self._lists[split]
+        labels = {name: label for label, name in enumerate(self.classes)}
+        tops = (os.path.join(self._root, split), self._root)
+        folders = Folders()
+        records, missing = [], []
+        for where, label, stem in self._clips(file):
+            if label not in labels:
+                raise unknown_class(where, label, self._class_file)
+            places = [os.path.join(top, name) for top in tops for name in ("", label, label.replace(" ", "_"))]
+            paths = [
+                os.path.join(place, stem + extension) for place in places for extension in (".mp4", ".mkv", ".webm")
+            ]
+            found = next((path for path in paths if folders.have(path)), None)
+            if found is None:
+                missing.append(paths[0])
+            else:
+                records.append(VideoRecord(found, labels[label]))
+        if not records:
+            raise InputError(
+                f"{file.path}: none of its {len(missing)} videos was found; looked for {os.path.basename(missing[0])} "
+                f"and the others in {tops[0]}, in {tops[1]} and in the folders per class in them; "
+                "set data.root to the folder that holds the videos"
+            )
+        return records, missing
+
+    @staticmethod
+    def _clips(file: AnnotationFile) -> Iterator[tuple[str, str, str]]:
+        """Per row: where it stands, the label, and the clip's file name without extension."""
+        columns = ("label", "youtube_id", "time_start", "time_end")
+        rows = file.csv_rows()
+        where, header = next(rows)
+        if not set(columns) <= set(header):
+            raise InputError(
+                f"{where}: expected a header with the columns {', '.join(columns)}, got {shown(', '.join(header))}; "
+                f"set {file.key} to an official csv file with labels (the test list has none)"
+            )
+        positions = [header.index(column) for column in columns]
+        empty = True
+        for where, row in rows:
+            if len(row) != len(header):
+                raise InputError(f"{where}: expected {len(header)} columns like the header, got {len(row)}; correct it")
+            label, video, *times = (row[position] for position in positions)
+            start, end = (integer(time) for time in times)
+            if start is None or end is None or start < 0 or end < 0:
+                raise InputError(
+                    f"{where}: expected time_start and time_end in whole seconds, "
+                    f"got {shown(times[0])} and {shown(times[1])}; correct it"
+                )
+            empty = False
+            yield where, label, f"{file_name(video, where, 'youtube_id')}_{start:06d}_{end:06d}"
+        if empty:
+            raise lists_no_videos(file)

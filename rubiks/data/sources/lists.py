@@ -1,0 +1,162 @@
+"""Lists of one's own: folders of frames as TSM lists them, and csv files of any videos."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+from rubiks.data.records import VideoRecord
+from rubiks.data.sources.annotations import (
+    AnnotationFile,
+    check_number,
+    integer,
+    not_empty,
+    shown,
+    split_by_presence,
+    unknown_class,
+)
+from rubiks.data.sources.source import ListedSource, Split
+from rubiks.errors import InputError
+
+
+class FrameLists(ListedSource):
+    """Folders of frames in the lists of TSM and TSN: one `folder num_frames label` a line, separated by spaces.
+
+    A folder's name may contain spaces: a line is split from the right. Labels are numbers from 0. A count below 1 is
+    left to the reader, which names the one folder.
+
+    Args:
+        root: folder to which the lists' folders are relative.
+        train_list: text file, absolute or relative to root or to the working directory; None where not needed.
+        val_list: the same for validation.
+        labels: text file with one class name a line, in label order; None where there is none.
+        pattern: format of the frames' file names, which are numbered from 1.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        train_list: str | None = None,
+        val_list: str | None = None,
+        labels: str | None = None,
+        pattern: str = "{:05d}.jpg",
+    ) -> None:
+        super().__init__(
+            AnnotationFile(root, labels, "data.labels"),
+            AnnotationFile(root, train_list, "data.train_list"),
+            AnnotationFile(root, val_list, "data.val_list"),
+        )
+        self._root = root
+        self._pattern = _checked_pattern(pattern)
+
+    @cached_property
+    def classes(self) -> list[str] | None:
+        return None if self._labels.given is None else self._labels.class_names()
+
+    def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
+        file = self._lists[split]
+        records = []
+        for where, line in file.numbered_lines():
+            fields = line.rsplit(maxsplit=2)
+            count, label = (integer(field) for field in fields[1:]) if len(fields) == 3 else (None, None)
+            if count is None or label is None:
+                raise InputError(
+                    f"{where}: expected `folder num_frames label`, the last two whole numbers, got {shown(line)}; "
+                    f"set {file.key} to a list of frame folders or correct the line"
+                )
+            check_number(label, self.classes, where, self._labels)
+            records.append(VideoRecord(os.path.join(self._root, fields[0].lstrip()), label, count, self._pattern))
+        return split_by_presence(not_empty(records, file))
+
+
+class CsvLists(ListedSource):
+    """Videos in csv files with a row `path,label` each and an optional header `path,label`.
+
+    A label is a number from 0 or a class name. With a labels file, a label that is one of its lines is that name, and
+    any other must be a number. Without one, the training list decides (the validation list where no training list is
+    given): if all its labels are numbers, so must those of the other list be, and the names of the classes are not
+    known; otherwise all are names, also those that look like numbers, and their sorted order gives the labels.
+
+    Args:
+        root: folder to which the lists' paths are relative; absolute paths stay as they are.
+        train_list: csv file, absolute or relative to root or to the working directory; None where there is none.
+        val_list: the same for validation.
+        labels: text file with one class name a line, in label order; None where there is none.
+    """
+
+    def __init__(
+        self, root: str, train_list: str | None = None, val_list: str | None = None, labels: str | None = None
+    ) -> None:
+        super().__init__(
+            AnnotationFile(root, labels, "data.labels"),
+            AnnotationFile(root, train_list, "data.train_list"),
+            AnnotationFile(root, val_list, "data.val_list"),
+        )
+        self._root = root
+
+    @cached_property
+    def classes(self) -> list[str] | None:
+        file = self._class_file
+        if file is self._labels:
+            return file.class_names()
+        names = {label for _, _, label in self._rows(file)}
+        return None if all(integer(name) is not None for name in names) else sorted(names)
+
+    @property
+    def _class_file(self) -> AnnotationFile:
+        if self._labels.given is not None:
+            return self._labels
+        return self._lists["train" if self._lists["train"].given is not None else "val"]
+
+    def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
+        labels = {name: label for label, name in enumerate(self.classes or ())}
+        numbers = self.classes is None or self._class_file is self._labels
+        records = []
+        for where, path, text in self._rows(self._lists[split]):
+            label = labels.get(text)
+            if label is None:
+                label = integer(text) if numbers else None
+                if label is None:
+                    raise self._unknown(where, text)
+                check_number(label, self.classes, where, self._labels)
+            records.append(VideoRecord(os.path.join(self._root, path), label))
+        return split_by_presence(records)
+
+    def rows(self, split: Split) -> list[tuple[str, str]]:
+        """Path and label as the list has them."""
+        return [(path, label) for _, path, label in self._rows(self._lists[split])]
+
+    def _unknown(self, where: str, label: str) -> InputError:
+        if self.classes is None:
+            return InputError(
+                f"{where}: expected a number like the labels in {self._class_file.path}, got {shown(label)}; "
+                "correct it, or set data.labels to a file with all class names"
+            )
+        return unknown_class(where, label, self._class_file)
+
+    @staticmethod
+    def _rows(file: AnnotationFile) -> list[tuple[str, str, str]]:
+        """Per video: where it stands, its path and its label."""
+        videos = []
+        for index, (where, row) in enumerate(file.csv_rows()):
+            if index == 0 and [column.strip().lower() for column in row] == ["path", "label"]:
+                continue
+            if len(row) != 2 or not all(column.strip() for column in row):
+                raise InputError(
+                    f"{where}: expected two columns `path,label` (a comma within quotes), got {shown(','.join(row))}; "
+                    f"set {file.key} to such a csv file or correct the row"
+                )
+            videos.append((where, row[0], row[1].strip()))
+        return not_empty(videos, file)
+
+
+def _checked_pattern(pattern: str) -> str:
+    try:
+        names = [pattern.format(number) for number in (1, 2)]
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        names = [str(error)] * 2
+    if names[0] == names[1] or os.path.basename(names[0]) != names[0]:
+        raise InputError(
+            f"data.pattern: expected a format of a number to a file name, such as {{:05d}}.jpg, got {shown(pattern)}"
+        )
+    return pattern

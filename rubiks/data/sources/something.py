@@ -1,0 +1,173 @@
+"""Something-Something, and Jester, which Twenty Billion Neurons published in the same form."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import Any
+
+from rubiks.data.records import VideoRecord
+from rubiks.data.sources.annotations import (
+    AnnotationFile,
+    Folders,
+    file_name,
+    integer,
+    not_empty,
+    shown,
+    split_by_presence,
+    unknown_class,
+)
+from rubiks.data.sources.source import ListedSource, Split
+from rubiks.errors import InputError
+
+
+class SomethingSomethingV2(ListedSource):
+    """Something-Something v2: JSON annotations and `<root>/<videos>/<id>.webm`, or .mp4 as `rubiks prepare` writes.
+
+    The official labels file maps each template without brackets to its number, {"Approaching something with your
+    camera": "0", ...}; the lists are arrays of {"id": "78687", "template": "Approaching [something] with your camera",
+    ...}. Files that are not given are looked for in root and root/labels under the names of both releases, such as
+    something-something-v2-train.json and train.json.
+
+    Args:
+        root: folder of the data set.
+        train_list: JSON list, absolute or relative to root or to the working directory; None for the official name.
+        val_list: the same for validation.
+        labels: the same for the labels file.
+        videos: folder of the videos, relative to root.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        train_list: str | None = None,
+        val_list: str | None = None,
+        labels: str | None = None,
+        videos: str = "20bn-something-something-v2",
+    ) -> None:
+        prefix = "something-something-v2-"
+
+        def file(given: str | None, key: str, name: str) -> AnnotationFile:
+            return AnnotationFile(root, given, key, (f"{prefix}{name}", name), "labels")
+
+        super().__init__(
+            file(labels, "data.labels", "labels.json"),
+            file(train_list, "data.train_list", "train.json"),
+            file(val_list, "data.val_list", "validation.json"),
+        )
+        self._videos = os.path.join(root, videos)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        templates = self._labels.json()
+        if not isinstance(templates, dict) or not templates:
+            raise InputError(
+                f"{self._labels.path}: expected a JSON object of templates and their numbers, got {shown(templates)}; "
+                "set data.labels to the official labels file"
+            )
+        names: dict[int, str] = {}
+        for template, number in templates.items():
+            label = integer(str(number))
+            if label is None or label not in range(len(templates)) or label in names:
+                raise InputError(
+                    f"{self._labels.path}, {template!r}: expected a number of its own from 0 to {len(templates) - 1}, "
+                    f"got {shown(number)}; set data.labels to the official labels file"
+                )
+            names[label] = template
+        return [names[label] for label in range(len(names))]
+
+    def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
+        file = self._lists[split]
+        entries = file.json()
+        if not isinstance(entries, list):
+            raise InputError(f"{file.path}: expected a JSON array of videos, got {shown(entries)}; set {file.key}")
+        labels = {name: label for label, name in enumerate(self.classes)}
+        records = []
+        folders = Folders()
+        for number, entry in enumerate(entries, start=1):
+            where = f"{file.path}, entry {number}"
+            video, template = self._fields(entry, where, file.key)
+            name = template.replace("[", "").replace("]", "")
+            if name not in labels:
+                raise InputError(
+                    f"{where}: the template {shown(template)} is not in the labels file {self._labels.path}; "
+                    f"set data.labels and {file.key} to files of the same release"
+                )
+            stem = os.path.join(self._videos, file_name(video, where, "id"))
+            records.append(VideoRecord(folders.first(stem, (".webm", ".mp4")), labels[name]))
+        return split_by_presence(not_empty(records, file))
+
+    @staticmethod
+    def _fields(entry: Any, where: str, key: str) -> tuple[str, str]:
+        """The id and the template of a list's entry."""
+        video, template = (entry.get("id"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(video, str) or not isinstance(template, str):
+            raise InputError(
+                f'{where}: expected an object with the strings "id" and "template", got {shown(entry)}; '
+                f"set {key} to an official list with labels (the test list has none)"
+            )
+        return video, template
+
+
+class TwentyBNFrames(ListedSource):
+    """Something-Something v1 and Jester: csv lists and a folder of frames for each video.
+
+    The labels file has one class a line, the lists `id;label` a line. Files that are not given are looked for in root
+    and root/labels under their official names, such as jester-v1-train.csv. A video is the folder
+    `<root>/<videos>/<id>` of frames 00001.jpg and so on, which are counted where it is read, or `<id>.mp4` beside it as
+    `rubiks prepare` writes.
+
+    The labels are the sorted names of the classes, as TSM numbers them in its lists, not the file's order.
+
+    Args:
+        root: folder of the data set.
+        release: what the official file names begin with, something-something-v1 or jester-v1.
+        videos: folder of the videos, relative to root.
+        train_list: csv list, absolute or relative to root or to the working directory; None for the official name.
+        val_list: the same for validation.
+        labels: the same for the labels file.
+    """
+
+    PATTERN = "{:05d}.jpg"
+
+    def __init__(
+        self,
+        root: str,
+        release: str,
+        videos: str,
+        train_list: str | None = None,
+        val_list: str | None = None,
+        labels: str | None = None,
+    ) -> None:
+        def file(given: str | None, key: str, name: str) -> AnnotationFile:
+            return AnnotationFile(root, given, key, (f"{release}-{name}.csv",), "labels")
+
+        super().__init__(
+            file(labels, "data.labels", "labels"),
+            file(train_list, "data.train_list", "train"),
+            file(val_list, "data.val_list", "validation"),
+        )
+        self._videos = os.path.join(root, videos)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        return sorted(self._labels.class_names())
+
+    def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
+        file = self._lists[split]
+        labels = {name: label for label, name in enumerate(self.classes)}
+        folders = Folders()
+        records = []
+        for where, line in file.numbered_lines():
+            video, _, name = (field.strip() for field in line.partition(";"))
+            if not name:
+                raise InputError(
+                    f"{where}: expected `id;label`, got {shown(line)}; set {file.key} to an official list with labels "
+                    "(the test list has none)"
+                )
+            if name not in labels:
+                raise unknown_class(where, name, self._labels)
+            path = folders.first(os.path.join(self._videos, file_name(video, where, "id")), ("", ".mp4"))
+            pattern = None if path.endswith(".mp4") else self.PATTERN
+            records.append(VideoRecord(path, labels[name], pattern=pattern))
+        return split_by_presence(not_empty(records, file))
