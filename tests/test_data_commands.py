@@ -93,7 +93,7 @@ def test_sizes():
 
 def test_unreadable_videos_are_counted_and_none_readable_is_an_error(folder, tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
-    views = TrainingViews(4, 32, (1.0,), flip=False)
+    views = TrainingViews(4, 32, (1.0,))
     bad = VideoRecord(str(tmp_path / "bad.mp4"), 0)
     row = speed.measure([bad, VideoRecord(str(folder / "0.mp4"), 0)], views, "auto", 2)
     assert (row["videos"], row["unreadable"]) == (1, 1)

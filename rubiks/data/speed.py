@@ -63,7 +63,8 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
                     unreadable += 1
                     continue
                 with timed("views"):
-                    samples.append({"views": views(clips, rng), "label": records[index].label, "index": index})
+                    made, label = views(clips, records[index].label, rng)
+                    samples.append({"views": made, "label": label, "index": index})
             with timed("collate"):
                 batch = collate(samples)
             if torch.cuda.is_available() and samples:
