@@ -87,7 +87,7 @@ def test_bad_settings_are_refused(values, words):
 
 # ---- mirrored classes
 
-SSV2 = [  # some of the 174, with all that name a side, under their labels of the release modulo order
+SSV2 = [  # all of the 174 that name a side, and some others
     "Pulling something from left to right",
     "Putting something upright on the table",
     "Pulling something from right to left",
@@ -199,7 +199,7 @@ def test_a_step_on_mixed_clips_equals_sgd_written_out():
 
 
 def test_clips_of_a_video_count_as_clips_of_the_batch():
-    """Two clips of each video, each with its label, train as a batch of twice as many videos."""
+    """Two clips of each video, each with its label, train as a batch of twice as many videos, the first ones first."""
     torch.manual_seed(0)
     module = VideoClassifier(RubiksNet("tiny", 3), recipe())
     module.log = module.log_dict = lambda *_, **__: None
@@ -207,7 +207,9 @@ def test_clips_of_a_video_count_as_clips_of_the_batch():
     label = torch.tensor([[0, 1], [2, 1]])
     losses = [
         module.training_step({"views": views, "label": label}, 0),
-        module.training_step({"views": views.flatten(0, 1)[:, None], "label": label.flatten()[:, None]}, 0),
+        module.training_step(
+            {"views": torch.cat([views[:, :1], views[:, 1:]]), "label": torch.tensor([[0], [2], [1], [1]])}, 0
+        ),
     ]
     assert losses[0].item() == losses[1].item()
     assert module.train_accuracy["top5"].compute() == 1

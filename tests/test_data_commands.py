@@ -62,6 +62,9 @@ def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks, folder, tmp
         facts["clips_per_second"]["training"] / row["videos_per_core_second"]
     )
     assert all(row["wall_ms"][stage] > 0 for stage in ("open", "decode", "views", "collate"))
+    status, out, _ = rubiks("bench-data", *shards, "data.clips_per_video=2", "--clips-per-second", 100, "--json")
+    (row,) = json.loads(out)["rows"]
+    assert row["cores"]["the GPU"] == pytest.approx(50 / row["videos_per_core_second"])
     status, out, _ = rubiks("bench-data", *shards, "--clips-per-second", 100)
     assert "--clips-per-second: the GPU 100" in out
 

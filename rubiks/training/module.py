@@ -81,8 +81,10 @@ class VideoClassifier(pl.LightningModule):
         return torch.stack(logits).mean(0)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        # Every view is a clip of its own, with its own label.
-        clips, label = self.normalize(batch["views"].flatten(0, 1)), batch["label"].flatten()
+        # Every view is a clip with a label of its own: the first of each video, then the second ones, so that clips are
+        # mixed with those of other videos.
+        clips = self.normalize(batch["views"].transpose(0, 1).flatten(0, 1))
+        label = batch["label"].view(len(batch["views"]), -1).T.flatten()
         target = label
         if self.mixing is not None:
             clips, target = self.mixing(clips, label, (self.global_step, batch_index, self.global_rank))
