@@ -87,20 +87,28 @@ def test_bad_settings_are_refused(values, words):
 
 # ---- mirrored classes
 
-SSV2 = [  # all of the 174 that name a side, and some others
-    "Pulling something from left to right",
-    "Putting something upright on the table",
-    "Pulling something from right to left",
-    "Pushing something from right to left",
-    "Pushing something from left to right",
-    "Turning the camera left while filming something",
-    "Turning the camera upwards while filming something",
-    "Turning the camera right while filming something",
-]
+SSV2 = {  # all of the 174 with left or right in their names, and one more
+    21: "Laying something on the table on its side, not upright",
+    50: "Plugging something into something but pulling it right out as you remove your hand",
+    86: "Pulling something from left to right",
+    87: "Pulling something from right to left",
+    93: "Pushing something from left to right",
+    94: "Pushing something from right to left",
+    117: "Putting something that cannot actually stand upright upright on the table, so it falls on its side",
+    119: "Putting something upright on the table",
+    166: "Turning the camera left while filming something",
+    167: "Turning the camera right while filming something",
+    168: "Turning the camera upwards while filming something",
+}
 
 
 def test_the_three_pairs_of_something_something():
-    assert mirrored_labels(SSV2) == ([2, 1, 0, 4, 3, 7, 6, 5], [])
+    classes = [SSV2.get(label, f"Doing something {label}") for label in range(174)]
+    mirrored, alone = mirrored_labels(classes)
+    assert {label: other for label, other in enumerate(mirrored) if label != other} == {
+        86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166,
+    }  # fmt: skip
+    assert alone == []
 
 
 @pytest.mark.parametrize(
@@ -116,6 +124,8 @@ def test_the_three_pairs_of_something_something():
         (["turn left", "turn around"], [0, 1], ["turn left"]),
         (["left hook", "right hook", "right uppercut"], [1, 0, 2], ["right uppercut"]),
         (["shake left and right"], [0], ["shake left and right"]),
+        (["pull it right out", "turn right"], [0, 1], ["turn right"]),
+        (["drive left out of the yard", "drive right out of the yard"], [1, 0], []),
     ],
 )
 def test_pairs_of_classes(names, mirrored, alone):

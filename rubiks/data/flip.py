@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 _OTHER = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
 _SIDE = re.compile(rf"(?<![a-z])({'|'.join(_OTHER)})(?=(wards?|hand(ed)?|side|most)?(?![a-z]))")
+_ADVERB = re.compile("right[ _](?=(out|away|now)(?![a-z]))")  # as in "pulling it right out": no side
 
 
 def mirrored_labels(classes: Sequence[str]) -> tuple[list[int], list[str]]:
     """Pair the classes that mirroring exchanges: names that differ by left and right, or by the sense of a turn.
 
-    "Pulling something from left to right" becomes "Pulling something from right to left". A class whose name has
-    neither stays what it is.
+    "Pulling something from left to right" becomes "Pulling something from right to left". A class whose name names no
+    side stays what it is.
 
     Args:
         classes: class names in label order.
@@ -24,10 +25,10 @@ def mirrored_labels(classes: Sequence[str]) -> tuple[list[int], list[str]]:
     labels = {_normal(name): label for label, name in enumerate(classes)}
     mirrored, alone = [], []
     for label, name in enumerate(classes):
-        partner = _SIDE.sub(lambda match: _OTHER[match[0]], _normal(name))
-        if partner not in labels:
+        partner = labels.get(_SIDE.sub(lambda match: _OTHER[match[0]], _normal(name)))
+        if partner is None and _SIDE.search(_ADVERB.sub("", _normal(name))):
             alone.append(name)
-        mirrored.append(labels.get(partner, label))
+        mirrored.append(label if partner is None else partner)
     return mirrored, alone
 
 
