@@ -31,15 +31,17 @@ def evaluate(cfg: DictConfig) -> None:
     trained = saved.config.get("data", {})
     size = cfg.data.size or trained.get("size", assemble.OFFICIAL_SIZE)
     num_frames = cfg.data.num_frames or saved.num_frames
+    sampling = cfg.data.sampling or trained.get("sampling", "uniform")
+    window = assemble.dense_window(sampling, cfg.data.window or trained.get("window", 64), num_frames)
 
     source = assemble.source(cfg)
     classes = assemble.class_names(cfg, source, saved)
     assemble.check_same_classes(saved, classes)
     manifest = assemble.manifest(cfg)
     videos, missing = assemble.records(cfg, source, "val", len(classes), manifest)
-    protocol = assemble.protocol(cfg, num_frames, size, cfg.frame_order)
+    protocol = assemble.protocol(cfg, num_frames, size, window, cfg.frame_order)
     batch_size = assemble.whole_number("batch_size", cfg.batch_size, 1)
-    data = assemble.datamodule(cfg, [], videos, protocol, batch_size, batch_size)
+    data = assemble.datamodule(cfg, [], videos, protocol, protocol, batch_size, batch_size)
 
     predictions = CollectPredictions()
     trainer = assemble.trainer(cfg, [predictions], enable_checkpointing=False)
@@ -60,6 +62,8 @@ def evaluate(cfg: DictConfig) -> None:
         "clips": protocol.clips,
         "crops": protocol.crops,
         "frame_order": protocol.frame_order,
+        "sampling": sampling,
+        "window": window,
         "num_frames": num_frames,
         "size": size,
         "videos": scored,

@@ -38,13 +38,16 @@ def train(cfg: DictConfig) -> None:
     manifest = assemble.manifest(cfg)
     train_videos, _ = assemble.records(cfg, source, "train", len(classes), manifest)
     val_videos, _ = assemble.records(cfg, source, "val", len(classes), manifest)
-    protocol = assemble.protocol(cfg, cfg.data.num_frames, cfg.data.size)
+    views = assemble.training_views(cfg, classes, recipe.crop_scales)
+    protocol = assemble.protocol(cfg, views.num_frames, views.size, views.window)
+    balanced = assemble.one_of("data.balanced", cfg.data.balanced, (True, False))
     data = assemble.datamodule(
-        cfg, train_videos, val_videos, protocol, recipe.batch_size, recipe.batch_size, recipe.crop_scales
+        cfg, train_videos, val_videos, views, protocol, recipe.batch_size, recipe.batch_size, balanced
     )
     net = assemble.network(cfg, classes, recipe.dropout)
     config = {**assemble.plain(cfg), "manifest_sha256": manifest.digest}
-    module = VideoClassifier(net, recipe, classes, config, attention)
+    mixing = assemble.mixing(cfg, len(classes))
+    module = VideoClassifier(net, recipe, classes, config, attention, mixing)
 
     trainer = assemble.trainer(
         cfg,

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for reader in arguments.readers:
         check_reader(reader)
     forms = {name: videos(Path(folder)) for name, _, folder in (form.partition("=") for form in arguments.forms)}
-    views = TrainingViews(arguments.frames, arguments.size, (1.0, 0.875, 0.75, 0.66), flip=False)
+    views = TrainingViews(arguments.frames, arguments.size, (1.0, 0.875, 0.75, 0.66))
     needs = speed.measured_clips_per_second(NETWORKS, arguments.tier, arguments.variant)
     rounds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for _ in range(arguments.rounds):

@@ -23,7 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rubiks import runs
 from rubiks.data import builtin, sources
+from rubiks.data.augment import Augment
 from rubiks.data.datamodule import VideoDataModule, default_workers
+from rubiks.data.dataset import Views
+from rubiks.data.flip import mirrored_labels, tells
 from rubiks.data.images import ImageFolders
 from rubiks.data.manifest import Manifest
 from rubiks.data.readers import check_reader
@@ -37,6 +40,7 @@ from rubiks.models.checkpoint import SavedNetwork
 from rubiks.training.aq import AttentionSchedule
 from rubiks.training.callbacks import ProgressLines, Throughput
 from rubiks.training.checkpointing import AtomicCheckpointIO, SaveOnInterrupt
+from rubiks.training.mixing import Mixing
 from rubiks.training.pictures import ShiftPictures
 from rubiks.training.recipe import Recipe
 
@@ -172,10 +176,11 @@ def datamodule(
     cfg: DictConfig,
     train: list[VideoRecord],
     val: list[VideoRecord],
-    protocol: Protocol,
+    train_views: Views,
+    val_views: Views,
     batch_size: int,
     eval_batch_size: int,
-    crop_scales: tuple[float, ...] = (1.0,),
+    balanced: bool = False,
 ) -> VideoDataModule:
     """The loader of the chosen data set."""
     devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else torch.cuda.device_count()
@@ -183,8 +188,8 @@ def datamodule(
     return VideoDataModule(
         train,
         val,
-        training_views(cfg, protocol.num_frames, protocol.size, crop_scales),
-        protocol,
+        train_views,
+        val_views,
         batch_size,
         eval_batch_size,
         whole_number("data.workers", workers, 0),
@@ -193,12 +198,74 @@ def datamodule(
         share("data.max_bad", cfg.data.max_bad),
         reader(cfg),
         timeout(cfg),
+        balanced,
     )
 
 
-def training_views(cfg: DictConfig, num_frames: int, size: int, crop_scales: tuple[float, ...]) -> TrainingViews:
+def training_views(cfg: DictConfig, classes: list[str], crop_scales: tuple[float, ...]) -> TrainingViews:
     """What becomes of a training video."""
-    return TrainingViews(num_frames, size, crop_scales, cfg.data.flip)
+    num_frames, augmentation = whole_number("data.num_frames", cfg.data.num_frames, 1), augment(cfg)
+    window = dense_window(cfg.data.sampling, cfg.data.window, num_frames)
+    if window is None and augmentation.temporal_jitter:
+        raise InputError(
+            "augment.temporal_jitter=true is for data.sampling=dense; uniform sampling takes a random frame of each "
+            "segment anyway. Leave one of them out"
+        )
+    return TrainingViews(
+        num_frames,
+        whole_number("data.size", cfg.data.size, 16),
+        crop_scales,
+        flip(cfg, classes),
+        whole_number("data.clips_per_video", cfg.data.clips_per_video, 1),
+        window,
+        augmentation,
+    )
+
+
+def augment(cfg: DictConfig) -> Augment:
+    """What is done to training clips."""
+    values = plain(cfg.augment)
+    check_known("augment", values, Augment)
+    if isinstance(values["random_resized_crop"], list):
+        values["random_resized_crop"] = tuple(values["random_resized_crop"])
+    return Augment(**values)
+
+
+def mixing(cfg: DictConfig, num_classes: int) -> Mixing | None:
+    """What mixes the clips of a training batch; None where nothing does."""
+    chosen = augment(cfg)
+    if not chosen.mixup and not chosen.cutmix:
+        return None
+    return Mixing(chosen.mixup, chosen.cutmix, num_classes, cfg.seed)
+
+
+def flip(cfg: DictConfig, classes: list[str]) -> list[int] | None:
+    """The class that a mirrored clip of each class shows; None where no clips are mirrored."""
+    choice = one_of("data.flip", cfg.data.flip, (True, False, "auto"))
+    if choice is False:
+        return None
+    mirrored, alone = mirrored_labels(classes)
+    silent = next((name for name in classes if not tells(name)), None)
+    if choice == "auto" and (alone or silent):
+        reason = f"class {alone[0]!r} has no mirror image" if alone else f"the class name {silent!r} tells no side"
+        log.warning("data.flip=auto: clips are not mirrored, as %s; data.flip=true mirrors them all the same", reason)
+        return None
+    for label, other in enumerate(mirrored):
+        if label < other:
+            log.info("data.flip: mirroring exchanges the classes %r and %r", classes[label], classes[other])
+    return mirrored
+
+
+def dense_window(sampling: str, window: int, num_frames: int) -> int | None:
+    """Frames that a densely sampled clip spans; None for uniform sampling."""
+    if one_of("data.sampling", sampling, ("uniform", "dense")) == "uniform":
+        return None
+    if isinstance(window, bool) or not isinstance(window, int) or window < num_frames:
+        raise InputError(
+            f"data.window must be a whole number of at least data.num_frames={num_frames}, the frames of a clip within "
+            f"it; got {window!r}"
+        )
+    return window
 
 
 def reader(cfg: DictConfig) -> str:
@@ -215,15 +282,22 @@ def timeout(cfg: DictConfig) -> float | None:
     return value
 
 
-def protocol(cfg: DictConfig, num_frames: int, size: int, frame_order: str = "natural") -> Protocol:
-    """The evaluation protocol, for clips of `num_frames` and views of `size` pixels."""
+def protocol(cfg: DictConfig, num_frames: int, size: int, window: int | None, frame_order: str = "natural") -> Protocol:
+    """The evaluation protocol, for clips of `num_frames`, sampled densely where there is a window, of `size` pixels."""
+    clips = whole_number("protocol.clips", cfg.protocol.clips, 1)
+    if window is None and clips > 2:
+        raise InputError(
+            f"protocol.clips must be 1 or 2 with data.sampling=uniform, got {clips}; choose another protocol, or "
+            "data.sampling=dense, which has any number"
+        )
     return Protocol(
         cfg.protocol.name,
-        one_of("protocol.clips", cfg.protocol.clips, (1, 2)),
+        clips,
         one_of("protocol.crops", cfg.protocol.crops, (1, 3)),
         whole_number("data.num_frames", num_frames, 1),
         whole_number("data.size", size, 16),
         one_of("frame_order", frame_order, FRAME_ORDERS),
+        window,
     )
 
 

@@ -21,8 +21,10 @@ from PIL import Image
 from videos import decode_in_order, moving_square, real_clip, write_video
 
 import rubiks.cli.main
-from rubiks import RubiksNet
+from rubiks import RubiksNet, assemble
+from rubiks.cli.entry import compose
 from rubiks.data import builtin
+from rubiks.data.augment import NOTHING
 from rubiks.models import TIERS, VARIANTS
 
 SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4")
@@ -285,6 +287,47 @@ def test_attention_is_quantised_within_its_budget(builtin_data, commands, tmp_pa
     assert json.loads((tmp_path / "outputs/soft/results.json").read_text())["temporal_share"] is None
 
 
+def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(builtin_data, commands, tmp_path):
+    clips = ("data.sampling=dense", "data.window=12", "data.clips_per_video=2", "data.balanced=true", "data.flip=auto")
+    augment = ("augment=strong", "augment.color_jitter=0.4", "augment.temporal_jitter=true")
+    output = commands.train(builtin_data, *SMALL, *clips, *augment, QUICK[0], "recipe.epochs=1", "run=dense")
+    assert output.count("mirroring exchanges") == 2
+    assert "'Moving something from left to right' and 'Moving something from right to left'" in output
+    assert "'Moving something clockwise' and 'Moving something counter-clockwise'" in output
+    commands.evaluate(builtin_data, *SMALL[:2], "protocol=ten_clip", "protocol.crops=1", "run=dense")
+    results = json.loads((tmp_path / "outputs/dense/results.json").read_text())
+    assert {"sampling": "dense", "window": 12, "clips": 10, "num_frames": 4}.items() <= results.items()
+    commands.evaluate(builtin_data, *SMALL[:2], "data.sampling=uniform", "run=dense")
+    assert json.loads((tmp_path / "outputs/dense/results.json").read_text())["window"] is None
+
+
+@pytest.mark.parametrize(
+    ("names", "flip", "mirrored", "words"),
+    [
+        (["turn left", "turn right"], "auto", [1, 0], "'turn left' and 'turn right'"),
+        (["run", "jump"], "auto", [0, 1], ""),
+        (["turn left", "jump"], "auto", None, "class 'turn left' has no mirror image"),
+        (["0", "1"], "auto", None, "'0' tells no side"),
+        (["0", "1"], "true", [0, 1], ""),
+        (["turn left", "jump"], "true", [0, 1], ""),
+        (["turn left", "turn right"], "false", None, ""),
+    ],
+)
+def test_mirroring_where_the_class_names_allow_it(names, flip, mirrored, words, caplog):
+    caplog.set_level("INFO")
+    assert assemble.flip(compose([f"data.flip={flip}"]), names) == mirrored
+    assert words in caplog.text
+    assert bool(words) == bool(caplog.records)
+
+
+def test_kinetics_is_mirrored_and_no_recipe_augments_more():
+    assert compose(["data=kinetics"]).data.flip is True
+    for name in ("builtin", "ssv2", "kinetics", "csv", "frames", "images", "shards"):
+        cfg = compose([f"data={name}"])
+        assert assemble.augment(cfg) == NOTHING
+        assert (cfg.data.sampling, cfg.data.clips_per_video, cfg.data.balanced) == ("uniform", 1, False)
+
+
 def picture(path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("L"))
 
@@ -454,7 +497,8 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
     [
         (["tier=huge"], ["tier/huge", "large", "medium", "small", "tiny"]),
         (["variant=rubiks4d"], ["rubiks3d", "rubiks3d-aq"]),
-        (["protocol=ten_clip"], ["one_clip", "two_clip"]),
+        (["protocol=three_clip"], ["one_clip", "two_clip"]),
+        (["protocol=ten_clip"], ["protocol.clips", "data.sampling=dense"]),
         (["data=imagenet"], ["builtin", "csv", "hmdb51", "images", "jester", "kinetics", "ssv1", "ssv2", "ucf101"]),
         (["data=images"], ["data.root"]),
         (["data=images", "data.root=nowhere"], ["nowhere/train", "data.root"]),
@@ -472,6 +516,15 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["data.size=big"], ["data.size", "big"]),
         (["data.num_frames=0"], ["data.num_frames", "0"]),
         (["data.workers=-1"], ["data.workers"]),
+        (["data.flip=maybe"], ["data.flip", "True, False, auto"]),
+        (["data.sampling=random"], ["data.sampling", "uniform, dense"]),
+        (["data.sampling=dense", "data.window=3"], ["data.window", "at least data.num_frames=4", "3"]),
+        (["data.clips_per_video=0"], ["data.clips_per_video"]),
+        (["data.balanced=some"], ["data.balanced", "True, False"]),
+        (["augment=weak"], ["default", "strong"]),
+        (["augment.mixup=-1"], ["augment.mixup", "-1"]),
+        (["augment.mix=1"], ["augment.mix", "augment.mixup", "augment.cutmix"]),
+        (["augment.temporal_jitter=true"], ["augment.temporal_jitter", "data.sampling=dense"]),
         (["data.on_error=ignore"], ["data.on_error", "raise, skip"]),
         (["data.max_bad=2"], ["data.max_bad", "0 to 1"]),
         (["data.reader=opencv"], ["data.reader", "auto, decord, pyav, torchcodec"]),

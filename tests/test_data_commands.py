@@ -62,6 +62,9 @@ def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks, folder, tmp
         facts["clips_per_second"]["training"] / row["videos_per_core_second"]
     )
     assert all(row["wall_ms"][stage] > 0 for stage in ("open", "decode", "views", "collate"))
+    status, out, _ = rubiks("bench-data", *shards, "data.clips_per_video=2", "--clips-per-second", 100, "--json")
+    (row,) = json.loads(out)["rows"]
+    assert row["cores"]["the GPU"] == pytest.approx(50 / row["videos_per_core_second"])
     status, out, _ = rubiks("bench-data", *shards, "--clips-per-second", 100)
     assert "--clips-per-second: the GPU 100" in out
 
@@ -93,7 +96,7 @@ def test_sizes():
 
 def test_unreadable_videos_are_counted_and_none_readable_is_an_error(folder, tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
-    views = TrainingViews(4, 32, (1.0,), flip=False)
+    views = TrainingViews(4, 32, (1.0,))
     bad = VideoRecord(str(tmp_path / "bad.mp4"), 0)
     row = speed.measure([bad, VideoRecord(str(folder / "0.mp4"), 0)], views, "auto", 2)
     assert (row["videos"], row["unreadable"]) == (1, 1)

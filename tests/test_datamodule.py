@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from itertools import chain
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from videos import moving_square, write_video
+from test_training import quiet, recipe
+from videos import decode_in_order, moving_square, write_video
 
+from rubiks import RubiksNet
+from rubiks.data.augment import Augment
 from rubiks.data.datamodule import VideoDataModule
-from rubiks.data.dataset import EpochSampler
+from rubiks.data.dataset import EpochSampler, VideoDataset
 from rubiks.data.records import Span, VideoRecord
 from rubiks.data.views import TrainingViews
 from rubiks.errors import InputError
 from rubiks.evaluation.protocols import Protocol
+from rubiks.training.mixing import Mixing
+from rubiks.training.module import VideoClassifier
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +35,20 @@ def records(tmp_path_factory):
     return [VideoRecord(str(folder / f"{number}.mp4"), number % 3) for number in range(7)]
 
 
-def data_module(train, val=(), workers=0, **options) -> VideoDataModule:
-    views = TrainingViews(4, 32, (1.0, 0.875, 0.75), flip=True)
+# Everything that draws random numbers for a sample.
+ALL = TrainingViews(
+    4,
+    32,
+    (1.0,),
+    flip=[1, 0, 2],
+    clips=2,
+    window=9,
+    augment=Augment((0.3, 1.0), color_jitter=0.4, rand_augment=2, random_erasing=0.5, temporal_jitter=True),
+)
+
+
+def data_module(train, val=(), workers=0, views=None, **options) -> VideoDataModule:
+    views = views or TrainingViews(4, 32, (1.0, 0.875, 0.75), flip=[0, 1, 2])
     return VideoDataModule(train, val, views, Protocol("one_clip", 1, 1, 4, 32), 2, 3, workers, seed=5, **options)
 
 
@@ -62,7 +81,7 @@ def test_processes_share_the_list(length, world_size, epoch):
         samplers = [EpochSampler(length, training, 3, rank, world_size) for rank in range(world_size)]
         for sampler in samplers:
             sampler.set_epoch(epoch)
-        lists = [[index for _, index in sampler] for sampler in samplers]
+        lists = [[index for _, index, _ in sampler] for sampler in samplers]
         assert [len(sampler) for sampler in samplers] == [len(part) for part in lists]
         return lists
 
@@ -82,7 +101,106 @@ def test_a_resumed_epoch_leaves_out_what_was_seen():
     sampler.set_epoch(0)
     sampler.resume(3, 8)
     assert list(sampler) == whole[8:]
-    assert [epoch for epoch, _ in sampler] == [0] * 20
+    assert [epoch for epoch, _, _ in sampler] == [0] * 20
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_balanced_epochs_have_each_class_equally_often(world_size):
+    labels = [0] * 40 + [2] * 3 + [5] * 17  # 60 videos of three classes
+    order = np.random.default_rng(0).permutation(60)
+    labels = [labels[i] for i in order]
+
+    def keys(epoch, done=0):
+        samplers = [EpochSampler(60, True, 1, rank, world_size, labels) for rank in range(world_size)]
+        for sampler in samplers:
+            sampler.resume(epoch, done)
+        return [list(sampler) for sampler in samplers]
+
+    epochs = [list(chain.from_iterable(keys(epoch))) for epoch in range(3)]
+    for epoch in epochs:
+        assert Counter(labels[index] for _, index, _ in epoch) == {0: 20, 2: 20, 5: 20}
+        assert len(set(epoch)) == 60  # no sample comes twice: repeats of a video differ in their last number
+        for index, count in Counter(index for _, index, _ in epoch).items():
+            assert sorted(repeat for _, i, repeat in epoch if i == index) == list(range(count))
+            assert count in {0: (1,), 2: (6, 7), 5: (1, 2)}[labels[index]]
+    assert len({tuple(index for _, index, _ in epoch) for epoch in epochs}) == 3
+    assert [part[7:] for part in keys(2)] == keys(2, done=7)
+
+
+def test_balanced_classes_that_do_not_divide_the_list():
+    sampler = EpochSampler(8, True, 0, labels=[0, 0, 0, 0, 0, 0, 1, 2])
+    assert sorted(Counter([0, 0, 0, 0, 0, 0, 1, 2][index] for _, index, _ in sampler).values()) == [2, 3, 3]
+
+
+def same(batches, others) -> bool:
+    return len(batches) == len(others) and all(
+        torch.equal(batch[key], other[key])
+        for batch, other in zip(batches, others, strict=True)
+        for key in ("index", "label", "views")
+    )
+
+
+def test_every_augmentation_is_the_same_for_any_number_of_workers(records):
+    reference = batches(data_module(records, views=ALL, balanced=True), epoch=1)
+    assert reference[0]["views"].shape == (2, 2, 4, 3, 32, 32)
+    assert reference[0]["label"].shape == (2, 2)
+    for workers in (1, 2):
+        torch.manual_seed(workers)  # what happened before has no part in it
+        assert same(batches(data_module(records, workers=workers, views=ALL, balanced=True), epoch=1), reference)
+    assert not same(batches(data_module(records, views=ALL, balanced=True), epoch=2), reference)
+
+
+def test_an_epoch_goes_on_inside_with_the_same_samples(records):
+    data = data_module(records, workers=1, views=ALL, balanced=True)
+    whole = batches(data, epoch=1)
+    data.load_state_dict({"epoch": 1, "batch": 1})
+    assert same(list(data.train_dataloader()), whole[1:])
+
+
+@quiet
+@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")
+def test_training_goes_on_inside_an_epoch_as_if_it_had_not_ended(records, tmp_path):
+    """With everything on, mixup and cutmix too, and with accumulation: the same weights."""
+
+    def fit(name, steps, start=None):
+        torch.manual_seed(len(name))  # what happened before has no part in it
+        net = RubiksNet("tiny", 3, "rubiks3d", num_frames=4)
+        if start is None:
+            net.load_state_dict(initial)
+        module = VideoClassifier(net, recipe(batch_size=2, accumulate=2, lr=0.01), mixing=Mixing(0.8, 1.0, 3, seed=5))
+        quietly = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = pl.Trainer(
+            max_steps=steps, accelerator="cpu", use_distributed_sampler=False, accumulate_grad_batches=2,
+            limit_val_batches=0, enable_checkpointing=False, **quietly,
+        )  # fmt: skip
+        data = data_module(records * 2, views=ALL, balanced=True)  # 7 batches
+        trainer.fit(module, data, ckpt_path=start, weights_only=True)
+        trainer.save_checkpoint(tmp_path / name)
+        return net.state_dict()
+
+    torch.manual_seed(0)
+    initial = RubiksNet("tiny", 3, "rubiks3d", num_frames=4).state_dict()
+    whole = fit("whole", 3)
+    fit("part", 1)
+    resumed = fit("rest of it", 3, tmp_path / "part")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, msg=lambda text, name=name: f"{name}: {text}")
+    assert any(not torch.equal(tensor, initial[name]) for name, tensor in whole.items())
+
+
+def test_a_sample_follows_from_seed_epoch_index_and_repeat(records):
+    """Also those of recipes without balanced classes, of which this is the rule: numpy pads keys by zeros."""
+    for views, key in ((TrainingViews(4, 32, (1.0, 0.75), flip=[0, 1, 2]), (3, 2)), (ALL, (3, 2, 1))):
+        rng = np.random.default_rng((5, *key))
+        video = decode_in_order(records[2].path)
+        indices = views.frame_indices(len(video), rng)
+        clips = torch.from_numpy(video[indices.ravel()]).permute(0, 3, 1, 2).unflatten(0, indices.shape)
+        expected, labels = views(clips, records[2].label, rng)
+        sample = VideoDataset(records, views, 5)[(*key, 0)[:3]]
+        assert torch.equal(sample["views"], expected)
+        assert sample["label"] == labels
+    repeated = VideoDataset(records, ALL, 5)
+    assert not torch.equal(repeated[3, 2, 0]["views"], repeated[3, 2, 1]["views"])
 
 
 @pytest.fixture

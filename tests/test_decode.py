@@ -441,7 +441,7 @@ def megabytes():
 path, reader = sys.argv[1:]
 videos = VideoDataset([VideoRecord(path, 0)], Protocol("one_clip", 1, 1, 8, 32), 0, reader, timeout=60)
 for number in range(160):
-    assert videos[0, 0]["views"].shape == (1, 8, 3, 32, 32)
+    assert videos[0, 0, 0]["views"].shape == (1, 8, 3, 32, 32)
     if number == 39:
         before = megabytes()
 print(megabytes() - before)

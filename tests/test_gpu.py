@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from rubiks import RubiksNet
 from rubiks.nn import Normalize
 from rubiks.ops import normalize_shift_grad, shift3d
+from rubiks.training.mixing import Mixing
 from rubiks.training.optim import optimizer, parameter_groups
 from rubiks.training.recipe import Recipe
 
@@ -156,3 +157,11 @@ def test_batch_loss_and_step_equal_the_cpu(variant, name):
         rounding = (cpu_single[key] - gradients[key]).norm() / scale
         error = (single[key] - gradients[key]).norm() / scale
         assert error < 1e-3 + 5 * rounding, (key, error, rounding)
+
+
+def test_clips_are_mixed_as_on_the_cpu():
+    clips, labels, mixing = torch.rand(4, 2, 3, 16, 16), torch.arange(4), Mixing(0.8, 1.0, 4, seed=0)
+    for step in range(6):
+        expected = mixing(clips, labels, (step, 0, 0))
+        for actual, wanted in zip(mixing(clips.cuda(), labels.cuda(), (step, 0, 0)), expected, strict=True):
+            torch.testing.assert_close(actual.cpu(), wanted)

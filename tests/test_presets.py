@@ -143,7 +143,8 @@ def test_training_reads_and_evaluation_reads_every_layout(name, classes, layouts
         with decode.open_video(record) as video:
             lengths.append(len(video))
     assert sorted(lengths) == [6, 9, 12]
-    data = assemble.datamodule(cfg, train, val, assemble.protocol(cfg, 4, 32), 2, 2)
+    views = assemble.training_views(cfg, classes, (1, 0.875))
+    data = assemble.datamodule(cfg, train, val, views, assemble.protocol(cfg, 4, 32, None), 2, 2)
     (batch,) = data.train_dataloader()
     assert batch["views"].shape == (2, 1, 4, 3, 32, 32)
     assert batch["bad"] == []

@@ -104,11 +104,11 @@ def clips(count: int) -> list[dict]:
     ]
 
 
-def fit(net, batch_size, accumulate, count=8, precision="32-true", **changes):
+def fit(net, batch_size, accumulate, count=8, precision="32-true", mixing=None, **changes):
     settings = recipe(
         batch_size=batch_size, accumulate=accumulate, lr_batch=batch_size * accumulate, epochs=1, **changes
     )
-    module = VideoClassifier(net, settings)
+    module = VideoClassifier(net, settings, mixing=mixing)
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rubiks.data.views import TrainingViews, multi_scale_crop, random_segments
+from rubiks.data.views import TrainingViews, multi_scale_crop, random_segments, random_window
 from rubiks.evaluation.protocols import Protocol, segment_centres, segment_starts
 
 
@@ -73,7 +73,8 @@ def pil_views(frames: torch.Tensor, size: int, crops: int) -> np.ndarray:
 def test_protocol_views_equal_pil(height, width, name, clips, crops):
     protocol = Protocol(name, clips, crops, num_frames=4, size=224)
     frames = frames_of(height, width, clips * 4)
-    views = protocol(frames.unflatten(0, (clips, 4)), np.random.default_rng(0))
+    views, label = protocol(frames.unflatten(0, (clips, 4)), 5, np.random.default_rng(0))
+    assert label == 5
     assert views.shape == (clips * crops, 4, 3, 224, 224)
     assert views.dtype == torch.uint8
     assert protocol.num_views == clips * crops
@@ -120,20 +121,116 @@ def test_a_crop_near_the_input_size_becomes_it():
 
 def test_training_view_is_one_crop_of_all_frames():
     frames = frames_of(120, 160, 1).expand(6, -1, -1, -1)
-    view = TrainingViews(6, 64, (1.0, 0.875, 0.75, 0.66), flip=True)(frames[None], np.random.default_rng(3))
+    views = TrainingViews(6, 64, (1.0, 0.875, 0.75, 0.66), flip=[0])
+    view, labels = views(frames[None], 0, np.random.default_rng(3))
+    assert labels == [0]
     assert view.shape == (1, 6, 3, 64, 64)
     assert (view == view[:, :1]).all()
 
 
-def test_flip_only_where_allowed():
+def test_flip_only_where_allowed_and_with_the_label():
     frames = frames_of(64, 64, 2)
-    plain = TrainingViews(2, 64, (1.0,), flip=False)
-    flipping = TrainingViews(2, 64, (1.0,), flip=True)
+    plain = TrainingViews(2, 64, (1.0,))
+    flipping = TrainingViews(2, 64, (1.0,), flip=[0, 2, 1])
     outcomes = set()
     for seed in range(20):
-        assert (plain(frames[None], np.random.default_rng(seed))[0] == frames).all()
-        view = flipping(frames[None], np.random.default_rng(seed))[0]
-        mirrored = bool((view == frames.flip(-1)).all())
-        assert mirrored or bool((view == frames).all())
+        view, labels = plain(frames[None], 1, np.random.default_rng(seed))
+        assert (view[0] == frames).all()
+        assert labels == [1]
+        view, labels = flipping(frames[None], 1, np.random.default_rng(seed))
+        mirrored = bool((view[0] == frames.flip(-1)).all())
+        assert mirrored or bool((view[0] == frames).all())
+        assert labels == [2 if mirrored else 1]
         outcomes.add(mirrored)
     assert outcomes == {True, False}
+    for seed in range(5):  # a class that is its own mirror image
+        assert flipping(frames[None], 0, np.random.default_rng(seed))[1] == [0]
+
+
+def tsm_view(frames: torch.Tensor, size: int, scales: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
+    """TSM's GroupMultiScaleCrop with 13 places, then a flip, (T, size, size, 3), by PIL, from the rng's numbers."""
+    images = [Image.fromarray(frame) for frame in frames.permute(0, 2, 3, 1).numpy()]
+    width, height = images[0].size
+    sides = [int(min(width, height) * scale) for scale in scales]
+    sides = [size if abs(side - size) < 3 else side for side in sides]
+    pairs = []  # (width, height), in TSM's order
+    for i, crop_height in enumerate(sides):
+        for j, crop_width in enumerate(sides):
+            if abs(i - j) <= 1:
+                pairs.append((crop_width, crop_height))
+    crop_width, crop_height = pairs[rng.integers(len(pairs))]
+    w, h = (width - crop_width) // 4, (height - crop_height) // 4
+    places = [
+        (0, 0), (2 * w, 0), (4 * w, 0),
+        (0, 2 * h), (2 * w, 2 * h), (4 * w, 2 * h),
+        (0, 4 * h), (2 * w, 4 * h), (4 * w, 4 * h),
+        (1 * w, 1 * h), (3 * w, 1 * h), (1 * w, 3 * h), (3 * w, 3 * h),
+    ]  # fmt: skip
+    x, y = places[rng.integers(len(places))]
+    images = [image.crop((x, y, x + crop_width, y + crop_height)) for image in images]
+    images = [image.resize((size, size), Image.BILINEAR) for image in images]
+    if rng.random() < 0.5:
+        images = [image.transpose(Image.FLIP_LEFT_RIGHT) for image in images]
+    return np.stack([np.asarray(image) for image in images])
+
+
+@pytest.mark.parametrize(("height", "width"), [(240, 427), (256, 340), (320, 240), (226, 301)])
+def test_crops_and_flips_equal_tsm_by_pil(height, width):
+    scales = (1.0, 0.875, 0.75, 0.66)
+    frames = frames_of(height, width, 2)
+    views = TrainingViews(2, 224, scales, flip=[0])
+    for seed in range(12):
+        view, _ = views(frames[None], 0, np.random.default_rng(seed))
+        expected = tsm_view(frames, 224, scales, np.random.default_rng(seed)).astype(int)
+        difference = np.abs(view[0].permute(0, 2, 3, 1).numpy() - expected)
+        assert difference.max() <= 2, seed
+        assert (difference > 1).mean() < 1e-4  # rounding, once for each axis
+        assert difference.mean() < 0.05
+
+
+def test_clips_of_a_video_are_drawn_one_by_one():
+    views = TrainingViews(4, 32, (1.0, 0.75), flip=[1, 0], clips=3)
+    rng, alone = np.random.default_rng(2), np.random.default_rng(2)
+    indices = views.frame_indices(97, rng)
+    assert indices.tolist() == [random_segments(97, 4, alone).tolist() for _ in range(3)]
+    frames = frames_of(48, 64, 12).unflatten(0, (3, 4))
+    made, labels = views(frames, 0, rng)
+    one = TrainingViews(4, 32, (1.0, 0.75), flip=[1, 0])
+    for clip, view, label in zip(frames, made, labels, strict=True):
+        expected, expected_label = one(clip[None], 0, alone)
+        assert (view == expected[0]).all()
+        assert [label] == expected_label
+
+
+@given(st.integers(1, 400), st.integers(1, 32), st.integers(0, 100), st.integers(0, 10), st.booleans())
+def test_dense_frames_keep_their_step(length, frames, more, seed, jitter):
+    window = frames + more
+    step = window // frames
+    indices = random_window(length, frames, window, np.random.default_rng(seed), jitter)
+    assert indices.min() >= 0
+    assert indices.max() < length
+    if length >= window:
+        assert (np.abs(np.diff(indices) - step) < (step if jitter else 1)).all()
+    elif not jitter:
+        assert indices.tolist() == [i * step % length for i in range(frames)]
+
+
+def test_dense_windows_lie_anywhere():
+    def starts(jitter):
+        return [random_window(70, 8, 64, np.random.default_rng(seed), jitter) for seed in range(200)]
+
+    assert {int(indices[0]) for indices in starts(False)} == set(range(7))
+    steps = np.concatenate([np.diff(indices) for indices in starts(True)])
+    assert set(steps.tolist()) == set(range(1, 16))
+
+
+def test_published_dense_test_indices():
+    """TSM's ten starts, np.linspace(0, sample_pos - 1, num=10, dtype=int), and frames at stride 64 // T."""
+    protocol = Protocol("ten_clip", 10, 1, 8, 224, window=64)
+    indices = protocol.frame_indices(300, np.random.default_rng(0))
+    assert indices[:, 0].tolist() == [0, 26, 52, 78, 104, 131, 157, 183, 209, 236]
+    assert (np.diff(indices) == 8).all()
+    short = protocol.frame_indices(20, np.random.default_rng(0))
+    assert short.tolist() == [[0, 8, 16, 4, 12, 0, 8, 16]] * 10
+    (middle,) = Protocol("one_clip", 1, 1, 8, 224, window=64).frame_indices(300, np.random.default_rng(0))
+    assert middle.tolist() == list(range(118, 118 + 64, 8))

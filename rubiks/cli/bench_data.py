@@ -36,12 +36,12 @@ def run(arguments: argparse.Namespace) -> None:
     for reader in readers:
         check_reader(reader)
     source = assemble.source(cfg)
-    count = len(assemble.class_names(cfg, source))
-    records, _ = assemble.records(cfg, source, arguments.split, count, assemble.manifest(cfg))
+    classes = assemble.class_names(cfg, source)
+    records, _ = assemble.records(cfg, source, arguments.split, len(classes), assemble.manifest(cfg))
     if not records:
         raise InputError(f"data={cfg.data.name}: none of the {arguments.split} videos is there")
     recipe = assemble.recipe(cfg)
-    views = assemble.training_views(cfg, cfg.data.num_frames, cfg.data.size, recipe.crop_scales)
+    views = assemble.training_views(cfg, classes, recipe.crop_scales)
     chosen = records[:: max(1, len(records) // arguments.videos)][: arguments.videos]
 
     report = Path(rubiks.__file__).resolve().parents[1] / "benchmarks" / "results" / "network_h100.json"

@@ -26,7 +26,8 @@ def default_workers(processes: int) -> int:
 class VideoDataModule(pl.LightningDataModule):
     """Loads a data set's videos.
 
-    Batches are dictionaries of ``views`` uint8 (B, V, T, 3, H, W), ``label`` and ``index`` int64 (B,).
+    Batches are dictionaries of ``views`` uint8 (B, V, T, 3, H, W), ``label`` int64 (B,), in training (B, V), and
+    ``index`` int64 (B,).
 
     A video that cannot be read is never replaced by another. With ``on_error="raise"`` the first one ends the run; with
     ``"skip"`` it is left out, counted and named, and more than `max_bad` of a list end the run.
@@ -42,6 +43,7 @@ class VideoDataModule(pl.LightningDataModule):
         max_bad: the share of a list's videos that may be unreadable.
         reader: what reads video files, one of `readers.READERS`.
         timeout: seconds after which a video that is still being read counts as unreadable; None for no limit.
+        balanced: give every class the same share of a training epoch.
 
     Attributes:
         bad: the unreadable videos met so far, path to reason, for "train" and "val".
@@ -61,6 +63,7 @@ class VideoDataModule(pl.LightningDataModule):
         max_bad: float = 0.01,
         reader: str = "auto",
         timeout: float | None = None,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         self.records = {"train": train, "val": val}
@@ -73,6 +76,7 @@ class VideoDataModule(pl.LightningDataModule):
         self.max_bad = max_bad
         self.reader = reader
         self.timeout = timeout
+        self.balanced = balanced
         self.bad: dict[str, dict[str, str]] = {"train": {}, "val": {}}
         self._resume_at = 0, 0
 
@@ -104,7 +108,8 @@ class VideoDataModule(pl.LightningDataModule):
         training = split == "train"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         dataset = VideoDataset(self.records[split], self.views[split], self.seed, self.reader, self.timeout)
-        sampler = EpochSampler(len(dataset), training, self.seed, rank, world_size)
+        labels = [record.label for record in self.records[split]] if self.balanced else None
+        sampler = EpochSampler(len(dataset), training, self.seed, rank, world_size, labels)
         batch_size = self.batch_size if training else self.eval_batch_size
         return DataLoader(
             dataset,

@@ -22,14 +22,15 @@ class Views(Protocol):
     def frame_indices(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """(clips, T) frame numbers for a video of `length` frames."""
 
-    def __call__(self, clips: Tensor, rng: np.random.Generator) -> Tensor:
-        """Decoded frames uint8 (clips, T, 3, H, W) -> views uint8 (V, T, 3, S, S)."""
+    def __call__(self, clips: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, int | list[int]]:
+        """Decoded frames uint8 (clips, T, 3, H, W) of a video of class `label` -> views uint8 (V, T, 3, S, S), and
+        what they show: the class, or in training one for each view, as mirroring may change it."""
 
 
 class VideoDataset(Dataset):
-    """Samples of a list of videos. Items are asked for by (epoch, index), as `EpochSampler` gives them.
+    """Samples of a list of videos. Items are asked for by (epoch, index, repeat), as `EpochSampler` gives them.
 
-    Every random choice follows from seed, epoch and index, so batches do not depend on the number of workers. A video
+    Every random choice follows from the seed and these, so batches do not depend on the number of workers. A video
     that cannot be read gives its `VideoError` as the item; the data module decides what that means.
 
     Args:
@@ -54,15 +55,16 @@ class VideoDataset(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | VideoError:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any] | VideoError:
+        epoch, index, repeat = key
         record = self.records[index]
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = np.random.default_rng((self.seed, epoch, index, repeat))
         try:
             clips = self._read(record, rng) if self.timeout is None else self._read_in_time(record, rng)
         except VideoError as error:
             return error
-        return {"views": self.views(clips, rng), "label": record.label, "index": index}
+        views, label = self.views(clips, record.label, rng)
+        return {"views": views, "label": label, "index": index}
 
     def _read(self, record: VideoRecord, rng: np.random.Generator) -> Tensor:
         """Decoded frames uint8 (clips, T, 3, H, W)."""
@@ -99,7 +101,8 @@ class VideoDataset(Dataset):
 
 
 def collate(samples: list[dict[str, Any] | VideoError]) -> dict[str, Any]:
-    """Batch: views uint8 (B, V, T, 3, H, W), label and index int64 (B,), and the videos that could not be read.
+    """Batch: views uint8 (B, V, T, 3, H, W), label int64 (B,), in training (B, V), index int64 (B,), and the videos
+    that could not be read.
 
     Unreadable videos make the batch smaller; nothing takes their place. If none could be read, `views` is [].
     """
@@ -112,25 +115,37 @@ def collate(samples: list[dict[str, Any] | VideoError]) -> dict[str, Any]:
     }
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, index) of the videos of one process, in an order that follows from seed and epoch alone.
+class EpochSampler(Sampler[tuple[int, int, int]]):
+    """(epoch, index, repeat) of the videos of one process, in an order that follows from seed and epoch alone.
 
     In training all processes get equally many videos, so the last few of the epoch's order may be left out. In
-    evaluation every video goes to exactly one process.
+    evaluation every video goes to exactly one process. `repeat` is how often the video has come in this epoch before:
+    0, unless classes are balanced.
 
     Args:
         length: videos in the list.
         training: shuffle, and give every process the same number.
         seed: of the order.
         rank, world_size: this process, and how many there are.
+        labels: the videos' classes, to give each class the same share of a training epoch (`balanced_order`); None
+            to take every video once.
     """
 
-    def __init__(self, length: int, training: bool, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        training: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        labels: Sequence[int] | None = None,
+    ) -> None:
         self.length = length
         self.training = training
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.labels = labels
         self.epoch = 0
         self._resume_at: tuple[int, int] | None = None
 
@@ -146,12 +161,37 @@ class EpochSampler(Sampler[tuple[int, int]]):
         spare = 0 if self.training else self.world_size - 1 - self.rank
         return (self.length + spare) // self.world_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
         epoch, done = self._resume_at or (self.epoch, 0)
         self._resume_at = None
-        order = np.arange(self.length)
+        order, repeats = np.arange(self.length), np.zeros(self.length, dtype=np.int64)
         if self.training:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        mine = order[self.rank :: self.world_size][: len(self)]
-        for index in mine[done:]:
-            yield epoch, int(index)
+            rng = np.random.default_rng((self.seed, epoch))
+            if self.labels is None:
+                order = rng.permutation(self.length)
+            else:
+                order, repeats = balanced_order(self.labels, rng)
+        mine = slice(self.rank, None, self.world_size)
+        for index, repeat in list(zip(order[mine], repeats[mine], strict=True))[done : len(self)]:
+            yield epoch, int(index), int(repeat)
+
+
+def balanced_order(labels: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """As many places as there are videos, in random order, with equally many, or one more, of each class.
+
+    A class with too few videos goes through all of them before one repeats; of one with too many, some are left out.
+
+    Returns:
+        The videos' indices and how often each has come before, both int64 (len(labels),).
+    """
+    present, sizes = np.unique(labels, return_counts=True)
+    videos = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
+    places = np.full(len(present), len(labels) // len(present))
+    places[rng.permutation(len(present))[: len(labels) % len(present)]] += 1
+    indices, repeats = [], []
+    for own, count in zip(videos, places, strict=True):
+        rounds = -(-count // len(own))
+        indices.append(np.concatenate([rng.permutation(own) for _ in range(rounds)])[:count])
+        repeats.append(np.arange(count) // len(own))
+    order = rng.permutation(len(labels))
+    return np.concatenate(indices)[order], np.concatenate(repeats)[order]

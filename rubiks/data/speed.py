@@ -28,7 +28,8 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
 
     Returns:
         `wall_ms` and `cpu_ms`: milliseconds per video by stage, the latter over all threads; `videos_per_core_second`,
-        from the CPU time, and `videos_per_second`, from the wall time, both without copy; `videos`, `unreadable`.
+        from the CPU time, and `videos_per_second`, from the wall time, both without copy; `videos`, `unreadable`,
+        `clips_per_video`.
 
     Raises:
         InputError: none of the videos can be read.
@@ -63,7 +64,8 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
                     unreadable += 1
                     continue
                 with timed("views"):
-                    samples.append({"views": views(clips, rng), "label": records[index].label, "index": index})
+                    made, label = views(clips, records[index].label, rng)
+                    samples.append({"views": made, "label": label, "index": index})
             with timed("collate"):
                 batch = collate(samples)
             if torch.cuda.is_available() and samples:
@@ -80,6 +82,7 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
         "reader": reader,
         "videos": videos,
         "unreadable": unreadable,
+        "clips_per_video": len(made),
         "videos_per_core_second": videos / sum(cpu[stage] for stage in reading),
         "videos_per_second": videos / sum(wall[stage] for stage in reading),
         "wall_ms": {stage: 1e3 * seconds / videos for stage, seconds in wall.items()},
@@ -103,8 +106,9 @@ def measured_clips_per_second(report: Path, tier: str, variant: str) -> dict[str
 
 
 def with_cores(row: dict[str, Any], clips_per_second: dict[str, float]) -> dict[str, Any]:
-    """The row and how many cores read as many videos a second as the GPU takes clips, one clip of each."""
-    return row | {"cores": {phase: rate / row["videos_per_core_second"] for phase, rate in clips_per_second.items()}}
+    """The row and how many cores read as many clips a second as the GPU takes."""
+    read = row["videos_per_core_second"] * row["clips_per_video"]
+    return row | {"cores": {phase: rate / read for phase, rate in clips_per_second.items()}}
 
 
 def describe(row: dict[str, Any]) -> str:

@@ -1,40 +1,92 @@
-"""Training views: random frames, and TSM's multi-scale crop of them."""
+"""Training views: random frames, a random crop that they share, a flip and augmentation."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import numpy as np
+import torch
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
+
+from rubiks.data.augment import NOTHING, Augment
 
 
 class TrainingViews:
-    """One view per video: random frames, a random crop that all of them share, and a flip where classes allow it.
+    """Random clips of a video, each with one random crop that all of its frames share.
 
     Args:
         num_frames: T.
         size: side of the square views, in pixels.
         crop_scales: sides of the crop as shares of the short side, largest first, as in TSM (1, .875, .75, .66). Width
             and height are drawn together, at most one step apart.
-        flip: mirror half of the clips left to right. Never where left and right name classes.
+        flip: mirror half of the clips left to right; a mirrored clip of class c then is one of class flip[c]. None:
+            mirror none.
+        clips: V, clips of a video; frames, crop, flip and augmentation are drawn for each.
+        window: how many frames a clip spans, as in I3D; None: the whole video, in segments, as in TSN.
+        augment: what else is done to a clip.
     """
 
-    def __init__(self, num_frames: int, size: int, crop_scales: tuple[float, ...], flip: bool) -> None:
+    def __init__(
+        self,
+        num_frames: int,
+        size: int,
+        crop_scales: tuple[float, ...],
+        flip: Sequence[int] | None = None,
+        clips: int = 1,
+        window: int | None = None,
+        augment: Augment = NOTHING,
+    ) -> None:
         self.num_frames = num_frames
         self.size = size
         self.crop_scales = tuple(crop_scales)
         self.flip = flip
+        self.clips = clips
+        self.window = window
+        self.temporal_jitter = augment.temporal_jitter
+        area = augment.random_resized_crop
+        self._random_resized_crop = None if area is None else v2.RandomResizedCrop(size, scale=area)
+        self._transforms = augment.transforms()
 
     def frame_indices(self, length: int, rng: np.random.Generator) -> np.ndarray:
-        """(1, T): the frames to decode of a video of `length` frames."""
-        return random_segments(length, self.num_frames, rng)[None]
+        """(clips, T): the frames to decode of a video of `length` frames."""
+        return np.stack([self._clip_indices(length, rng) for _ in range(self.clips)])
 
-    def __call__(self, clips: Tensor, rng: np.random.Generator) -> Tensor:
-        """Decoded frames uint8 (1, T, 3, H, W) -> views uint8 (1, T, 3, size, size)."""
-        top, left, height, width = multi_scale_crop(clips.shape[-2], clips.shape[-1], self.size, self.crop_scales, rng)
-        view = tv.resized_crop(clips[0], top, left, height, width, [self.size, self.size], antialias=True)
-        if self.flip and rng.random() < 0.5:
-            view = tv.horizontal_flip(view)
-        return view[None]
+    def _clip_indices(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        if self.window is None:
+            return random_segments(length, self.num_frames, rng)
+        return random_window(length, self.num_frames, self.window, rng, self.temporal_jitter)
+
+    def __call__(self, clips: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, list[int]]:
+        """Decoded frames uint8 (V, T, 3, H, W) -> views uint8 (V, T, 3, size, size), and the class that each shows."""
+        views, labels = zip(*[self._view(clip, label, rng) for clip in clips], strict=True)
+        return torch.stack(views), list(labels)
+
+    def _view(self, clip: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, int]:
+        # The order of the draws is part of what a seed means: new ones come after the others.
+        if self._random_resized_crop is None:
+            place = multi_scale_crop(clip.shape[-2], clip.shape[-1], self.size, self.crop_scales, rng)
+            view = tv.resized_crop(clip, *place, [self.size, self.size], antialias=True)
+        else:
+            with _torch_seeded(rng):
+                view = self._random_resized_crop(clip)
+        if self.flip is not None and rng.random() < 0.5:
+            view, label = tv.horizontal_flip(view), self.flip[label]
+        if self._transforms:
+            with _torch_seeded(rng):
+                for transform in self._transforms:
+                    view = transform(view)
+        return view, label
+
+
+@contextlib.contextmanager
+def _torch_seeded(rng: np.random.Generator) -> Iterator[None]:
+    """Seed PyTorch's generator, from which torchvision draws, by `rng`; afterwards it is as it was before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(int(rng.integers(2**63)))
+        yield
 
 
 def multi_scale_crop(
@@ -71,3 +123,25 @@ def random_segments(length: int, frames: int, rng: np.random.Generator) -> np.nd
     if segment == 0:
         return np.zeros(frames, dtype=np.int64)
     return np.arange(frames) * segment + rng.integers(segment, size=frames)
+
+
+def random_window(length: int, frames: int, window: int, rng: np.random.Generator, jitter: bool = False) -> np.ndarray:
+    """Frames at equal steps of window // frames from a window at a random place: I3D's sampling, "dense" in TSM.
+
+    A video shorter than the window begins anew at its end. TSM leaves out the last place for the window; here all are
+    alike.
+
+    Args:
+        length: frames of the video, at least 1.
+        frames: T, frames of the clip.
+        window: frames that the clip spans, at least T.
+        jitter: move each frame ahead by less than a step, at random.
+
+    Returns:
+        (T,) int64.
+    """
+    step = window // frames
+    indices = rng.integers(max(1, 1 + length - window)) + np.arange(frames) * step
+    if jitter:
+        indices += rng.integers(step, size=frames)
+    return indices % length

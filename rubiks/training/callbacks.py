@@ -33,7 +33,7 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         self._waited += time.perf_counter() - self._ended
-        self._clips += len(batch["label"])
+        self._clips += batch["label"].numel()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

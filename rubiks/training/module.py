@@ -21,6 +21,7 @@ from rubiks.ops import fused, normalize_shift_grad
 from rubiks.training import optim, shifts
 from rubiks.training.aq import Annealing, AttentionSchedule
 from rubiks.training.checkpointing import forget_best
+from rubiks.training.mixing import Mixing
 from rubiks.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class VideoClassifier(pl.LightningModule):
         classes: class names in label order, kept in checkpoints.
         config: the whole configuration as plain data, kept in checkpoints.
         attention: how the temporal attention of an AQ network is quantised; None leaves it as it is.
+        mixing: what mixes the clips of a training batch; None for nothing.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class VideoClassifier(pl.LightningModule):
         classes: list[str] | None = None,
         config: dict[str, Any] | None = None,
         attention: AttentionSchedule | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -51,6 +54,7 @@ class VideoClassifier(pl.LightningModule):
         self.classes = classes
         self.config = config or {}
         self.annealing = None if attention is None else Annealing(net, attention)
+        self.mixing = mixing
         self.initial_shifts = shifts.offsets(net)
         self.normalize = Normalize()
         accuracy = MetricCollection(
@@ -77,8 +81,16 @@ class VideoClassifier(pl.LightningModule):
         return torch.stack(logits).mean(0)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        logits, label = self(batch["views"]), batch["label"]
-        loss = F.cross_entropy(logits, label, label_smoothing=self.recipe.label_smoothing)
+        # Every view is a clip with a label of its own: the first of each video, then the second ones, so that clips are
+        # mixed with those of other videos.
+        clips = self.normalize(batch["views"].transpose(0, 1).flatten(0, 1))
+        label = batch["label"].view(len(batch["views"]), -1).T.flatten()
+        target = label
+        if self.mixing is not None:
+            clips, target = self.mixing(clips, label, (self.global_step, batch_index, self.global_rank))
+            label = target.argmax(1)  # accuracy counts the larger share
+        logits = self.net(clips).float()
+        loss = F.cross_entropy(logits, target, label_smoothing=self.recipe.label_smoothing)
         self.train_accuracy(logits.detach(), label)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False)
         self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(label), sync_dist=True)

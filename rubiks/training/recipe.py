@@ -26,7 +26,7 @@ class Recipe:
         warmup_epochs: linear warm-up from 0, in epochs.
         label_smoothing, dropout: regularisation, each in [0, 1).
         clip_grad_norm: largest norm of the gradient of everything but the shifts; 0 for none.
-        crop_scales: see `rubiks.data.views.TrainingViews`.
+        crop_scales: see `rubiks.data.views.TrainingViews`; not used where `augment.random_resized_crop` is.
     """
 
     epochs: int

@@ -1,0 +1,43 @@
+"""What a video shows when it is mirrored left to right, by the names of its class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_OTHER = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
+_SIDE = re.compile(rf"(?<![a-z])({'|'.join(_OTHER)})(?=(wards?|hand(ed)?|side|most)?(?![a-z]))")
+_ADVERB = re.compile("right[ _](?=(out|away|now)(?![a-z]))")  # as in "pulling it right out": no side
+
+
+def mirrored_labels(classes: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Pair the classes that mirroring exchanges: names that differ by left and right, or by the sense of a turn.
+
+    "Pulling something from left to right" becomes "Pulling something from right to left". A class whose name names no
+    side stays what it is.
+
+    Args:
+        classes: class names in label order.
+
+    Returns:
+        For each class the label of its mirror image, and the names whose partner is missing, which keep their label.
+    """
+    labels = {_normal(name): label for label, name in enumerate(classes)}
+    mirrored, alone = [], []
+    for label, name in enumerate(classes):
+        partner = labels.get(_SIDE.sub(lambda match: _OTHER[match[0]], _normal(name)))
+        if partner is None and _SIDE.search(_ADVERB.sub("", _normal(name))):
+            alone.append(name)
+        mirrored.append(label if partner is None else partner)
+    return mirrored, alone
+
+
+def tells(name: str) -> bool:
+    """Whether a class name is words, from which a side could be read: not a number or a code."""
+    return re.search("[A-Za-z]{2}", name) is not None
+
+
+def _normal(name: str) -> str:
+    """Lower case, SwipeLeft as swipe left, all spellings of the turn against the clock as one."""
+    spaced = re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    return re.sub("(counter|anti)[-_ ]?clockwise", "counterclockwise", spaced)

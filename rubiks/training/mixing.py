@@ -1,0 +1,39 @@
+"""Mixup and cutmix, on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+
+class Mixing:
+    """Mixes each clip of a batch with its neighbour: mixup (Zhang et al., 2018), cutmix (Yun et al., 2019), or both.
+
+    Mixup blends the two clips; cutmix pastes a box of one into the other. The share, and the box, are the same in all
+    frames and for the whole batch. Where both are on, each batch gets one of them, at even odds.
+
+    Args:
+        mixup, cutmix: alpha of the Beta(alpha, alpha) distribution of the share; 0 for none, at least one is above.
+        num_classes: of the labels.
+        seed: of the random choices.
+    """
+
+    def __init__(self, mixup: float, cutmix: float, num_classes: int, seed: int) -> None:
+        kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha]
+        self._transform = v2.RandomChoice([kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds])
+        self._seed = seed
+
+    def __call__(self, clips: Tensor, labels: Tensor, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Clips float (N, T, 3, H, W), labels int64 (N,) -> the mixed clips, and what shares of classes they show,
+        float (N, num_classes).
+
+        The random choices follow from the seed and `key`, numbers that tell this batch from all others.
+        """
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from PyTorch's generator of the CPU
+            seed = np.random.default_rng((self._seed, *key)).integers(2**63)
+            torch.random.default_generator.manual_seed(int(seed))
+            mixed, targets = self._transform(tv_tensors.Video(clips), labels)
+        return mixed.as_subclass(Tensor), targets
