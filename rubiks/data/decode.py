@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import operator
 import os
 import re
 import stat
@@ -17,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rubiks.data.jpegs import JpegVideo, open_jpegs
 from rubiks.data.readers import seeking_reader
-from rubiks.data.records import CheckedFile, Span, VideoRecord
+from rubiks.data.records import CheckedFile, Span, VideoRecord, checked_indices
 from rubiks.errors import VideoError
 
 # Here random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time stamps are
@@ -29,14 +29,16 @@ _SEEKABLE_CODECS = ("h264", "vp8", "vp9")
 _SEEKABLE_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
 
 
-def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | FrameFolder | ImageFile:
+def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVideo | FrameFolder | ImageFile:
     """Open a record's video for reading, as a context manager; raises VideoError where it cannot be read."""
+    if record.pattern is not None:
+        return FrameFolder(record.path, record.num_frames or 0, record.pattern)
+    if not record.image and (jpegs := open_jpegs(record.path, record.span)) is not None:
+        return jpegs
     content = None if record.span is None else _read_span(record.path, record.span)
     if record.image:
         return ImageFile(record.path, content)
-    if record.pattern is None:
-        return VideoFile(record.path, reader, content, record.checked)
-    return FrameFolder(record.path, record.num_frames or 0, record.pattern)
+    return VideoFile(record.path, reader, content, record.checked)
 
 
 class VideoFile:
@@ -112,7 +114,7 @@ class VideoFile:
         Raises:
             VideoError: a frame cannot be decoded.
         """
-        indices = _checked(indices, self._length)
+        indices = checked_indices(indices, self._length)
         if self._seek is not None:
             # decord fails on some videos that are whole, for example very narrow ones, with errors that it does not
             # document (RuntimeError, DECORDError, DECORDLimitReachedError); decoding in order then decides.
@@ -195,7 +197,7 @@ class FrameFolder:
         Raises:
             VideoError: a frame is missing, cannot be decoded, or differs in size from the first one read.
         """
-        indices = _checked(indices, self._length)
+        indices = checked_indices(indices, self._length)
         images = {index: self._image(index) for index in dict.fromkeys(indices)}
         first = images[indices[0]]
         for index, image in images.items():
@@ -248,7 +250,7 @@ class ImageFile:
 
     def frames(self, indices: Sequence[int]) -> Tensor:
         """The image once for each index; as `FrameFolder.frames`."""
-        indices = _checked(indices, 1)
+        indices = checked_indices(indices, 1)
         try:
             image = _read_image(self.path, self._content)
         except FileNotFoundError as error:
@@ -275,16 +277,6 @@ def _read_image(path: str, content: bytes | None = None) -> np.ndarray:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
         raise VideoError(path, f"cannot be decoded: {_first_line(error)}") from error
-
-
-def _checked(indices: Sequence[int], length: int) -> list[int]:
-    """The indices as plain numbers; others than the caller may ask for are its defect, not the video's."""
-    numbers = [operator.index(index) for index in indices]
-    if not numbers:
-        raise ValueError("no frame indices")
-    if not 0 <= min(numbers) <= max(numbers) < length:
-        raise IndexError(f"frame indices {numbers} of a video with {length} frames")
-    return numbers
 
 
 def _check_file(path: str) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,3 +59,13 @@ class VideoRecord:
         if self.pattern is None:
             return [self.path]
         return [os.path.join(self.path, self.pattern.format(i + 1)) for i in range(self.num_frames or 0)]
+
+
+def checked_indices(indices: Sequence[int], length: int) -> list[int]:
+    """The indices as plain numbers; others than the caller may ask for are its defect, not the video's."""
+    numbers = [operator.index(index) for index in indices]
+    if not numbers:
+        raise ValueError("no frame indices")
+    if not 0 <= min(numbers) <= max(numbers) < length:
+        raise IndexError(f"frame indices {numbers} of a video with {length} frames")
+    return numbers
