@@ -103,8 +103,9 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         check_reader(reader)
     views = TrainingViews(arguments.frames, arguments.size, (1.0, 0.875, 0.75, 0.66), flip=False)
     needs = speed.measured_clips_per_second(NETWORKS, arguments.tier, arguments.variant)
+    command = [word for word in sys.argv[1:] if word not in ("--json", str(arguments.json))]
     report: dict[str, Any] = {
-        "command": " ".join(["python benchmarks/data.py", *sys.argv[1:]]),
+        "command": " ".join(["python benchmarks/data.py", *command]),
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -21,7 +21,7 @@ from rubiks.data.records import VideoRecord
 from rubiks.data.workers import LostWorkerError, work
 from rubiks.errors import VideoError
 
-# Called with every frame and the frames a second.
+# Called with every frame, upright, and the frames a second.
 Use = Callable[[VideoFrame, Fraction], object]
 
 _STILL_RATE = Fraction(30)  # folders of frames name none
@@ -123,13 +123,13 @@ def _decode(video: VideoFile, use: Use) -> tuple[int, tuple[int, int], Fraction,
             rate = stream.average_rate or stream.guessed_rate or Fraction(0)
             for packet in container.demux(stream):
                 packets += bool(packet.size)
-                for frame in map(_upright, packet.decode()):
+                for frame in packet.decode():
                     if shape not in (None, (frame.width, frame.height)):
                         raise VideoError(path, f"changes its size at frame {frames}")
                     shape = frame.width, frame.height
                     corrupt += frame.is_corrupt
                     frames += 1
-                    use(frame, rate or _STILL_RATE)
+                    use(_upright(frame), rate or _STILL_RATE)
             announced = stream.frames
             seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
             if not seconds and container.duration and len(container.streams) == 1:

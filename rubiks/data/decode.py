@@ -13,6 +13,7 @@ from types import TracebackType
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVid
 
 
 class VideoFile:
-    """A video file: read by seeking where that is exact, else, and where seeking fails, decoded in order with PyAV.
+    """A video file: read by seeking where that is exact and of use, else, or if it fails, decoded in order with PyAV.
 
     Frames are as a player shows them, turned by the rotation that phones note in the file. Open it in the process that
     reads it and close it at once: an idle decord reader decodes ahead into memory.
@@ -54,7 +55,7 @@ class VideoFile:
         checked: what is known of it; it counts where the file has that size.
 
     Attributes:
-        can_seek: whether the seeking readers reach any frame exactly.
+        can_seek: whether the seeking readers reach any frame exactly, and without decoding all those before it.
 
     Raises:
         VideoError: the file cannot be read as a video.
@@ -73,7 +74,7 @@ class VideoFile:
         self._seek = seeking_reader(reader, self._file(), self._length) if self.can_seek else None
 
     def _look(self) -> tuple[int, bool]:
-        """The number of frames, and whether seeking reaches any of them exactly."""
+        """The number of frames, and whether it can be read by seeking."""
         path = self.path
         try:
             # PyAV fails with a reason, and quietly; decord has neither quality.
@@ -87,8 +88,10 @@ class VideoFile:
                 # A video cut without encoding it anew keeps frames outside of the cut, which players and decoders drop.
                 # decord counts them and mixes up the numbers.
                 length = sum(not packet.is_discard for packet in packets)
+                # With a single key frame there is nothing to seek to, and PyAV decodes faster in order than decord.
                 can_seek = (
-                    container.format.name in _SEEKABLE_FORMATS
+                    sum(packet.is_keyframe for packet in packets) > 1
+                    and container.format.name in _SEEKABLE_FORMATS
                     and codec.codec.canonical_name in _SEEKABLE_CODECS
                     and codec.pix_fmt in _SEEKABLE_PIXELS
                 )
@@ -141,13 +144,15 @@ class VideoFile:
         """uint8 (T, H, W, 3)."""
         last = max(indices)
         frames = {}
+        rgb = VideoReformatter()  # sets the conversion up once, not for every frame
         try:
             with av.open(self._file(), "r", metadata_errors="replace") as container:
                 container.streams.video[0].codec_context.thread_count = 1
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in indices:
+                        image = rgb.reformat(frame, format="rgb24").to_ndarray()
                         # Upright, as the other readers return it.
-                        frames[index] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                        frames[index] = np.rot90(image, round(frame.rotation / 90))
                     if index == last:
                         break
         except av.FFmpegError as error:

@@ -24,7 +24,7 @@ from rubiks.errors import VideoError
 
 BRAND = "rbks"
 
-Read = Callable[[int, int], "bytes | bytearray"]  # of an offset and a number of bytes
+Read = Callable[[int, int], bytes | bytearray]  # of an offset and a number of bytes
 
 
 def open_jpegs(path: str, span: Span | None = None) -> JpegVideo | None:
@@ -81,6 +81,7 @@ class JpegVideo:
             raise VideoError(path, f"its index is damaged or cut off ({error}); prepare it again") from error
 
     def __len__(self) -> int:
+        """The number of frames."""
         return len(self._sizes)
 
     def frames(self, indices: Sequence[int]) -> Tensor:
@@ -115,6 +116,7 @@ class JpegVideo:
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
     def close(self) -> None:
+        """Close the file; the object is of no use afterwards."""
         self._file.close()
 
     def __enter__(self) -> JpegVideo:
@@ -157,9 +159,10 @@ def _index(read: Read, size: int) -> tuple[Fraction, np.ndarray, np.ndarray]:
         sizes = np.frombuffer(moov, ">u4", count, table + 12).astype(np.int64)
     if not sizes.all() or sizes.sum() != end - first:
         raise ValueError(f"{count} frames of {sizes.sum()} bytes, expected {end - first} bytes")
-    if not 0 < duration <= units * count <= 1000 * duration:
+    rate = Fraction(units * count, max(1, duration)).limit_denominator(10_000)
+    if not 0 < rate < 100_000:  # FFmpeg's numbers have 32 bits
         raise ValueError(f"{count} frames in {duration}/{units} seconds")
-    return Fraction(units * count, duration), first + sizes.cumsum() - sizes, sizes
+    return rate, first + sizes.cumsum() - sizes, sizes
 
 
 def _boxes(read: Read, start: int, stop: int) -> dict[bytes, tuple[int, int]]:

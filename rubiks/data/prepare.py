@@ -1,4 +1,4 @@
-"""A data set anew in a form that is quick to read at random: small frames, and a key frame never far away."""
+"""A data set anew in a form that is quick to read at random: small frames, each to be had without many others."""
 
 from __future__ import annotations
 
@@ -154,7 +154,6 @@ def _prepare_one(job: Job) -> Entry:
     """Write one video, whole or not at all; the entry of what was written."""
     mtime_ns = stamp(job.record)[1]
     entries: list[Entry] = []
-
     folder = job.form == "frames"
 
     def write(temporary: Path) -> None:
