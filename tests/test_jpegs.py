@@ -15,7 +15,7 @@ from rubiks.data.check import examine
 from rubiks.data.decode import open_video
 from rubiks.data.jpegs import JpegVideo
 from rubiks.data.manifest import Manifest
-from rubiks.data.prepare import Job, prepare
+from rubiks.data.prepare import Job, frames_record, prepare
 from rubiks.data.records import VideoRecord
 from rubiks.errors import VideoError
 
@@ -66,6 +66,14 @@ def test_frames_of_one_size_in_bytes(tmp_path):
 def test_it_knows_its_rate_and_size(path):
     entry = examine(VideoRecord(str(path), 0), "v")
     assert (entry.frames, entry.rate, entry.height, entry.width) == (30, 12, 75, 81)
+
+
+def test_a_folder_of_frames_from_it(path, pictures, tmp_path):
+    job = Job(VideoRecord(str(path), 0), tmp_path / "v", "v", "frames", 256)
+    assert prepare([job], Manifest(tmp_path), 1, 60) == {}
+    with open_video(frames_record(tmp_path / "v", 30)) as video:
+        frames = video.frames(range(30)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(frames.astype(int) - pictures).mean() < 3
 
 
 def test_a_damaged_frame_is_named_and_the_others_are_read(path, pictures, tmp_path):
