@@ -20,6 +20,7 @@ import rubiks.cli.main
 from rubiks.data import builtin, decode
 from rubiks.data.check import check, examine, official_total
 from rubiks.data.manifest import Manifest
+from rubiks.data.prepare import Job, prepare
 from rubiks.data.records import VideoRecord
 from rubiks.data.workers import LostWorkerError, work
 from rubiks.errors import InputError, VideoError
@@ -135,12 +136,15 @@ def test_a_thousand_damaged_files(tmp_path):
     names = {"a.mp4": "libx264", "b.webm": "libvpx-vp9", "c.avi": "mpeg4", "d.mkv": "libx264"}
     for name, codec in names.items():
         write_video(tmp_path / name, moving_square(10, 48, 64), codec)
+    names["jpegs.mp4"] = "as rubiks prepare writes it"
+    job = Job(VideoRecord(str(tmp_path / "a.mp4"), 0), tmp_path / "jpegs.mp4", "jpegs.mp4", "jpeg", 48)
+    assert prepare([job], Manifest(tmp_path, "prepared.jsonl"), 1, 20) == {}
     wholes = {name: (tmp_path / name).read_bytes() for name in names}
     rng = np.random.default_rng(0)
     records, kinds = [], {}
     for number in range(1000):
-        name = list(names)[number // 5 % 4]
-        kind, content = mutations(wholes[name], wholes[list(names)[rng.integers(4)]], rng, number)
+        name = list(names)[number // 5 % 5]
+        kind, content = mutations(wholes[name], wholes[list(names)[rng.integers(5)]], rng, number)
         path = tmp_path / f"{kind}{number}-{name}"
         path.write_bytes(content)
         kinds[path.name] = kind
@@ -155,7 +159,7 @@ def test_a_thousand_damaged_files(tmp_path):
     good = [entry for entry in manifest.entries.values() if entry.problem is None]
     assert 0 < len(good) < 500
     for entry in good[::10]:  # and what passes can be read
-        with decode.VideoFile(str(tmp_path / entry.name)) as video:
+        with decode.open_video(VideoRecord(str(tmp_path / entry.name), 0)) as video:
             assert len(video.frames([0, entry.frames - 1])) == 2
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 
 import pytest
@@ -104,16 +106,32 @@ def test_unreadable_videos_are_counted_and_none_readable_is_an_error(folder, tmp
         speed.measure([bad], views, "auto", 2)
 
 
-def test_the_benchmark_compares_forms_and_readers(folder, capsys):
+def test_the_benchmark_compares_the_originals_with_their_prepared_forms(folder, capsys, tmp_path):
     bench = benchmark("data")
-    words = [f"raw={folder}", f"again={folder}", "--readers", "auto", "pyav", "--rounds", "1", "--repeat", "1"]
+    (tmp_path / "raw").mkdir()
+    for number in (1, 2):
+        shutil.copy(folder / f"{number}.mp4", tmp_path / "raw")
+    words = [f"raw={tmp_path / 'raw'}", "--readers", "auto", "pyav", "--rounds", "1", "--repeat", "1", "--size", "32"]
     with pytest.raises(InputError, match="found no files"):
-        bench.run(bench.parse(["raw=nowhere"]))
-    report = bench.run(bench.parse([*words, "--size", "32"]))
-    rows = [(row["form"], row["reader"]) for row in report["rows"]]
-    assert rows == [("raw", "auto"), ("raw", "pyav"), ("again", "auto"), ("again", "pyav")]
-    assert len(capsys.readouterr().out.splitlines()) == 4
-    assert report["rows"][0]["unreadable"] == 2  # the lists in the folder
+        bench.run(bench.parse(["raw=nowhere"]), tmp_path / "work")
+    with pytest.raises(InputError, match=r"csv: .*; take it out of the folder"):
+        bench.run(bench.parse([f"raw={folder}"]), tmp_path / "work")
+    report = bench.run(bench.parse(words), tmp_path / "new")
+    rows = [(row["form"], row["reader"], row["videos"]) for row in report["rows"]]
+    assert rows == [("raw", "auto", 2), ("raw", "pyav", 2), ("raw jpeg", "auto", 2), ("raw h264", "auto", 2)]
+    rates = [row["videos_per_core_second"] for row in report["rows"]]
+    assert report["ratios"]["raw jpeg / raw"] == pytest.approx(rates[2] / rates[0])
+    assert len(capsys.readouterr().out.splitlines()) == 4 + len(report["ratios"])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
+def test_the_benchmark_sees_the_memory_of_workers(folder):
+    bench = benchmark("data")
+    views = TrainingViews(2, 32, (1.0,))
+    records = [VideoRecord(str(folder / f"{number}.mp4"), 0) for number in range(3)]
+    gained = bench.memory(records, views, 2, (100, 300))
+    assert len(gained) == 3
+    assert max(gained) < 50
 
 
 def test_the_report_of_the_networks_has_every_tier():

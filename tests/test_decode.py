@@ -128,6 +128,13 @@ class TestVideoFile:
     def test_channels_are_last_in_memory(self, clips, read):
         assert read(clips / "h264.mp4", [1, 2])[1].permute(0, 2, 3, 1).is_contiguous()
 
+    def test_with_one_key_frame_there_is_nothing_to_seek_to(self, tmp_path, clips, assert_same_as_in_order):
+        write_video(tmp_path / "one.mp4", moving_square(30), gop=100, b_frames=2)
+        for path, can_seek in ((tmp_path / "one.mp4", False), (clips / "h264.mp4", True)):
+            with VideoFile(str(path)) as video:
+                assert video.can_seek == can_seek
+        assert_same_as_in_order(tmp_path / "one.mp4", [29, 3, 3, 17])
+
     def test_numpy_indices(self, clips, read):
         assert read(clips / "h264.mp4", np.array([3, 1]))[1].shape == (2, 3, 64, 80)
 
@@ -278,7 +285,7 @@ class TestBadVideoFiles:
 
     def test_sizes_that_decord_cannot_read(self, tmp_path, assert_same_as_in_order):
         for width in (20, 48, 50):
-            write_video(tmp_path / f"{width}.mp4", moving_square(6, height=48, width=width))
+            write_video(tmp_path / f"{width}.mp4", moving_square(6, height=48, width=width), gop=3)
             assert_same_as_in_order(tmp_path / f"{width}.mp4", [5, 2])
 
     def test_without_decord(self, clips, monkeypatch, assert_same_as_in_order):

@@ -15,11 +15,12 @@ import pytest
 import torch
 from conftest import ROOT
 from torchvision.transforms.v2 import functional
-from videos import decode_in_order, moving_square, real_clip, write_video
+from videos import decode_in_order, moving_square, real_clip, rotated, write_video
 
 import rubiks.cli.main
 from rubiks.data.check import examine
 from rubiks.data.decode import VideoFile, open_video
+from rubiks.data.jpegs import JpegVideo
 from rubiks.data.manifest import Manifest
 from rubiks.data.prepare import Job, _VideoWriter, prepare, target_name
 from rubiks.data.records import VideoRecord
@@ -52,7 +53,7 @@ def rubiks_command(monkeypatch, capsys, tmp_path):
     return command
 
 
-def prepared(source, folder, form="video", short_side=256):
+def prepared(source, folder, form="jpeg", short_side=256):
     """Prepare one video; its record."""
     name = target_name("v.mp4", form)
     manifest = Manifest(folder)
@@ -74,7 +75,7 @@ def resized(frames, size):
 
 
 class TestVideos:
-    @pytest.mark.parametrize("form", ["video", "frames"])
+    @pytest.mark.parametrize("form", ["jpeg", "h264", "frames"])
     @pytest.mark.parametrize(
         ("clip", "short_side", "size", "least"),
         [
@@ -95,19 +96,29 @@ class TestVideos:
         assert frames.shape[1:3] == size
         assert psnr(resized(expected[indices], size), frames) > least
 
-    def test_every_frame_is_in_its_place(self, tmp_path):
+    @pytest.mark.parametrize("form", ["jpeg", "h264"])
+    def test_every_frame_is_in_its_place(self, tmp_path, form):
         write_video(tmp_path / "s.mp4", moving_square(40, 96, 128), b_frames=2)
         source = decode_in_order(tmp_path / "s.mp4")
-        record = prepared(tmp_path / "s.mp4", tmp_path / "out")
-        with VideoFile(record.path) as video:
-            assert video.can_seek
+        record = prepared(tmp_path / "s.mp4", tmp_path / "out", form)
+        with open_video(record) as video:
+            assert isinstance(video, JpegVideo if form == "jpeg" else VideoFile)
             frames = video.frames(range(40)).permute(0, 2, 3, 1).numpy()
-        np.testing.assert_array_equal(frames, decode_in_order(record.path))
+        played = decode_in_order(record.path)
+        assert np.array_equal(frames, played) or (form == "jpeg" and psnr(frames, played) > 40)
         errors = [[np.square(a.astype(float) - b).mean() for b in source] for a in frames]
         assert np.argmin(errors, axis=1).tolist() == list(range(40))
 
+    def test_turned_as_players_show_the_source(self, tmp_path):
+        write_video(tmp_path / "s.mp4", moving_square(9, 96, 128))
+        upright = np.rot90(decode_in_order(tmp_path / "s.mp4"), -1, axes=(1, 2))
+        (tmp_path / "s.mp4").write_bytes(rotated((tmp_path / "s.mp4").read_bytes()))
+        with open_video(prepared(tmp_path / "s.mp4", tmp_path / "out")) as video:
+            assert psnr(video.frames(range(9)).permute(0, 2, 3, 1).numpy(), upright) > 32
+
+    @pytest.mark.parametrize("form", ["jpeg", "h264"])
     @pytest.mark.parametrize("colours", [(1, 2), (1, 1), (5, 2)], ids=["bt709", "bt709 limited", "bt601 full"])
-    def test_colours_are_read_as_before(self, tmp_path, colours):
+    def test_colours_are_read_as_before(self, tmp_path, colours, form):
         space, full = colours
         with av.open(str(tmp_path / "s.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=12, options={"preset": "ultrafast", "crf": "5"})
@@ -116,24 +127,30 @@ class TestVideos:
             for image in moving_square(8, 96, 128):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
-        record = prepared(tmp_path / "s.mp4", tmp_path / "out")
-        assert psnr(decode_in_order(tmp_path / "s.mp4"), decode_in_order(record.path)) > 32
+        with open_video(prepared(tmp_path / "s.mp4", tmp_path / "out", form)) as video:
+            frames = video.frames(range(8)).permute(0, 2, 3, 1).numpy()
+        assert psnr(decode_in_order(tmp_path / "s.mp4"), frames) > 32
 
-    def test_odd_sizes(self, tmp_path):
+    @pytest.mark.parametrize(("form", "size"), [("jpeg", (75, 81)), ("h264", (74, 80))])
+    def test_odd_sizes(self, tmp_path, form, size):
         write_video(tmp_path / "s.webm", moving_square(5, 75, 81), codec="libvpx-vp9")
-        assert decode_in_order(prepared(tmp_path / "s.webm", tmp_path / "out").path).shape == (5, 74, 80, 3)
+        record = prepared(tmp_path / "s.webm", tmp_path / "out", form)
+        assert decode_in_order(record.path).shape == (5, *size, 3)
+        with open_video(record) as video:
+            assert video.frames([0]).shape == (1, 3, *size)
 
     def test_damaged_videos_are_named_and_not_written(self, tmp_path):
         write_video(tmp_path / "s.mp4", moving_square(40))
         (tmp_path / "s.mp4").write_bytes((tmp_path / "s.mp4").read_bytes()[:-300])
-        job = Job(VideoRecord(str(tmp_path / "s.mp4"), 0), tmp_path / "out" / "s.mp4", "s.mp4", "video", 256)
+        job = Job(VideoRecord(str(tmp_path / "s.mp4"), 0), tmp_path / "out" / "s.mp4", "s.mp4", "jpeg", 256)
         bad = prepare([job], Manifest(tmp_path / "out"), 1, 60)
         assert list(bad) == [str(tmp_path / "s.mp4")]
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["rubiks-manifest.jsonl"]
 
     def test_a_disk_that_fails_is_not_the_videos_fault(self, tmp_path, monkeypatch):
         write_video(tmp_path / "s.mp4", moving_square(5))
-        writer = _VideoWriter(tmp_path / "out.mp4", 256)
+        record = VideoRecord(str(tmp_path / "s.mp4"), 0)
+        writer = _VideoWriter(tmp_path / "out.mp4", Job(record, tmp_path / "out.mp4", "out.mp4", "jpeg", 256))
 
         class Full:
             def encode(self, frame):
@@ -141,7 +158,7 @@ class TestVideos:
 
         monkeypatch.setattr(writer, "_stream", Full())
         with pytest.raises(InputError, match="No space left") as caught:
-            examine(VideoRecord(str(tmp_path / "s.mp4"), 0), "s.mp4", writer.add)
+            examine(record, "s.mp4", writer.add)
         assert not isinstance(caught.value, VideoError)
 
 
@@ -164,8 +181,11 @@ class TestDataSets:
         for split in ("train", "val"):
             before, after = (SomethingSomethingV2(str(folder)).records(split)[0] for folder in (root, out))
             assert [(r.name, r.label) for r in after] == [(r.name, r.label) for r in before]
-            (record,) = Manifest(out).apply(after)
-            assert record.checked.frames == 9
+            with open_video(after[0]) as video:
+                assert isinstance(video, JpegVideo)
+                assert (
+                    len(video) == Manifest(out).entries[f"20bn-something-something-v2/{after[0].name}.mp4"].frames == 9
+                )
 
     def test_kinetics(self, tmp_path, rubiks_command):
         root, out = tmp_path / "k400", tmp_path / "out"
@@ -241,21 +261,25 @@ def tree(folder):
     }
 
 
-def prepare_all(root, out, form):
-    """In a process of its own: prepare every video of a folder."""
-    names = {path: target_name(path.name, form) for path in sorted(root.iterdir())}
-    prepare([Job(VideoRecord(str(p), 0), out / n, n, form, 64) for p, n in names.items()], Manifest(out), 2, 60)
+def prepare_all(root, out, forms):
+    """In a process of its own: prepare every video of a folder, in each of the forms by turns."""
+    jobs = []
+    for number, path in enumerate(sorted(root.iterdir())):
+        form = forms[number % len(forms)]
+        name = target_name(path.name, form)
+        jobs.append(Job(VideoRecord(str(path), 0), out / name, name, form, 64))
+    prepare(jobs, Manifest(out), 2, 60)
 
 
-@pytest.mark.parametrize(("form", "kills"), [("video", (1, 7)), ("frames", (5,))])
-def test_killed_at_any_moment(tmp_path, form, kills):
+@pytest.mark.parametrize(("forms", "kills"), [(("jpeg", "h264"), (1, 7)), (("frames",), (5,))])
+def test_killed_at_any_moment(tmp_path, forms, kills):
     root = tmp_path / "source"
     root.mkdir()
     for number in range(30):
         write_video(root / f"{number}.mp4", moving_square(12, 96, 128 + 2 * number))
 
     def start(out):
-        process = multiprocessing.get_context("forkserver").Process(target=prepare_all, args=(root, out, form))
+        process = multiprocessing.get_context("forkserver").Process(target=prepare_all, args=(root, out, forms))
         process.start()
         return process
 
@@ -288,7 +312,7 @@ def test_killed_at_any_moment(tmp_path, form, kills):
 def test_rates_of_frame_folders_do_not_matter(tmp_path):
     for number, image in enumerate(moving_square(6), start=1):
         av.VideoFrame.from_ndarray(image, format="rgb24").to_image().save(tmp_path / f"{number}.png")
-    job = Job(VideoRecord(str(tmp_path), 0, 6, "{}.png"), tmp_path / "out" / "a.mp4", "a.mp4", "video", 256)
+    job = Job(VideoRecord(str(tmp_path), 0, 6, "{}.png"), tmp_path / "out" / "a.mp4", "a.mp4", "jpeg", 256)
     assert prepare([job], Manifest(tmp_path / "out"), 1, 60) == {}
     with av.open(str(job.target)) as container:
         assert container.streams.video[0].average_rate == Fraction(30)

@@ -11,15 +11,17 @@ from typing import BinaryIO
 
 import av
 import av.logging
+import numpy as np
 from av.video.frame import VideoFrame
 
 from rubiks.data.decode import FrameFolder, ImageFile, VideoFile, open_video
+from rubiks.data.jpegs import JpegVideo
 from rubiks.data.manifest import Entry, Manifest, stamp
 from rubiks.data.records import VideoRecord
 from rubiks.data.workers import LostWorkerError, work
 from rubiks.errors import VideoError
 
-# Called with every frame and the frames a second.
+# Called with every frame, upright, and the frames a second.
 Use = Callable[[VideoFrame, Fraction], object]
 
 _STILL_RATE = Fraction(30)  # folders of frames name none
@@ -80,7 +82,8 @@ def examine(record: VideoRecord, name: str, use: Use = lambda frame, rate: None)
             digest, can_seek = _sha256(record.files), video.can_seek
             frames, shape, rate, doubt = _decode(video, use)
         else:
-            shape, rate, doubt, can_seek = _look_at_images(video, use), Fraction(0), None, False
+            rate = video.rate if isinstance(video, JpegVideo) else Fraction(0)
+            shape, doubt, can_seek = _look_at_images(video, rate, use), None, False
             digest, frames = _sha256(record.files), len(video)
     return Entry(name, size, mtime_ns, digest, frames, *shape, float(rate), can_seek, None, doubt)
 
@@ -89,7 +92,7 @@ def _examine(item: tuple[VideoRecord, str]) -> Entry:
     return examine(*item)
 
 
-def _look_at_images(video: FrameFolder | ImageFile, use: Use) -> tuple[int, int]:
+def _look_at_images(video: JpegVideo | FrameFolder | ImageFile, rate: Fraction, use: Use) -> tuple[int, int]:
     """Width and height."""
     shape = None
     for index in range(len(video)):
@@ -97,7 +100,7 @@ def _look_at_images(video: FrameFolder | ImageFile, use: Use) -> tuple[int, int]
         if shape not in (None, image.shape):
             raise VideoError(video.path, f"frame {index} has another size than those before it")
         shape = image.shape
-        use(VideoFrame.from_ndarray(image, format="rgb24"), _STILL_RATE)
+        use(VideoFrame.from_ndarray(image, format="rgb24"), rate or _STILL_RATE)
     assert shape is not None
     return shape[1], shape[0]
 
@@ -126,7 +129,7 @@ def _decode(video: VideoFile, use: Use) -> tuple[int, tuple[int, int], Fraction,
                     shape = frame.width, frame.height
                     corrupt += frame.is_corrupt
                     frames += 1
-                    use(frame, rate or _STILL_RATE)
+                    use(_upright(frame), rate or _STILL_RATE)
             announced = stream.frames
             seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
             if not seconds and container.duration and len(container.streams) == 1:
@@ -148,6 +151,14 @@ def _decode(video: VideoFile, use: Use) -> tuple[int, tuple[int, int], Fraction,
         raise VideoError(path, f"{corrupt} of its {frames} frames are damaged")
     doubt = complaints[0][2].strip() if complaints else None
     return frames, shape, rate, doubt
+
+
+def _upright(frame: VideoFrame) -> VideoFrame:
+    """As players show it, and the readers return it."""
+    if not frame.rotation:
+        return frame
+    image = np.rot90(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False), round(frame.rotation / 90))
+    return VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
 
 
 def _sha256(paths: Sequence[str]) -> str:

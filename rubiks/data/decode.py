@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import operator
 import os
 import re
 import stat
@@ -14,11 +13,13 @@ from types import TracebackType
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 from torch import Tensor
 
+from rubiks.data.jpegs import JpegVideo, open_jpegs
 from rubiks.data.readers import seeking_reader
-from rubiks.data.records import CheckedFile, Span, VideoRecord, count_frames
+from rubiks.data.records import CheckedFile, Span, VideoRecord, checked_indices, count_frames
 from rubiks.errors import VideoError
 
 # Here random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time stamps are
@@ -29,18 +30,20 @@ _SEEKABLE_CODECS = ("h264", "vp8", "vp9")
 _SEEKABLE_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
 
 
-def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | FrameFolder | ImageFile:
+def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVideo | FrameFolder | ImageFile:
     """Open a record's video for reading, as a context manager; raises VideoError where it cannot be read."""
+    if record.pattern is not None:
+        return FrameFolder(record.path, record.num_frames, record.pattern)
+    if not record.image and (jpegs := open_jpegs(record.path, record.span)) is not None:
+        return jpegs
     content = None if record.span is None else _read_span(record.path, record.span)
     if record.image:
         return ImageFile(record.path, content)
-    if record.pattern is None:
-        return VideoFile(record.path, reader, content, record.checked)
-    return FrameFolder(record.path, record.num_frames, record.pattern)
+    return VideoFile(record.path, reader, content, record.checked)
 
 
 class VideoFile:
-    """A video file: read by seeking where that is exact, else, and where seeking fails, decoded in order with PyAV.
+    """A video file: read by seeking where that is exact and of use, else, or if it fails, decoded in order with PyAV.
 
     Frames are as a player shows them, turned by the rotation that phones note in the file. Open it in the process that
     reads it and close it at once: an idle decord reader decodes ahead into memory.
@@ -52,7 +55,7 @@ class VideoFile:
         checked: what is known of it; it counts where the file has that size.
 
     Attributes:
-        can_seek: whether the seeking readers reach any frame exactly.
+        can_seek: whether the seeking readers reach any frame exactly, and without decoding all those before it.
 
     Raises:
         VideoError: the file cannot be read as a video.
@@ -71,7 +74,7 @@ class VideoFile:
         self._seek = seeking_reader(reader, self._file(), self._length) if self.can_seek else None
 
     def _look(self) -> tuple[int, bool]:
-        """The number of frames, and whether seeking reaches any of them exactly."""
+        """The number of frames, and whether it can be read by seeking."""
         path = self.path
         try:
             # PyAV fails with a reason, and quietly; decord has neither quality.
@@ -85,8 +88,10 @@ class VideoFile:
                 # A video cut without encoding it anew keeps frames outside of the cut, which players and decoders drop.
                 # decord counts them and mixes up the numbers.
                 length = sum(not packet.is_discard for packet in packets)
+                # With a single key frame there is nothing to seek to, and PyAV decodes faster in order than decord.
                 can_seek = (
-                    container.format.name in _SEEKABLE_FORMATS
+                    sum(packet.is_keyframe for packet in packets) > 1
+                    and container.format.name in _SEEKABLE_FORMATS
                     and codec.codec.canonical_name in _SEEKABLE_CODECS
                     and codec.pix_fmt in _SEEKABLE_PIXELS
                 )
@@ -112,7 +117,7 @@ class VideoFile:
         Raises:
             VideoError: a frame cannot be decoded.
         """
-        indices = _checked(indices, self._length)
+        indices = checked_indices(indices, self._length)
         if self._seek is not None:
             # decord fails on some videos that are whole, for example very narrow ones, with errors that it does not
             # document (RuntimeError, DECORDError, DECORDLimitReachedError); decoding in order then decides.
@@ -139,13 +144,15 @@ class VideoFile:
         """uint8 (T, H, W, 3)."""
         last = max(indices)
         frames = {}
+        rgb = VideoReformatter()  # sets the conversion up once, not for every frame
         try:
             with av.open(self._file(), "r", metadata_errors="replace") as container:
                 container.streams.video[0].codec_context.thread_count = 1
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in indices:
+                        image = rgb.reformat(frame, format="rgb24").to_ndarray()
                         # Upright, as the other readers return it.
-                        frames[index] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                        frames[index] = np.rot90(image, round(frame.rotation / 90))
                     if index == last:
                         break
         except av.FFmpegError as error:
@@ -197,7 +204,7 @@ class FrameFolder:
         Raises:
             VideoError: a frame is missing, cannot be decoded, or differs in size from the first one read.
         """
-        indices = _checked(indices, self._length)
+        indices = checked_indices(indices, self._length)
         images = {index: self._image(index) for index in dict.fromkeys(indices)}
         first = images[indices[0]]
         for index, image in images.items():
@@ -250,7 +257,7 @@ class ImageFile:
 
     def frames(self, indices: Sequence[int]) -> Tensor:
         """The image once for each index; as `FrameFolder.frames`."""
-        indices = _checked(indices, 1)
+        indices = checked_indices(indices, 1)
         try:
             image = _read_image(self.path, self._content)
         except FileNotFoundError as error:
@@ -277,16 +284,6 @@ def _read_image(path: str, content: bytes | None = None) -> np.ndarray:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
         raise VideoError(path, f"cannot be decoded: {_first_line(error)}") from error
-
-
-def _checked(indices: Sequence[int], length: int) -> list[int]:
-    """The indices as plain numbers; others than the caller may ask for are its defect, not the video's."""
-    numbers = [operator.index(index) for index in indices]
-    if not numbers:
-        raise ValueError("no frame indices")
-    if not 0 <= min(numbers) <= max(numbers) < length:
-        raise IndexError(f"frame indices {numbers} of a video with {length} frames")
-    return numbers
 
 
 def _check_file(path: str) -> int:

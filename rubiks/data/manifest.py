@@ -29,7 +29,7 @@ class Entry:
         frames: how many were decoded.
         width, height: pixels.
         rate: frames a second; 0 where there is none.
-        can_seek: whether decord reaches any frame exactly (`VideoFile.can_seek`).
+        can_seek: whether a video file can be read by seeking (`VideoFile.can_seek`).
         problem: why it is of no use; None for a good one.
         doubt: what the decoder complained of although all frames came.
     """

@@ -1,4 +1,4 @@
-"""A data set anew in a form that is quick to read at random: small frames, and a key frame never far away."""
+"""A data set anew in a form that is quick to read at random: small frames, each to be had without many others."""
 
 from __future__ import annotations
 
@@ -10,34 +10,62 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import av
 from av.video.frame import PictureType, VideoFrame
-from av.video.reformatter import Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from rubiks.data.check import examine
+from rubiks.data.jpegs import BRAND
 from rubiks.data.manifest import Entry, Manifest, stamp
 from rubiks.data.records import VideoRecord
 from rubiks.data.workers import work
 from rubiks.errors import InputError, VideoError
 from rubiks.files import write_atomically
 
-FORMS = ("video", "frames")
-PATTERN = "{:06d}.jpg"  # of --form frames, TSM's
+PATTERN = "{:06d}.jpg"  # of the form frames, TSM's
 
-# Of the forms with about the same error (38 dB), H.264 with a key frame every 4 was read as fast as key frames alone at
-# half their size, and in long videos faster than JPEG frames at a third of theirs. One thread and no macroblock tree
-# give the same bytes always: with the tree, six of 6,000 encodings of the same frames differed, without none of 12,000
-_H264 = {
-    "crf": "20",
-    "preset": "veryfast",
-    "tune": "fastdecode",
-    "g": "4",
-    "keyint_min": "4",
-    "bf": "0",
-    "x264-params": "mbtree=0",
+
+class Coding(NamedTuple):
+    """How the frames of a video file are written; the same frames give the same bytes.
+
+    Attributes:
+        codec, pixels: FFmpeg's names.
+        options: of the codec.
+        brand: of the file (`rubiks.data.jpegs`).
+        step: width and height are multiples of it.
+    """
+
+    codec: str
+    pixels: str
+    options: dict[str, str]
+    brand: str
+    step: int
+
+
+# One thread and no macroblock tree give the same bytes of H.264 always: with the tree, six of 6,000 encodings of the
+# same frames differed, without none of 12,000.
+_CODINGS = {
+    "jpeg": Coding("mjpeg", "yuvj420p", {"qmin": "2", "qmax": "2", "flags": "+bitexact"}, BRAND, 1),
+    "h264": Coding(
+        "libx264",
+        "yuv420p",
+        {
+            "crf": "20",
+            "preset": "veryfast",
+            "tune": "fastdecode",
+            "g": "4",
+            "keyint_min": "4",
+            "bf": "0",
+            "x264-params": "mbtree=0",
+        },
+        "isom",
+        2,
+    ),
 }
-_JPEG_QUALITY = 95
+FORMS = (*_CODINGS, "frames")
+_JPEG_QUALITY = 95  # of the form frames
 
 
 @dataclass(frozen=True)
@@ -68,7 +96,7 @@ def target_name(name: str, form: str) -> str:
     """Where a video of the source goes: its name without the extension, and an absolute one in the folder too."""
     path = PurePath(name)
     path = path.relative_to(path.anchor)
-    return str(path.with_suffix(".mp4" if form == "video" else ""))
+    return str(path.with_suffix("" if form == "frames" else ".mp4"))
 
 
 def prepare(
@@ -113,7 +141,7 @@ def prepare(
 def _is_done(job: Job, entry: Entry | None) -> bool:
     if entry is None:
         return False
-    record = job.written if job.form == "video" else frames_record(job.target, entry.frames)
+    record = frames_record(job.target, entry.frames) if job.form == "frames" else job.written
     # What is written has the source's time stamp.
     return stamp(record) == (entry.size, entry.mtime_ns) and entry.mtime_ns == stamp(job.record)[1]
 
@@ -126,25 +154,23 @@ def _prepare_one(job: Job) -> Entry:
     """Write one video, whole or not at all; the entry of what was written."""
     mtime_ns = stamp(job.record)[1]
     entries: list[Entry] = []
+    folder = job.form == "frames"
 
     def write(temporary: Path) -> None:
-        writer = _VideoWriter(temporary, job.short_side) if job.form == "video" else _FramesWriter(temporary, job)
+        writer = _FramesWriter(temporary, job) if folder else _VideoWriter(temporary, job)
         try:
             source = examine(job.record, job.name, writer.add)
         finally:
             writer.close()
-        record = VideoRecord(str(temporary), 0) if job.form == "video" else frames_record(temporary, source.frames)
-        for file in (temporary,) if job.form == "video" else sorted(temporary.iterdir()):
+        record = frames_record(temporary, source.frames) if folder else VideoRecord(str(temporary), 0)
+        for file in record.files:
             os.utime(file, ns=(mtime_ns, mtime_ns))
         entry = examine(record, job.name)
         if entry.frames != source.frames:
             raise VideoError(job.record.path, f"has {source.frames} frames, of which {entry.frames} were written")
         entries.append(entry)
 
-    if job.form == "video":
-        write_atomically(job.target, write)
-    else:
-        _write_folder(job.target, write)
+    (_write_folder if folder else write_atomically)(job.target, write)
     return entries[0]
 
 
@@ -168,27 +194,40 @@ def _write_folder(path: Path, write: Callable[[Path], object]) -> None:
 # ---- writers
 
 
-def _smaller(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height with the shorter side at most so long, both even, as H.264 needs them."""
+def _smaller(width: int, height: int, short_side: int, step: int = 1) -> tuple[int, int]:
+    """Width and height with the shorter side at most so long, both rounded down to a multiple of `step`."""
     scale = min(1, short_side / min(width, height))
-    width, height = (max(2, int(side * scale + 1e-6) // 2 * 2) for side in (width, height))
+    width, height = (max(step, int(side * scale + 1e-6) // step * step) for side in (width, height))
     return width, height
 
 
 class _VideoWriter:
-    def __init__(self, path: Path, short_side: int) -> None:
-        self._short_side = short_side
-        self._container = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
+    def __init__(self, path: Path, job: Job) -> None:
+        self._coding = _CODINGS[job.form]
+        self._short_side = job.short_side
+        options = {"fflags": "+bitexact", "brand": self._coding.brand}
+        self._container = av.open(str(path), "w", format="mp4", options=options)
         self._stream: av.VideoStream | None = None
         self._frames = 0
 
     def add(self, frame: VideoFrame, rate: Fraction) -> None:
-        width, height = _smaller(frame.width, frame.height, self._short_side)
-        small = frame.reformat(width, height, format="yuv420p", interpolation=Interpolation.BILINEAR)
+        codec, pixels, options, _, step = self._coding
+        width, height = _smaller(frame.width, frame.height, self._short_side, step)
+        jpeg = codec == "mjpeg"
+        small = frame.reformat(
+            width,
+            height,
+            format=pixels,
+            interpolation=Interpolation.BILINEAR,
+            # JPEG knows one way to code colours.
+            dst_colorspace=Colorspace.ITU601 if jpeg else None,
+            dst_color_range=ColorRange.JPEG if jpeg else None,
+        )
         if self._stream is None:
-            stream = self._stream = self._container.add_stream("libx264", rate=rate, options=_H264)
+            stream = self._container.add_stream(codec, rate=rate, options=options)
             assert isinstance(stream, av.VideoStream)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            self._stream = stream
+            stream.width, stream.height, stream.pix_fmt = width, height, pixels
             context = stream.codec_context
             context.thread_count = 1
             # How colours were coded, as readers need it.
@@ -221,9 +260,7 @@ class _FramesWriter:
         self._frames = 0
 
     def add(self, frame: VideoFrame, rate: Fraction) -> None:
-        width, height = frame.width, frame.height
-        if min(width, height) > self._short_side:
-            width, height = _smaller(width, height, self._short_side)
+        width, height = _smaller(frame.width, frame.height, self._short_side)
         image = frame.reformat(width, height, format="rgb24", interpolation=Interpolation.BILINEAR).to_image()
         self._frames += 1
         image.save(self._folder / PATTERN.format(self._frames), quality=_JPEG_QUALITY, subsampling=0)

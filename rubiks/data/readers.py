@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+from torch.utils.dlpack import from_dlpack
 
 from rubiks.errors import InputError
 
@@ -61,7 +62,8 @@ def _decord(file: str | io.BytesIO) -> tuple[FrameReader, int]:
     decord.logging.set_level(decord.logging.QUIET)
     # Where decord cannot reach a frame it returns the nearest one; with a tolerance it mostly raises instead.
     video = decord.VideoReader(file, num_threads=1, fault_tol=1e-9)
-    return lambda indices: video.get_batch(indices).asnumpy(), len(video)
+    # Not asnumpy(), which copies; the result keeps the memory.
+    return lambda indices: from_dlpack(video.get_batch(indices).to_dlpack()).numpy(), len(video)
 
 
 def _torchcodec(file: str | io.BytesIO) -> tuple[FrameReader, int]:

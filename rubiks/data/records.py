@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,3 +91,13 @@ def count_frames(folder: str, pattern: str) -> int:
             "unpack it again",
         )
     return len(names)
+
+
+def checked_indices(indices: Sequence[int], length: int) -> list[int]:
+    """The indices as plain numbers; others than the caller may ask for are its defect, not the video's."""
+    numbers = [operator.index(index) for index in indices]
+    if not numbers:
+        raise ValueError("no frame indices")
+    if not 0 <= min(numbers) <= max(numbers) < length:
+        raise IndexError(f"frame indices {numbers} of a video with {length} frames")
+    return numbers
