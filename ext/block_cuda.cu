@@ -23,7 +23,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // shift, conv3, shortcut, attention, down and up; the last four empty where there are none.
   m.def(
       "block_backward(Tensor gy, Tensor x, Tensor h, Tensor z, Tensor stats1, Tensor stats2, Tensor weights, "
-      "Tensor means, Tensor hidden, Tensor logits, int[] geometry, int stride, Tensor shift, Tensor? attention, "
+      "Tensor? means, Tensor? hidden, Tensor? logits, int[] geometry, int stride, Tensor shift, Tensor? attention, "
       "Tensor? down, Tensor? up, bool has_shortcut) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor)");
 }
@@ -146,8 +146,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 block_backward_cuda(const Tensor& gy, const Tensor& x, const Tensor& h, const Tensor& z, const Tensor& stats1,
-                    const Tensor& stats2, const Tensor& cast, const Tensor& means, const Tensor& hidden,
-                    const Tensor& logits, Sizes geometry, int64_t stride, const Tensor& shift, MaybeTensor attention,
+                    const Tensor& stats2, const Tensor& cast, MaybeTensor means, MaybeTensor hidden,
+                    MaybeTensor logits, Sizes geometry, int64_t stride, const Tensor& shift, MaybeTensor attention,
                     MaybeTensor down, MaybeTensor up, bool has_shortcut) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Weights weights(x.size(0), gy.size(0), has_shortcut);
@@ -161,8 +161,9 @@ block_backward_cuda(const Tensor& gy, const Tensor& x, const Tensor& h, const Te
   {
     Tensor gz = product(weights.get(cast, 1, true), gy), excited = z;
     if (down) {
+      STD_TORCH_CHECK(up && means && hidden && logits, "block_backward: squeeze-excite needs what its forward kept");
       const ExcitedGradient e =
-          excite_backward_cuda(gz, z, means, hidden, logits, *down, *up, strided(geometry, stride));
+          excite_backward_cuda(gz, z, *means, *hidden, *logits, *down, *up, strided(geometry, stride));
       excited = e.out, gz = e.x, g_down = e.down, g_up = e.up;
     }
     gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, excited, {}, {}, {}, 0));
@@ -188,9 +189,13 @@ block_backward_cuda(const Tensor& gy, const Tensor& x, const Tensor& h, const Te
   const auto [mix1, g_weight1, g_bias1] = norm_gradients_cuda(sums1, more, x.size(1), stats1);
   const auto [gx, g_attention] =
       norm_input_grad_cuda(g1, x, mix1, residual, part, geometry, stride, scale1, offset1, attention);
-  const Tensor g_shortcut = has_shortcut ? gradients[2].whole : none;
-  return {gx,      g_weight1, g_bias1,            gradients[1].whole, g_weight2,
-          g_bias2, g_shift,   gradients[0].whole, g_shortcut,         g_attention, g_down, g_up};
+  const auto of_weight = [&](int i) {  // (M, K, 1, 1)
+    const Tensor& whole = gradients[i].whole;
+    return view(whole, {whole.size(0), whole.size(1), 1, 1}, {whole.size(1), 1, 1, 1});
+  };
+  const Tensor g_shortcut = has_shortcut ? of_weight(2) : none;
+  return {gx,      g_weight1,    g_bias1,    of_weight(1), g_weight2, g_bias2,
+          g_shift, of_weight(0), g_shortcut, g_attention,  g_down,    g_up};
 }
 
 }  // namespace

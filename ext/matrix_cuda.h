@@ -24,6 +24,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
 inline std::string text(const Sizes& sizes) {

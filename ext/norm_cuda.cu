@@ -82,14 +82,14 @@ std::tuple<Tensor, Tensor> norm_input_grad_cuda(const Tensor& g, const Tensor& x
   STD_TORCH_CHECK(!attention || (scale && bias), "norm_input_grad: attention needs scale and bias");
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   Tensor out = empty(g, {c, columns}, ScalarType::BFloat16);
-  Tensor grad_attention = empty(g, {attention ? c : 0, 3}, ScalarType::Float);
+  Tensor grad_attention = empty(g, {attention ? c : 0, 3}, ScalarType::Float), parts = grad_attention;
   if (c == 0) return {out, grad_attention};
   const int64_t pixels = columns / std::max<int64_t>(frames, 1);
   const int64_t blocks = std::max<int64_t>(ceil_div(pixels, kGradThreads * kGradPixels), 1);
   STD_TORCH_CHECK(pixels < (int64_t{1} << 31) && c < 65536, "norm_input_grad: g is too large, ", text(shape(g)));
-  const Tensor parts = empty(g, {attention ? c : 0, 3, blocks}, ScalarType::Float);
   InputGrad a = {pointer<Unit>(g), pointer<Unit>(x), pointer<Unit>(residual), pointer<Unit>(part), pointer(mix)};
   if (attention) {
+    parts = empty(g, {c, 3, blocks}, ScalarType::Float);
     check.floats("scale", *scale, {c});
     check.floats("bias", *bias, {c});
     check.floats("attention", *attention, {c, 3});

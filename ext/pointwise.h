@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 
 namespace rubiks {
 
@@ -55,6 +56,7 @@ __device__ inline float coefficient_of(const Pointwise& a, int which, int row) {
 #endif
 
 // Makes y and, unless the ending is plain, new `sums`, if there is a kernel for Hopper that takes the product: whether.
-bool pointwise_hopper(Pointwise& a, Ending ending, const torch::stable::Tensor& x, torch::stable::Tensor* sums);
+bool pointwise_hopper(Pointwise& a, Ending ending, const torch::stable::Tensor& x,
+                      std::optional<torch::stable::Tensor>* sums);
 
 }  // namespace rubiks

@@ -21,7 +21,7 @@ int resident(size_t bytes, const Tensor& x) {
 
 // Launches with as many blocks as are resident at once. Those of a slice each leave a part of `sums`.
 template <typename shape, Start start, Ending ending>
-void run(Pointwise& a, const Tensor& x, Tensor* sums) {
+void run(Pointwise& a, const Tensor& x, MaybeTensor* sums) {
   constexpr auto function = kernel<shape, start, ending>;
   const size_t bytes = shape::template shared_bytes<start, ending>(a.k);
   const int processors = attribute<cudaDevAttrMultiProcessorCount>(x);
@@ -31,13 +31,13 @@ void run(Pointwise& a, const Tensor& x, Tensor* sums) {
   const int64_t per_slice = std::min<int64_t>(tile_count, std::max(1, blocks / a.slices));
   if constexpr (ending != Ending::plain) {
     *sums = empty(x, {per_slice, 2, a.m}, ScalarType::Float);
-    a.sums = static_cast<float*>(sums->mutable_data_ptr());
+    a.sums = mutable_pointer(*sums);
   }
   launch(function, dim3(static_cast<unsigned>(per_slice * a.slices)), dim3(shape::threads), bytes, x, a);
 }
 
 template <typename shape, Start start>
-void choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
+void choose(Pointwise& a, Ending ending, const Tensor& x, MaybeTensor* sums) {
   if (ending == Ending::plain) return run<shape, start, Ending::plain>(a, x, sums);
   if constexpr (start != Start::mix) {
     if (ending == Ending::sums) return run<shape, start, Ending::sums>(a, x, sums);
@@ -49,14 +49,14 @@ void choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
 }
 
 template <typename shape>
-void choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
+void choose(Pointwise& a, Ending ending, const Tensor& x, MaybeTensor* sums) {
   if (a.attention) return choose<shape, Start::attend>(a, ending, x, sums);
   if (a.mix) return choose<shape, Start::mix>(a, ending, x, sums);
   if (a.scale) return choose<shape, Start::norm>(a, ending, x, sums);
   choose<shape, Start::plain>(a, ending, x, sums);
 }
 
-void choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
+void choose(Pointwise& a, Ending ending, const Tensor& x, MaybeTensor* sums) {
   if (pointwise_hopper(a, ending, x, sums)) return;
   if (a.k > 288) return choose<Shape<4, 4, 4, 2>>(a, ending, x, sums);
   // Fewest rows of padding.
@@ -126,9 +126,9 @@ std::tuple<Tensor, Tensor> pointwise_cuda(const Tensor& x, const Tensor& weight,
   a.relu = relu, a.early = early;
   Tensor y = empty(x, {a.m, a.p}, ScalarType::BFloat16);
   a.y = static_cast<__nv_bfloat16*>(y.mutable_data_ptr());
-  Tensor sums = empty(x, {0}, ScalarType::Float);
+  MaybeTensor sums;
   if (a.p) choose(a, stats ? Ending::sums : Ending::plain, x, &sums);
-  return {y, sums};
+  return {y, sums ? *sums : empty(x, {0}, ScalarType::Float)};
 }
 
 std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix,
@@ -153,9 +153,9 @@ std::tuple<Tensor, Tensor> pointwise_grad_cuda(const Tensor& g, const MaybeTenso
   if (attention) a.mask_attention = weights_of_frames(a, *attention, a.m, frames, g);
   Tensor y = empty(g, {a.m, a.p}, ScalarType::BFloat16);
   a.y = static_cast<__nv_bfloat16*>(y.mutable_data_ptr());
-  Tensor sums = empty(g, {0}, ScalarType::Float);
+  MaybeTensor sums;
   if (a.p) choose(a, attention ? Ending::attend : x ? Ending::mask : Ending::plain, g, &sums);
-  return {y, sums};
+  return {y, sums ? *sums : empty(g, {0}, ScalarType::Float)};
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {

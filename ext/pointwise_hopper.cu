@@ -22,21 +22,21 @@ bool available(const Tensor& x) {
 }
 
 template <Start start, Ending ending>
-bool run(Pointwise& a, const Tensor& x, Tensor* sums) {
+bool run(Pointwise& a, const Tensor& x, MaybeTensor* sums) {
   constexpr auto function = hopper_kernel<start, ending>;
   if (!available<function>(x)) return false;
   const int64_t tiles = ceil_div(a.p, kColumns);
   const int64_t blocks = std::min<int64_t>(attribute<cudaDevAttrMultiProcessorCount>(x), ceil_div(tiles, kGroups));
   if constexpr (ending != Ending::plain) {
     *sums = empty(x, {blocks, 2, a.m}, ScalarType::Float);
-    a.sums = static_cast<float*>(sums->mutable_data_ptr());
+    a.sums = mutable_pointer(*sums);
   }
   launch(function, dim3(static_cast<unsigned>(blocks)), dim3(kBlockThreads), hopper_bytes<start, ending>(a.k), x, a);
   return true;
 }
 
 template <Start start>
-bool choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
+bool choose(Pointwise& a, Ending ending, const Tensor& x, MaybeTensor* sums) {
   if (ending == Ending::plain) return run<start, Ending::plain>(a, x, sums);
   if constexpr (start == Start::plain || start == Start::mix) {
     if (ending == Ending::mask) return run<start, Ending::mask>(a, x, sums);
@@ -52,7 +52,7 @@ bool choose(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
 
 }  // namespace
 
-bool pointwise_hopper(Pointwise& a, Ending ending, const Tensor& x, Tensor* sums) {
+bool pointwise_hopper(Pointwise& a, Ending ending, const Tensor& x, MaybeTensor* sums) {
   // With fewer rows the other kernel, which then reads x once too, has less padding.
   if (a.m <= kHalf || a.m > kMaxRows || a.k > kMaxDepth || a.k % kUnitElements != 0) return false;
   if (reinterpret_cast<uintptr_t>(a.weight) % sizeof(Unit) != 0) return false;

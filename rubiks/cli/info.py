@@ -89,9 +89,10 @@ def _network() -> dict[str, str | list[str]]:
         reason = "need the compiled CUDA kernels" if gpus else "need a GPU"
         return {"fused blocks": f"no: they {reason}" + (" on a GPU such as A100 or H100" if gpus else "")}
     where = f"GPU {', '.join(served)}"
+    frames = " or ".join(map(str, fused.FRAMES))
     return {
-        "fused blocks": f"in bfloat16 on {where}; elsewhere, and for squeeze-excite, shifts that are fixed or of whole "
-        "numbers, synchronised or frozen batch norm and a stage whose pixels are no multiple of 8, the modules"
+        "fused blocks": f"in bfloat16 on {where}, for clips of {frames} frames; elsewhere, and for quantized "
+        "shifts and synchronised or frozen batch norm, the modules"
     }
 
 

@@ -116,11 +116,6 @@ class Parameters(NamedTuple):
     def all_float32(self) -> bool:
         return all(parameter is None or parameter.dtype == torch.float32 for parameter in self)
 
-    def shaped(self) -> Parameters:
-        """Matrices as weights of convolutions."""
-        shortcut = None if self.shortcut is None else self.shortcut[..., None, None]
-        return self._replace(conv2=self.conv2[..., None, None], conv3=self.conv3[..., None, None], shortcut=shortcut)
-
 
 FIELDS = len(Parameters._fields)
 
@@ -240,7 +235,7 @@ class FusedBlocks(torch.autograd.Function):
         g = gy.contiguous()
         for backward, geometry, stride, first, last in reversed(ctx.steps):
             g, of_block = backward(geometry, stride, g, *saved[first:last])
-            gradients[:0] = of_block.shaped()
+            gradients[:0] = of_block
         wanted = (gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
         return g if need_x else None, None, None, None, *wanted
 
@@ -324,7 +319,17 @@ def backward_reference(
     mix1, g_gamma1, g_beta1 = norm_gradients(sums1, x.shape[1], stats1)
     gx = norm_input_grad(g1, x, mix1, residual)
     return gx, Parameters(
-        g_gamma1, g_beta1, g_conv2, g_gamma2, g_beta2, g_shift, g_conv3, g_shortcut, g_attention, g_down, g_up
+        g_gamma1,
+        g_beta1,
+        g_conv2[..., None, None],
+        g_gamma2,
+        g_beta2,
+        g_shift,
+        g_conv3[..., None, None],
+        None if g_shortcut is None else g_shortcut[..., None, None],
+        g_attention,
+        g_down,
+        g_up,
     )
 
 
@@ -348,6 +353,8 @@ def forward_compiled(
         p.down,
         p.up,
     )
+    if p.down is None:
+        kept[-3:] = None, None, None
     return y, sums, (*kept, p.shift, p.shortcut, p.attention, p.down, p.up)
 
 
@@ -361,9 +368,9 @@ def backward_compiled(
     stats1: Tensor,
     stats2: Tensor,
     weights: Tensor,
-    means: Tensor,
-    hidden: Tensor,
-    logits: Tensor,
+    means: Tensor | None,
+    hidden: Tensor | None,
+    logits: Tensor | None,
     shift: Tensor,
     shortcut: Tensor | None,
     attention: Tensor | None,
