@@ -155,8 +155,7 @@ def test_it_learns_a_handful_of_clips(variant):
 
 def test_fused_training_replaces_only_what_it_computes():
     served = {name for name in VARIANTS if features.replaceable(RubiksNet("tiny", 5, name).train().backbone)}
-    assert served == {"rubiks3d", "rubiks3d-aq", "rubiks2d"}
-    assert {type(RubiksNet("tiny", 5, name).backbone.layer1[0].shift) for name in served} == {LearnableShift}
+    assert served == set(VARIANTS) - {"rubiks3d-quantized"}  # whose gradient is of another function than its result
 
 
 # ---- from a network without time
