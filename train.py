@@ -7,6 +7,7 @@ python train.py --help                                  everything that can be s
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -70,12 +71,16 @@ def train(cfg: DictConfig) -> None:
         if attention is not None:
             print(attention)
         print("Rehearsal" if rehearsal else f"{'Going on with' if resume else 'Run in'} {run.folder}", flush=True)
+    gc.collect()
+    gc.freeze()  # a step causes several collections: they need not go over all that has been imported
     try:
         trainer.fit(module, data, ckpt_path=None if resume is None else resume.path, weights_only=True)
     except SystemExit:  # Lightning ends the program so on Ctrl-C
         if trainer.is_global_zero and run.last.is_file():
             print(f"Interrupted. To go on: python train.py run={run.folder.name} and the same choices as before")
         raise
+    finally:
+        gc.unfreeze()
     if trainer.is_global_zero and not rehearsal:
         finish(run, trainer, recipe.epochs)
 

@@ -205,6 +205,8 @@ def first_line(error: Exception) -> str:
 
 def numbers(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     _, run = step(**key, frames=arguments.frames, size=arguments.size, device=arguments.device)
+    gc.collect()
+    gc.freeze()  # as train.py does, so that what a compiler left in this process does not slow the models after it
     duration, peak = timed(run, arguments.warmup, arguments.repeats, arguments.device)
     row = {"ms": duration, "clips_per_second": 1e3 * key["batch"] / duration}
     return row if peak is None else row | {"peak_gib": peak}
@@ -216,6 +218,7 @@ def measure(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any
         row = key | numbers(key, arguments)
     except Exception as error:  # any failure is a result
         row = key | {"error": first_line(error)}
+    gc.unfreeze()
     gc.collect()  # networks hold themselves in cycles once compiled
     if arguments.device == "cuda":
         torch.cuda.empty_cache()
