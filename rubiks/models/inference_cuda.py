@@ -14,9 +14,9 @@ from rubiks.models.clips import as_clips
 from rubiks.models.features import stem_matrix
 from rubiks.models.inference import affine, exact_weight
 from rubiks.nn import ChannelShift, RubiksBlock
-from rubiks.nn.fused import Geometry, matrix
+from rubiks.nn.fused import Geometry
 from rubiks.ops import library
-from rubiks.ops.fused import FRAMES, compiled, every, pointwise, stem_columns
+from rubiks.ops.fused import FRAMES, available, every, mix_frames, pointwise, stem_columns
 
 if TYPE_CHECKING:
     from rubiks.models.rubiksnet import RubiksNet
@@ -61,12 +61,17 @@ class Block(nn.Module):
         self.shift = copy.deepcopy(block.shift)
         self.se = None if block.se is None else copy.deepcopy(block.se).to(dtype)
 
-    def forward(self, x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
-        """(C_in, P) -> (C_out, P')."""
+    def forward(self, x: Tensor, geometry: Geometry, frames: int) -> tuple[Tensor, Geometry]:
+        """(C_in, P) -> (C_out, P'). A clip has `frames`, which adjoin in the geometry or count as clips of one."""
         stride = self.shift.stride
-        norm = self.scale, self.bias, self.attention, geometry.frames
-        h, _ = pointwise(x, self.conv2, *norm, offset=self.offset, relu=True, early=True)
-        z = move(h, self.shift, geometry)
+        if self.attention is None or geometry.frames in FRAMES:
+            norm = self.scale, self.bias, self.attention, frames
+            h, _ = pointwise(x, self.conv2, *norm, offset=self.offset, relu=True, early=True)
+        else:
+            a = torch.addcmul(self.bias[:, None], x, self.scale[:, None]).relu_()
+            m = mix_frames(by_frame(a, geometry, frames), self.attention.t()[..., None, None])
+            h, _ = pointwise(m.movedim(2, 0).reshape(x.shape).to(x.dtype), self.conv2, offset=self.offset, relu=True)
+        z = move(h, self.shift, geometry, frames)
         if self.se is not None:
             volume = geometry.strided(stride).volume(z)
             volume *= self.se.fc(volume.mean((3, 4)))[..., None, None]
@@ -76,10 +81,15 @@ class Block(nn.Module):
         return y, geometry.strided(stride)
 
 
-def move(x: Tensor, shift: ChannelShift, geometry: Geometry) -> Tensor:
-    """A shift of matrices, (C, P) -> (C, P')."""
-    if not compiled(x) or geometry.frames not in FRAMES or shift.stride > 2:
-        return matrix(shift(geometry.volume(x)))
+def by_frame(x: Tensor, geometry: Geometry, frames: int) -> Tensor:
+    """(C, P), where each frame counts as a clip -> view (N, T, C, H, W)."""
+    return x.view(len(x), -1, frames, geometry.height, geometry.width).movedim(0, 2)
+
+
+def move(x: Tensor, shift: ChannelShift, geometry: Geometry, frames: int) -> Tensor:
+    """A shift of matrices, (C, P) -> (C, P'); arguments as `Block.forward` has them."""
+    if geometry.frames not in FRAMES:
+        return shift(by_frame(x, geometry, frames)).movedim(2, 0).flatten(1)  # it stays channel-major
     offsets = shift.offsets().float()
     if shift.quantize:
         offsets = (offsets + 0.5).floor()
@@ -165,10 +175,13 @@ class CudaInferenceNet(nn.Module):
 
     def _classify(self, clips: Tensor) -> Tensor:
         batch, frames, _, height, width = clips.shape
-        x, _ = pointwise(stem_columns(clips.flatten(0, 1), frames, self.dtype), self.stem, early=True)
-        geometry = Geometry(batch, frames, -(-height // 2), -(-width // 2))
+        # The kernels are for frames that adjoin; where they do not serve, the shift is faster on whole frames.
+        together = self.dtype == torch.bfloat16 and frames in FRAMES and available(clips.device)
+        layout = (batch, frames) if together else (batch * frames, 1)
+        geometry = Geometry(*layout, -(-height // 2), -(-width // 2))
+        x, _ = pointwise(stem_columns(clips.flatten(0, 1), geometry.frames, self.dtype), self.stem, early=True)
         for block in self.blocks:
-            x, geometry = block(x, geometry)
+            x, geometry = block(x, geometry, frames)
         features = torch.addcmul(self.bias, x, self.scale).relu_().view(len(x), batch, -1).mean(2)
         return self.fc(features.t()).to(self.dtype)
 
