@@ -114,7 +114,7 @@ def source(cfg: DictConfig) -> sources.Source:
 
 def official_split(cfg: DictConfig) -> int:
     """Which of the three official splits of UCF101 or HMDB51."""
-    return one_of("data.split", cfg.data.split, (1, 2, 3))
+    return one_of("data.split", whole_number("data.split", cfg.data.split, 1), (1, 2, 3))
 
 
 def check_class_count(cfg: DictConfig, data: sources.Source) -> None:
@@ -242,7 +242,7 @@ def mixing(cfg: DictConfig, num_classes: int) -> Mixing | None:
 def flip(cfg: DictConfig, classes: list[str]) -> list[int] | None:
     """The class that a mirrored clip of each class shows; None where no clips are mirrored."""
     choice = one_of("data.flip", cfg.data.flip, (True, False, "auto"))
-    if choice is False:
+    if not choice:
         return None
     mirrored, alone = mirrored_labels(classes)
     silent = next((name for name in classes if not tells(name)), None)
@@ -260,10 +260,10 @@ def dense_window(sampling: str, window: int, num_frames: int) -> int | None:
     """Frames that a densely sampled clip spans; None for uniform sampling."""
     if one_of("data.sampling", sampling, ("uniform", "dense")) == "uniform":
         return None
-    if isinstance(window, bool) or not isinstance(window, int) or window < num_frames:
+    if isinstance(window, bool) or not isinstance(window, int) or not num_frames <= window <= 1_000_000:
         raise InputError(
             f"data.window must be a whole number of at least data.num_frames={num_frames}, the frames of a clip within "
-            f"it; got {window!r}"
+            f"it, and at most 1,000,000; got {window!r}"
         )
     return window
 
@@ -416,7 +416,9 @@ def run_folder(cfg: DictConfig) -> Path:
 def choices_for_evaluation() -> list[str]:
     """Those of the command line's choices that an evaluation of the run needs too."""
     shared = ("tier", "variant", "data", "device", "precision")
-    return [choice for choice in HydraConfig.get().overrides.task if re.split("[.=]", choice)[0] in shared]
+    training = ("data.clips_per_video", "data.balanced")  # keys that eval.py does not have
+    choices = [choice for choice in HydraConfig.get().overrides.task if choice.partition("=")[0] not in training]
+    return [choice for choice in choices if re.split("[.=]", choice)[0] in shared]
 
 
 def on_gpu(cfg: DictConfig) -> bool:

@@ -77,6 +77,7 @@ def test_random_resized_crop_is_taken_from_the_video_itself():
         ({"random_erasing": "often"}, "augment.random_erasing"),
         ({"temporal_jitter": 1}, "augment.temporal_jitter"),
         ({"mixup": -0.1}, "augment.mixup"),
+        ({"mixup": 1e-300}, "augment.mixup"),
         ({"cutmix": True}, "augment.cutmix"),
     ],
 )
@@ -126,6 +127,9 @@ def test_the_three_pairs_of_something_something():
         (["shake left and right"], [0], ["shake left and right"]),
         (["pull it right out", "turn right"], [0, 1], ["turn right"]),
         (["drive left out of the yard", "drive right out of the yard"], [1, 0], []),
+        (["ClockWise", "CounterClockWise"], [1, 0], []),
+        (["turn anti-clock-wise", "turn clock-wise"], [1, 0], []),
+        (["swipeleft", "SWIPERIGHT", "copyright", "eat leftovers"], [0, 1, 2, 3], ["swipeleft", "SWIPERIGHT"]),
     ],
 )
 def test_pairs_of_classes(names, mirrored, alone):
@@ -167,6 +171,12 @@ def test_cutmix_pastes_one_box_into_all_frames_and_mixes_labels_by_its_area():
         assert pasted[0, 0, 0].sum() == rows.sum() * columns.sum()  # a box
         share = 1 - pasted[0, 0, 0].float().mean()
         torch.testing.assert_close(targets, share * F.one_hot(labels, 5) + (1 - share) * F.one_hot(labels.roll(1), 5))
+
+
+def test_a_whole_number_will_do_for_alpha():
+    inputs, labels = batch()
+    for alphas in ((1, 0), (0, 1)):
+        assert Mixing(*alphas, 5, seed=1)(inputs, labels, (0, 0, 0))[1].shape == (5, 5)
 
 
 def test_mixing_follows_from_seed_and_key_alone():

@@ -297,6 +297,8 @@ def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(bui
     commands.evaluate(builtin_data, *SMALL[:2], "protocol=ten_clip", "protocol.crops=1", "run=dense")
     results = json.loads((tmp_path / "outputs/dense/results.json").read_text())
     assert {"sampling": "dense", "window": 12, "clips": 10, "num_frames": 4}.items() <= results.items()
+    (line,) = [line for line in output.splitlines() if line.startswith("To evaluate: python eval.py ")]
+    commands.evaluate(*line.split()[5:], "protocol=ten_clip", "protocol.crops=1", "run=dense")
     commands.evaluate(builtin_data, *SMALL[:2], "data.sampling=uniform", "run=dense")
     assert json.loads((tmp_path / "outputs/dense/results.json").read_text())["window"] is None
 
@@ -311,6 +313,7 @@ def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(bui
         (["0", "1"], "true", [0, 1], ""),
         (["turn left", "jump"], "true", [0, 1], ""),
         (["turn left", "turn right"], "false", None, ""),
+        (["turn left", "turn right"], "0", None, ""),
     ],
 )
 def test_mirroring_where_the_class_names_allow_it(names, flip, mirrored, words, caplog):
@@ -519,6 +522,7 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["data.flip=maybe"], ["data.flip", "True, False, auto"]),
         (["data.sampling=random"], ["data.sampling", "uniform, dense"]),
         (["data.sampling=dense", "data.window=3"], ["data.window", "at least data.num_frames=4", "3"]),
+        (["data.sampling=dense", f"data.window={10**24}"], ["data.window", "at most 1,000,000"]),
         (["data.clips_per_video=0"], ["data.clips_per_video"]),
         (["data.balanced=some"], ["data.balanced", "True, False"]),
         (["augment=weak"], ["default", "strong"]),

@@ -54,7 +54,8 @@ def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks, folder, tmp
     assert status == 0
     assert len(list((tmp_path / "shards").glob("train-*.tar"))) > 1
     assert "data=shards" in out
-    assert "data.flip=True" in out
+    assert "data.name=csv" in out
+    assert "data.flip=true" in out
     shards = ("data=shards", f"data.root={tmp_path / 'shards'}", "data.size=32", "tier=large")
     status, out, _ = rubiks("bench-data", *shards, "--videos", 3, "--readers", "pyav", "--json")
     facts = json.loads(out)

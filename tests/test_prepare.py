@@ -235,6 +235,11 @@ class TestDataSets:
         again = CsvLists(str(back), "train.csv", "val.csv", "labels.txt").records("train")[0]
         assert [(r.label, len(decode_in_order(r.path))) for r in again] == [(2, 9), (1, 6)]
 
+    def test_folders_of_frames_may_have_dots_in_their_names(self):
+        assert target_name("clips/v.1", "jpeg", folder=True) == "clips/v.1.mp4"
+        assert target_name("clips/v.1", "frames", folder=True) == "clips/v.1"
+        assert target_name("clips/v.1.webm", "frames") == "clips/v.1"
+
     def test_refusals(self, tmp_path, rubiks_command):
         root, out = tmp_path / "csv", tmp_path / "out"
         root.mkdir()

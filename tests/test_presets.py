@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 
@@ -210,10 +211,39 @@ def test_check_reads_frames_once_and_the_manifest_counts_them(copy, command, mon
     check(records, Manifest(root), 1, 60)
     assert missing == [str(root / "20bn-jester-v1/6")]
     known = Manifest(root).apply(records)
-    assert [record.num_frames for record in known] == [6, 12, None, 2]
-    monkeypatch.setattr(decode, "count_frames", lambda *_: pytest.fail("counted again"))
+    assert [record.checked and record.checked.frames for record in known] == [6, 12, None, 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "count_frames", lambda *_: pytest.fail("counted again"))
+        with decode.open_video(known[0]) as video:
+            assert len(video) == 6
+    shutil.copy(root / "20bn-jester-v1/1/00001.jpg", root / "20bn-jester-v1/1/00007.jpg")  # it was not all unpacked
     with decode.open_video(known[0]) as video:
-        assert len(video) == 6
+        assert len(video) == 7
+
+
+def test_what_a_prepared_copy_in_other_files_is_to_be_read_with(layouts, tmp_path, command):
+    choices = ("data=ucf101", "data.num_classes=2", f"data.root={layouts / 'ucf101'}", "--workers", 1)
+    status, printed, _ = command("prepare", *choices, "--form", "frames", "--out", tmp_path / "a folder")
+    (line,) = [line for line in printed.splitlines() if line.startswith("Use it with: ")]
+    words = shlex.split(line.removeprefix("Use it with: "))
+    assert status == 0
+    assert words.pop() == "recipe=..."  # the user's, of the data set
+    cfg = compose(words)
+    assert (cfg.data.name, cfg.data.flip, cfg.data.root) == ("ucf101-split1", True, str(tmp_path / "a folder"))
+    records, missing = assemble.source(cfg).records("train")
+    assert len(records) == 2
+    assert missing == []
+
+
+def test_videos_outside_of_the_root_are_not_prepared_where_nobody_would_look(layouts, tmp_path, command):
+    root = tmp_path / "ucf101"
+    shutil.copytree(layouts / "ucf101", root)
+    videos = next(path for path in root.iterdir() if path.is_dir() and any(path.rglob("*.avi")))
+    shutil.move(videos, tmp_path / "elsewhere")
+    choices = (f"data.root={root}", f"data.videos={tmp_path / 'elsewhere'}", "data.num_classes=2")
+    status, printed, errors = command("prepare", "data=ucf101", *choices, "--out", tmp_path / "out")
+    assert status == 2
+    assert f"lies outside of data.root={root}" in printed + errors
 
 
 @pytest.mark.parametrize("name", ["jester", "ucf101", "hmdb51"])

@@ -61,6 +61,15 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
         _fail(_explain(error, config_folder, config_name))
 
 
+def setting(key: str, value: object) -> str:
+    """key=value as a choice that Hydra understands, quoted where the value has spaces, braces and the like."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if re.fullmatch(r"[\w./+-]+", text):
+        return f"{key}={text}"
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
+
+
 def compose(choices: list[str]) -> DictConfig:
     """The configuration of train.py with the choices of another command, for example data=ssv2 data.root=/data/ssv2.
 

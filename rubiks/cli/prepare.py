@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rubiks.data.manifest import Manifest
     from rubiks.data.prepare import Job
     from rubiks.data.records import VideoRecord
-    from rubiks.data.sources import Source, Split
+    from rubiks.data.sources import HMDB51, ListedSource, Split
 
 _SETTINGS = "rubiks-prepare.json"
 _TIMED_VIDEOS = 9
@@ -46,10 +46,10 @@ def add_to(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prepare, write lists and manifest, and report space and speed."""
     from rubiks import assemble  # with Lightning it takes seconds to import
-    from rubiks.cli.entry import compose
+    from rubiks.cli.entry import compose, setting
     from rubiks.data.manifest import Manifest
     from rubiks.data.prepare import Job, prepare, target_name
-    from rubiks.data.sources import SomethingSomethingV2
+    from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource, SomethingSomethingV2
 
     workers, out, form = processes(arguments), Path(arguments.out), arguments.form
     if arguments.short_side < 16:
@@ -60,6 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("data=images holds still images, which need no preparation")
     if cfg.data.format == "shards":
         raise InputError("data=shards: prepare the loose videos, and write shards of the result")
+    classes = source.classes
+    assert isinstance(source, (ListedSource, HMDB51))
+    kept_layout = form != "frames" and not isinstance(source, (CsvLists, FrameLists))
     lists: dict[Split, list[VideoRecord]] = {}
     problems = []
     splits: tuple[Split, Split] = ("train", "val")
@@ -82,21 +85,33 @@ def run(arguments: argparse.Namespace) -> None:
     names = Manifest(root)
     jobs: dict[str, Job] = {}
     for record in (record for records in lists.values() for record in records):
-        name = target_name(names.name_of(record.path), form)
+        own = names.name_of(record.path)
+        if kept_layout and os.path.isabs(own):
+            raise InputError(f"{record.path} lies outside of data.root={root}, where prepared videos go by their names")
+        name = target_name(own, form, record.pattern is not None)
         known = jobs.setdefault(name, Job(record, out / name, name, form, arguments.short_side))
         if known.record.path != record.path:
             raise InputError(f"{known.record.path} and {record.path} would both become {name}; rename one of them")
     manifest = Manifest(out)
     with progress("Preparing", len(jobs)) as advance:
         bad = prepare(list(jobs.values()), manifest, workers, arguments.timeout, advance)
-    choices = [choice for choice in arguments.data if not choice.startswith("data.root=")]
-    if cfg.data.format == "builtin":
-        choices = ["data=ssv2", "data.num_classes=null"]
-    usage = _write_lists(source, choices, lists, names, out, form, manifest)
+    place = setting("data.root", out)
+    if kept_layout:
+        for path in source.annotation_files().values():
+            _copy(path, names, out)
+        same = [choice for choice in arguments.data if not choice.startswith("data.root=")]
+        usage = ["data=ssv2", "data.num_classes=null"] if cfg.data.format == "builtin" else same
+        usage.append(place)
+    else:
+        usage = [*_write_lists(source, classes, lists, names, out, form, manifest), place]
+        usage += [setting(f"data.{key}", cfg.data[key]) for key in ("name", "flip")]
+        if classes is None:
+            usage.append(f"data.num_classes={cfg.data.num_classes or '...'}")
+        usage.append("recipe=...")
     print(*problems, sep="\n", end="\n" if problems else "")
     write_bad(out / BAD_FILES, bad)
     _report([job for job in jobs.values() if job.name in manifest.entries], manifest)
-    print(f"Use it with: {usage} data.root={out}")
+    print("Use it with:", shlex.join(usage))
 
 
 def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -117,52 +132,49 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _write_lists(
-    source: Source,
-    same_choices: list[str],
+    source: ListedSource | HMDB51,
+    classes: list[str] | None,
     lists: dict[Split, list[VideoRecord]],
     names: Manifest,
     out: Path,
     form: str,
     manifest: Manifest,
-) -> str:
-    """Write labels and lists, the data set's own where its layout is kept; the choices that read them."""
+) -> list[str]:
+    """Write labels and lists; the choices that read them."""
+    from rubiks.cli.entry import setting
     from rubiks.data.prepare import PATTERN, target_name, write_csv, write_text
-    from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource
+    from rubiks.data.sources import CsvLists
 
-    def target(path: str) -> str:
-        return target_name(names.name_of(path), form)
+    def target(record: VideoRecord) -> str:
+        return target_name(names.name_of(record.path), form, record.pattern is not None)
 
-    assert isinstance(source, (ListedSource, HMDB51))
     files = source.annotation_files()
-    choices = []
-    if form != "frames" and not isinstance(source, (CsvLists, FrameLists)):
-        for path in files.values():
-            _copy(path, names, out)
-        return shlex.join(same_choices)
+    choices = [f"data={'frames' if form == 'frames' else 'csv'}"]
     for split, records in lists.items():
         if form == "frames":
-            known = [(target(r.path), r.label) for r in records if target(r.path) in manifest.entries]
+            known = [(target(record), record.label) for record in records if target(record) in manifest.entries]
             lines = [f"{name} {manifest.entries[name].frames} {label}" for name, label in known]
             write_text(out / f"{split}.txt", lines)
             choices.append(f"data.{split}_list={split}.txt")
             continue
         if isinstance(source, CsvLists):
-            rows = [(target(os.path.join(names.root, path)), label) for path, label in source.rows(split)]
+            paths = [(names.name_of(os.path.join(names.root, path)), label) for path, label in source.rows(split)]
+            rows = [(target_name(path, form), label) for path, label in paths]
             relative = names.name_of(files[f"data.{split}_list"])
         else:
-            rows, relative = [(target(record.path), str(record.label)) for record in records], f"{split}.csv"
+            rows, relative = [(target(record), str(record.label)) for record in records], f"{split}.csv"
         relative = os.path.basename(relative) if os.path.isabs(relative) else relative
         write_csv(out / relative, rows)
-        choices.append(f"data.{split}_list={relative}")
+        choices.append(setting(f"data.{split}_list", relative))
     if isinstance(source, CsvLists) and form != "frames":
         labels = files.get("data.labels")
-        choices += [f"data.labels={_copy(labels, names, out)}"] if labels else []
-    elif source.classes is not None:
-        write_text(out / "labels.txt", source.classes)
+        choices += [setting("data.labels", _copy(labels, names, out))] if labels else []
+    elif classes is not None:
+        write_text(out / "labels.txt", classes)
         choices.append("data.labels=labels.txt")
     if form == "frames":
-        choices.append(f"'data.pattern=\"{PATTERN}\"'")
-    return " ".join([f"data={'frames' if form == 'frames' else 'csv'}", *choices])
+        choices.append(setting("data.pattern", PATTERN))
+    return choices
 
 
 def _copy(path: str, names: Manifest, out: Path) -> str:

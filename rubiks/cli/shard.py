@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 
 from rubiks.errors import InputError
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the shards, and print the choices to train with."""
     size = size_in_bytes(arguments.size)
     from rubiks import assemble  # with Lightning it takes seconds to import
-    from rubiks.cli.entry import compose
+    from rubiks.cli.entry import compose, setting
     from rubiks.data import shards
 
     cfg = compose(arguments.choices)
@@ -35,10 +36,11 @@ def run(arguments: argparse.Namespace) -> None:
     splits = {split: assemble.records(cfg, source, split, count, manifest) for split in arguments.splits}
     for line in shards.write(arguments.out, splits, source.classes, size):
         print(line, flush=True)
-    kept = " ".join(f"data.{key}={cfg.data[key]}" for key in ("num_frames", "size", "flip"))
+    kept = {"root": arguments.out} | {key: cfg.data[key] for key in ("name", "num_frames", "size", "flip")}
     if source.classes is None:
-        kept += f" data.num_classes={count}"
-    print(f"To train: python train.py data=shards data.root={arguments.out} {kept} recipe=...")
+        kept["num_classes"] = count
+    choices = [setting(f"data.{key}", value) for key, value in kept.items()]
+    print("To train: python train.py data=shards", shlex.join(choices), "recipe=...")
 
 
 def size_in_bytes(text: str) -> int:

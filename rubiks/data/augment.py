@@ -14,7 +14,7 @@ _MEAN_COLOUR = (124.0, 116.0, 104.0)
 
 @dataclass(frozen=True)
 class Augment:
-    """Augmentation of training clips, all of it off unless set. All frames of a clip get the same.
+    """Augmentation of training clips, all of it off unless set. All frames of a clip go through the same operations.
 
     Attributes:
         random_resized_crop: least and largest share of a frame's area that a crop takes, in place of the multi-scale
@@ -49,8 +49,8 @@ class Augment:
                 raise _bad(key, "a number from 0 to 1", value)
         for key in ("mixup", "cutmix"):
             value = getattr(self, key)
-            if not _is_number(value) or not 0 <= value < float("inf"):
-                raise _bad(key, "a number of at least 0", value)
+            if not _is_number(value) or not (value == 0 or 1e-3 <= value < float("inf")):
+                raise _bad(key, "0 or a number of at least 0.001", value)
         for key, most in (("rand_augment", 100), ("rand_augment_magnitude", 30)):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:

@@ -33,7 +33,7 @@ _SEEKABLE_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
 def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVideo | FrameFolder | ImageFile:
     """Open a record's video for reading, as a context manager; raises VideoError where it cannot be read."""
     if record.pattern is not None:
-        return FrameFolder(record.path, record.num_frames, record.pattern)
+        return FrameFolder(record.path, record.num_frames, record.pattern, record.checked)
     if not record.image and (jpegs := open_jpegs(record.path, record.span)) is not None:
         return jpegs
     content = None if record.span is None else _read_span(record.path, record.span)
@@ -170,16 +170,20 @@ class FrameFolder:
 
     Args:
         path: the folder.
-        num_frames: how many frames the list or the manifest gives it; None to count them.
+        num_frames: how many frames the list gives it; None to count them.
         pattern: format of the file names, numbered from 1, e.g. "{:06d}.jpg" (TSM's convention).
+        checked: what is known of it; its count is taken unless the folder has grown since.
 
     Raises:
         VideoError: there is no such folder, it has no frames, or those to be counted have gaps.
     """
 
-    def __init__(self, path: str, num_frames: int | None, pattern: str) -> None:
+    def __init__(self, path: str, num_frames: int | None, pattern: str, checked: CheckedFile | None = None) -> None:
         if not os.path.isdir(path):
             raise VideoError(path, "is not a folder of frames" if os.path.exists(path) else "no such folder")
+        if num_frames is None and checked is not None:
+            grown = os.path.exists(os.path.join(path, pattern.format(checked.frames + 1)))
+            num_frames = None if grown else checked.frames
         if num_frames is None:
             num_frames = count_frames(path, pattern)
         if num_frames < 1:

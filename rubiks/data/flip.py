@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 _OTHER = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
 _SIDE = re.compile(rf"(?<![a-z])({'|'.join(_OTHER)})(?=(wards?|hand(ed)?|side|most)?(?![a-z]))")
+_HIDDEN = re.compile("left(?!over)|(?<!up)(?<!b)(?<!f)(?<!out)(?<!copy)right|clockwise")  # as in "swipeleft"
 _ADVERB = re.compile("right[ _](?=(out|away|now)(?![a-z]))")  # as in "pulling it right out": no side
 
 
@@ -26,7 +27,8 @@ def mirrored_labels(classes: Sequence[str]) -> tuple[list[int], list[str]]:
     mirrored, alone = [], []
     for label, name in enumerate(classes):
         partner = labels.get(_SIDE.sub(lambda match: _OTHER[match[0]], _normal(name)))
-        if partner is None and _SIDE.search(_ADVERB.sub("", _normal(name))):
+        text = _ADVERB.sub("", _normal(name))
+        if (partner is None and _SIDE.search(text)) or _HIDDEN.search(_SIDE.sub("", text)):
             alone.append(name)
         mirrored.append(label if partner is None else partner)
     return mirrored, alone
@@ -40,4 +42,6 @@ def tells(name: str) -> bool:
 def _normal(name: str) -> str:
     """Lower case, SwipeLeft as swipe left, all spellings of the turn against the clock as one."""
     spaced = re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower()
-    return re.sub("(counter|anti)[-_ ]?clockwise", "counterclockwise", spaced)
+    return re.sub(
+        "(counter|anti)[-_ ]?clock[-_ ]?wise", "counterclockwise", re.sub("clock[-_ ]wise", "clockwise", spaced)
+    )

@@ -117,8 +117,6 @@ class Manifest:
         entry = self.entries.get(self.name_of(record.path))
         if entry is None or entry.problem is not None or record.image:
             return record
-        if record.pattern is not None:
-            return record if record.num_frames is not None else dataclasses.replace(record, num_frames=entry.frames)
         return dataclasses.replace(record, checked=CheckedFile(entry.size, entry.frames, entry.can_seek))
 
 

@@ -92,11 +92,15 @@ class Job:
         return VideoRecord(str(self.target), self.record.label)
 
 
-def target_name(name: str, form: str) -> str:
-    """Where a video of the source goes: its name without the extension, and an absolute one in the folder too."""
+def target_name(name: str, form: str, folder: bool = False) -> str:
+    """Where a video of the source goes: its name with another extension, and an absolute one in the folder too.
+
+    What follows a dot in the name of a `folder` of frames is no extension.
+    """
     path = PurePath(name)
     path = path.relative_to(path.anchor)
-    return str(path.with_suffix("" if form == "frames" else ".mp4"))
+    stem = path if folder else path.with_suffix("")
+    return str(stem if form == "frames" else stem.with_name(stem.name + ".mp4"))
 
 
 def prepare(

@@ -23,7 +23,7 @@ class Mixing:
 
     def __init__(self, mixup: float, cutmix: float, num_classes: int, seed: int) -> None:
         kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha]
-        self._transform = v2.RandomChoice([kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds])
+        self._transform = v2.RandomChoice([kind(alpha=float(alpha), num_classes=num_classes) for kind, alpha in kinds])
         self._seed = seed
 
     def __call__(self, clips: Tensor, labels: Tensor, key: tuple[int, ...]) -> tuple[Tensor, Tensor]:
