@@ -52,8 +52,8 @@ __device__ inline void attend(unsigned (&words)[tiles], const Attention& a, int 
   }
 }
 
-// The word of a unit's neighbour among the 16 frames of a pixel, whose two units are with threads of adjacent numbers, which
-// call this together: the last of the first unit, and the first of the second; 0 with 8 frames.
+// The word of a unit's neighbour among the 16 frames of a pixel: the last of the first unit, and the first of the second.
+// The two units are with threads of adjacent numbers, which call this together. 0 with 8 frames.
 __device__ inline unsigned word_beyond(const Unit& unit, int frames) {
   if (frames != 16) return 0;
   const int lane = threadIdx.x % 32;

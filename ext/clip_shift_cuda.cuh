@@ -16,17 +16,18 @@ namespace {
 
 constexpr unsigned kClipThreads = 128;  // of a block
 
-struct ShiftSums {  // over the pixels of a channel
-  float t, h, w;    // the gradient of the shift
+struct ShiftSums {        // over the pixels of a channel
+  float t, h, w;          // the gradient of the shift
   float result, product;  // of the gradient of x before its norm's coefficients, and of its product with x
 };
 
 struct ClipShift {
-  const Unit *source, *x;    // (C, source pixels) of what is shifted or, backward, of the upstream gradient; (C, pixels)
+  const Unit* source;         // (C, source pixels): what is shifted or, backward, the upstream gradient
+  const Unit* x;              // (C, pixels), backward only
   const float *scale, *bias;  // (C), or null
   const float* shift;         // (3, C) or (2, C), rows [T,] H, W
   Unit* result;               // (C, pixels)
-  ShiftSums* sums;          // (C, blocks), backward only
+  ShiftSums* sums;            // (C, blocks), backward only
   int height, width, source_height, source_width;  // of the result, and of the source
   unsigned strips, threads;                        // of a clip; of a channel
   int c, clips;
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(kClipThreads) clip_shift_kernel(const __grid_c
   const float* shift = a.shift + c;
   const Reads t(temporal ? *shift : 0, frames + 1);
   if (temporal) shift += a.c;
-  const Reads h(shift[0], a.source_height * 2 + 2), w(shift[a.c], a.source_width * 2 + 2);
+  const Reads h(shift[0], a.source_height + 2), w(shift[a.c], a.source_width + 2);
 
   const Strip<rows> strip(a, thread);
   const int left = strip.x * stride + w.base, top = strip.y * stride + h.base;
@@ -241,7 +242,8 @@ __global__ void __launch_bounds__(kClipThreads) clip_shift_backward_kernel(const
   const bool whole = h.fraction == 0 || w.fraction == 0;
 
 #pragma unroll 1
-  for (unsigned thread = blockIdx.x * kClipThreads + threadIdx.x; thread < a.threads; thread += gridDim.x * kClipThreads) {
+  for (unsigned thread = blockIdx.x * kClipThreads + threadIdx.x; thread < a.threads;
+       thread += gridDim.x * kClipThreads) {
     const Strip<rows> strip(a, thread);
     const int64_t plane = static_cast<int64_t>(c) * a.clips + strip.clip;
     const Unit* from = a.source + plane * a.source_height * a.source_width * units;

@@ -16,8 +16,9 @@ using bfloat16 = __nv_bfloat16;
 // f(x) is x, relu(scale * x + bias), the same mixed with its neighbouring frames by attention, or mix[0] * x + mix[1] * x2
 // + mix[2].
 enum class Start { plain, norm, attend, mix };
+// Of a row of x.
 template <Start start>
-constexpr int kCoefficients = start == Start::plain ? 0 : start == Start::norm ? 2 : start == Start::mix ? 3 : 5;  // of a row
+constexpr int kCoefficients = start == Start::plain ? 0 : start == Start::norm ? 2 : start == Start::mix ? 3 : 5;
 
 // What the result is besides written: summed; masked and summed; or written as it is, while what is summed is the gradient
 // before f's mix of frames, masked.

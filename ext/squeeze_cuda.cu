@@ -55,7 +55,8 @@ ExcitedGradient excite_backward_cuda(const Tensor& grad, const Tensor& x, const 
   const Geometry g("squeeze", sizes);
   const int64_t c = x.size(0);
   const Tensor grad_logits = empty(x, {c, g.clips * g.frames}, ScalarType::Float);
-  const Tensor out = empty(x, {c, g.columns()}, ScalarType::BFloat16), grad_x = empty(x, {c, g.columns()}, ScalarType::BFloat16);
+  const Tensor out = empty(x, {c, g.columns()}, ScalarType::BFloat16);
+  const Tensor grad_x = empty(x, {c, g.columns()}, ScalarType::BFloat16);
   const dim3 grid = blocks(x, g), threads(kSqueezeThreads);
   g.with_frames("squeeze", [&](auto frames) {
     launch(excite_backward_kernel<frames>, grid, threads, 0, x, pointer<Unit>(grad), pointer<Unit>(x), pointer(logits),
