@@ -38,6 +38,7 @@ from rubiks.data.prepare import Job, prepare, target_name
 from rubiks.data.readers import READERS, check_reader
 from rubiks.data.records import VideoRecord
 from rubiks.data.views import TrainingViews
+from rubiks.data.workers import cores
 from rubiks.errors import InputError
 
 NETWORKS = Path(__file__).parent / "results" / "network_h100.json"
@@ -62,7 +63,7 @@ def prepared(records: Sequence[VideoRecord], folder: Path, form: str) -> list[Vi
         jobs.append(Job(record, folder / name, name, form, 256))
     for path, reason in prepare(jobs, manifest, os.cpu_count() or 1, 600).items():
         raise InputError(f"{path}: {reason}; take it out of the folder")
-    return manifest.apply([job.written for job in jobs])
+    return manifest.apply([job.written(manifest.entries[job.name].frames) for job in jobs])
 
 
 def bare_decord(records: Sequence[VideoRecord], views: TrainingViews) -> float:
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     report: dict[str, Any] = {
         "command": " ".join(["python benchmarks/data.py", *command]),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := version_of(name))},

@@ -15,7 +15,7 @@ from rubiks.data.check import examine
 from rubiks.data.decode import open_video
 from rubiks.data.jpegs import JpegVideo
 from rubiks.data.manifest import Manifest
-from rubiks.data.prepare import Job, frames_record, prepare
+from rubiks.data.prepare import Job, prepare
 from rubiks.data.records import VideoRecord
 from rubiks.errors import VideoError
 
@@ -71,7 +71,7 @@ def test_it_knows_its_rate_and_size(path):
 def test_a_folder_of_frames_from_it(path, pictures, tmp_path):
     job = Job(VideoRecord(str(path), 0), tmp_path / "v", "v", "frames", 256)
     assert prepare([job], Manifest(tmp_path), 1, 60) == {}
-    with open_video(frames_record(tmp_path / "v", 30)) as video:
+    with open_video(job.written(30)) as video:
         frames = video.frames(range(30)).permute(0, 2, 3, 1).numpy()
     assert np.abs(frames.astype(int) - pictures).mean() < 3
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rubiks.data.workers import cores
 from rubiks.errors import InputError
 
 BAD_FILES = "rubiks-bad.txt"
@@ -42,7 +42,7 @@ def processes(arguments: argparse.Namespace) -> int:
     """How many videos are read at once."""
     workers = arguments.workers
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cores()
     if workers < 1 or arguments.timeout <= 0:
         raise InputError("--workers must be at least 1 and --timeout above 0")
     return workers

@@ -160,10 +160,9 @@ def _write_lists(
         if isinstance(source, CsvLists):
             paths = [(names.name_of(os.path.join(names.root, path)), label) for path, label in source.rows(split)]
             rows = [(target_name(path, form), label) for path, label in paths]
-            relative = names.name_of(files[f"data.{split}_list"])
+            relative = _place(files[f"data.{split}_list"], names)
         else:
             rows, relative = [(target(record), str(record.label)) for record in records], f"{split}.csv"
-        relative = os.path.basename(relative) if os.path.isabs(relative) else relative
         write_csv(out / relative, rows)
         choices.append(setting(f"data.{split}_list", relative))
     if isinstance(source, CsvLists) and form != "frames":
@@ -177,12 +176,17 @@ def _write_lists(
     return choices
 
 
+def _place(path: str, names: Manifest) -> str:
+    """Where a list goes: where it lies in the source, or into the folder itself."""
+    name = names.name_of(path)
+    return os.path.basename(name) if os.path.isabs(name) else name
+
+
 def _copy(path: str, names: Manifest, out: Path) -> str:
-    """Copy a list to where it lies in the source, or into the folder itself; the name there."""
+    """Copy a list to its place; the name there."""
     from rubiks.files import write_atomically
 
-    name = names.name_of(path)
-    name = os.path.basename(name) if os.path.isabs(name) else name
+    name = _place(path, names)
     write_atomically(out / name, lambda temporary: shutil.copyfile(path, temporary))
     return name
 
@@ -197,7 +201,7 @@ def _report(jobs: Sequence[Job], manifest: Manifest) -> None:
     before = sum(stamp(job.record)[0] for job in jobs)
     after = sum(manifest.entries[job.name].size for job in jobs)
     some = list(jobs)[:: -(-len(jobs) // _TIMED_VIDEOS)]
-    written = _folders(some, manifest) if some[0].form == "frames" else manifest.apply([job.written for job in some])
+    written = manifest.apply([job.written(manifest.entries[job.name].frames) for job in some])
     try:
         times = [sum(map(_seconds, videos)) for videos in ([job.record for job in some], written)]
     except VideoError as error:
@@ -208,12 +212,6 @@ def _report(jobs: Sequence[Job], manifest: Manifest) -> None:
         f"{1e3 * times[0] / len(some):.1f} ms before, {1e3 * times[1] / len(some):.1f} ms after "
         f"(mean of {len(some)} videos): {times[0] / times[1]:.1f} times as fast"
     )
-
-
-def _folders(jobs: Sequence[Job], manifest: Manifest) -> list[VideoRecord]:
-    from rubiks.data.prepare import frames_record
-
-    return [frames_record(job.target, manifest.entries[job.name].frames) for job in jobs]
 
 
 def _seconds(record: VideoRecord) -> float:

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rubiks.data import scenes
 from rubiks.data.scenes import FPS, LEVELS
+from rubiks.data.workers import cores
 from rubiks.errors import InputError
 
 __all__ = ["DEFAULT_VIDEOS", "LEVELS", "class_names", "generate"]
@@ -93,7 +94,7 @@ def generate(
     if val_videos is None:
         val_videos = DEFAULT_VIDEOS[level][1]
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cores()
     reason = f"one for each class of the level {level}, "
     _check("data.train_videos", train_videos, classes, reason)
     _check("data.val_videos", val_videos, classes, reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from rubiks.data.dataset import EpochSampler, VideoDataset, Views, collate
 from rubiks.data.records import VideoRecord
+from rubiks.data.workers import cores
 from rubiks.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -19,8 +19,7 @@ log = logging.getLogger(__name__)
 
 def default_workers(processes: int) -> int:
     """Loader processes for each of `processes` training processes on this machine: the cores that are left."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // processes - 1))
+    return max(1, min(16, cores() // processes - 1))
 
 
 class VideoDataModule(pl.LightningDataModule):

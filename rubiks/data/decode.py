@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import stat
 from collections.abc import Sequence
-from types import TracebackType
 
 import av
 import numpy as np
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from rubiks.data.jpegs import JpegVideo, open_jpegs
 from rubiks.data.readers import seeking_reader
-from rubiks.data.records import CheckedFile, Span, VideoRecord, checked_indices, count_frames
+from rubiks.data.records import CheckedFile, OpenVideo, Span, VideoRecord, checked_indices, count_frames
 from rubiks.errors import VideoError
 
 # Here random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time stamps are
@@ -42,7 +40,7 @@ def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVid
     return VideoFile(record.path, reader, content, record.checked)
 
 
-class VideoFile:
+class VideoFile(OpenVideo):
     """A video file: read by seeking where that is exact and of use, else, or if it fails, decoded in order with PyAV.
 
     Frames are as a player shows them, turned by the rotation that phones note in the file. Open it in the process that
@@ -129,14 +127,6 @@ class VideoFile:
         """Free the reader; the object is of no use afterwards."""
         self._seek = None
 
-    def __enter__(self) -> VideoFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _file(self) -> str | io.BytesIO:
         return self.path if self._content is None else io.BytesIO(self._content)
 
@@ -165,7 +155,7 @@ class VideoFile:
         return np.stack([frames[index] for index in indices])
 
 
-class FrameFolder:
+class FrameFolder(OpenVideo):
     """A folder with one JPEG or PNG image per frame, all of one size.
 
     Args:
@@ -219,17 +209,6 @@ class FrameFolder:
                 )
         return _as_tensor(np.stack([images[index] for index in indices]))
 
-    def close(self) -> None:
-        """Nothing stays open between reads."""
-
-    def __enter__(self) -> FrameFolder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _file(self, index: int) -> str:
         return self._pattern.format(index + 1)
 
@@ -244,7 +223,7 @@ class FrameFolder:
             raise VideoError(self.path, f"frame {name} {error.reason}") from error
 
 
-class ImageFile:
+class ImageFile(OpenVideo):
     """A still image as a video of one frame, which is read when it is asked for.
 
     Args:
@@ -268,14 +247,6 @@ class ImageFile:
             raise VideoError(self.path, "no such file") from error
         return _as_tensor(np.stack([image] * len(indices)))
 
-    def __enter__(self) -> ImageFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Nothing stays open between reads."""
-
 
 def _read_image(path: str, content: bytes | None = None) -> np.ndarray:
     """uint8 (H, W, 3); raises VideoError, or FileNotFoundError."""
@@ -287,7 +258,8 @@ def _read_image(path: str, content: bytes | None = None) -> np.ndarray:
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
-        raise VideoError(path, f"cannot be decoded: {_first_line(error)}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise VideoError(path, f"cannot be decoded: {reason}") from error
 
 
 def _check_file(path: str) -> int:
@@ -327,9 +299,3 @@ def _as_tensor(frames: np.ndarray) -> Tensor:
 
 def _size(image: np.ndarray) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of a library's message, without the place in its source that decord puts before it."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return re.sub(r"\[[0-9:]{8}\] \S+: ", "", line)

@@ -11,7 +11,6 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
@@ -19,7 +18,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from rubiks.data.records import Span, checked_indices
+from rubiks.data.records import OpenVideo, Span, checked_indices
 from rubiks.errors import VideoError
 
 BRAND = "rbks"
@@ -56,7 +55,7 @@ def open_jpegs(path: str, span: Span | None = None) -> JpegVideo | None:
     return None
 
 
-class JpegVideo:
+class JpegVideo(OpenVideo):
     """A video of JPEG frames, as a context manager; `open_jpegs` makes it.
 
     Args:
@@ -118,14 +117,6 @@ class JpegVideo:
     def close(self) -> None:
         """Close the file; the object is of no use afterwards."""
         self._file.close()
-
-    def __enter__(self) -> JpegVideo:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read(self, start: int, size: int) -> bytearray:
         """So many bytes of the video; fewer at its file's end."""

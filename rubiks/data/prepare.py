@@ -86,10 +86,10 @@ class Job:
     form: str
     short_side: int
 
-    @property
-    def written(self) -> VideoRecord:
-        """The target as a record; its number of frames is not known yet."""
-        return VideoRecord(str(self.target), self.record.label)
+    def written(self, frames: int, path: Path | None = None) -> VideoRecord:
+        """So many frames as a record, at the target or another path."""
+        pattern = (frames, PATTERN) if self.form == "frames" else ()
+        return VideoRecord(str(path or self.target), self.record.label, *pattern)
 
 
 def target_name(name: str, form: str, folder: bool = False) -> str:
@@ -145,13 +145,8 @@ def prepare(
 def _is_done(job: Job, entry: Entry | None) -> bool:
     if entry is None:
         return False
-    record = frames_record(job.target, entry.frames) if job.form == "frames" else job.written
     # What is written has the source's time stamp.
-    return stamp(record) == (entry.size, entry.mtime_ns) and entry.mtime_ns == stamp(job.record)[1]
-
-
-def frames_record(folder: Path, frames: int) -> VideoRecord:
-    return VideoRecord(str(folder), 0, frames, PATTERN)
+    return stamp(job.written(entry.frames)) == (entry.size, entry.mtime_ns) and entry.mtime_ns == stamp(job.record)[1]
 
 
 def _prepare_one(job: Job) -> Entry:
@@ -166,7 +161,7 @@ def _prepare_one(job: Job) -> Entry:
             source = examine(job.record, job.name, writer.add)
         finally:
             writer.close()
-        record = frames_record(temporary, source.frames) if folder else VideoRecord(str(temporary), 0)
+        record = job.written(source.frames, temporary)
         for file in record.files:
             os.utime(file, ns=(mtime_ns, mtime_ns))
         entry = examine(record, job.name)

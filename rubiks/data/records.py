@@ -6,7 +6,8 @@ import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, TypeVar
 
 from rubiks.errors import VideoError
 
@@ -20,7 +21,7 @@ class Span(NamedTuple):
 
 
 class CheckedFile(NamedTuple):
-    """What a manifest says of a video file: its bytes, its frames, and whether `VideoFile.can_seek`."""
+    """What a manifest says of a video: its bytes, its frames, and of a file whether `VideoFile.can_seek`."""
 
     size: int
     frames: int
@@ -34,12 +35,11 @@ class VideoRecord:
     Attributes:
         path: the video file, the folder of frames, or the image.
         label: index of the class, from 0.
-        num_frames: frame folders: the count that the list or the manifest gives. None where the reader counts, as for
-            video files.
+        num_frames: frame folders: the count that the list gives. None where the reader counts, as for video files.
         pattern: frame folders: how frame files are named, e.g. "{:06d}.jpg", numbered from 1. None for video files.
         image: whether it is a still image, a video of one frame.
         span: videos and images in a shard: where their bytes are; `path` is then only a name. None for loose files.
-        checked: video files: what `rubiks check` found, which spares the reader counting frames.
+        checked: what `rubiks check` found, which spares the reader counting frames.
     """
 
     path: str
@@ -63,6 +63,24 @@ class VideoRecord:
             return [self.path]
         count = count_frames(self.path, self.pattern) if self.num_frames is None else self.num_frames
         return [os.path.join(self.path, self.pattern.format(i + 1)) for i in range(count)]
+
+
+Opened = TypeVar("Opened", bound="OpenVideo")
+
+
+class OpenVideo:
+    """What opening a record gives, whatever it is: a context manager with `frames` and a length."""
+
+    def close(self) -> None:
+        """Free what is open; the object is of no use afterwards. Here nothing stays open between reads."""
+
+    def __enter__(self: Opened) -> Opened:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def count_frames(folder: str, pattern: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -17,6 +18,11 @@ Result = TypeVar("Result")
 # The server imports this once; a worker is forked from it in milliseconds, without the threads and libraries that the
 # calling process has by then (decord brings a libvpx of its own, with which PyAV fails).
 _PRELOAD = ["rubiks.data.prepare"]
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LostWorkerError(VideoError):

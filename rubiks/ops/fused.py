@@ -382,8 +382,8 @@ def _channels_first(x: Tensor) -> Tensor:
 
 def _mix(x: Tensor, weights: Tensor, frames: int) -> Tensor:
     """`mix_frames` of matrices: x (C, P), weights (C, 3) -> (C, P) in the weights' type."""
-    pixels = x.view(len(x), -1, frames).movedim(2, 1)[None].movedim(1, 2)  # (1, T, C, pixels)
-    return mix_frames(pixels, weights.t()[..., None])[0].permute(1, 2, 0).reshape(x.shape)
+    pixels = x.view(len(x), -1, frames).permute(2, 0, 1)  # (T, C, pixels)
+    return mix_frames(pixels[None], weights.t()[..., None])[0].permute(1, 2, 0).reshape(x.shape)
 
 
 def _sums(g: Tensor, x: Tensor) -> Tensor:

@@ -136,6 +136,11 @@ class Folders:
         """The first of the stem with each extension that exists; where none does, with the first extension."""
         return next((stem + end for end in extensions if self.have(stem + end)), stem + extensions[0])
 
+    def video(self, path: str) -> str:
+        """The path, or that of the .mp4 that `rubiks prepare` has written in its place."""
+        stem, extension = os.path.splitext(path)
+        return self.first(stem, (extension, ".mp4"))
+
 
 def split_by_presence(records: Iterable[VideoRecord]) -> tuple[list[VideoRecord], list[str]]:
     """The records whose path exists, and the paths of the others."""

@@ -70,9 +70,8 @@ class HMDB51:
                         "unpack the official files again or correct the line"
                     )
                 if flag == _FLAGS[split]:
-                    stem, extension = os.path.splitext(file_name(video.strip(), where, "the video"))
-                    stem = os.path.join(self._videos, name, stem)
-                    records.append(VideoRecord(folders.first(stem, (extension, ".mp4")), label))
+                    video = os.path.join(self._videos, name, file_name(video.strip(), where, "the video"))
+                    records.append(VideoRecord(folders.video(video), label))
         if not records:
             raise InputError(
                 f"{self.classes_path}: the files CLASS{self._ending} list no {split} videos, flag {_FLAGS[split]}; "

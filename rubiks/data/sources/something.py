@@ -93,8 +93,8 @@ class SomethingSomethingV2(ListedSource):
                     f"{where}: the template {shown(template)} is not in the labels file {self._labels.path}; "
                     f"set data.labels and {file.key} to files of the same release"
                 )
-            stem = os.path.join(self._videos, file_name(video, where, "id"))
-            records.append(VideoRecord(folders.first(stem, (".webm", ".mp4")), labels[name]))
+            path = os.path.join(self._videos, file_name(video, where, "id") + ".webm")
+            records.append(VideoRecord(folders.video(path), labels[name]))
         return split_by_presence(not_empty(records, file))
 
     @staticmethod

@@ -91,7 +91,6 @@ class UCF101(ListedSource):
                     f"{where}: expected {labels[name] + 1}, the number of {name} in {self._labels.path}, "
                     f"got {shown(number)}; set {file.key} and data.labels to files of one release"
                 )
-            stem, extension = os.path.splitext(file_name(video, where, "the video"))
-            stem = os.path.join(self._videos, name, stem)
-            records.append(VideoRecord(folders.first(stem, (extension, ".mp4")), labels[name]))
+            path = os.path.join(self._videos, name, file_name(video, where, "the video"))
+            records.append(VideoRecord(folders.video(path), labels[name]))
         return split_by_presence(not_empty(records, file))
