@@ -9,6 +9,9 @@ import av  # noqa: F401  before any test imports decord, whose older libvpx PyAV
 import pytest
 import torch
 
+from rubiks.cli import main
+from rubiks.errors import InputError
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 OFFICIAL = Path(__file__).parent / "official"  # numbers computed with the official code
@@ -22,6 +25,34 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the reference data in ../shared")
     return SHARED
+
+
+@pytest.fixture
+def rubiks_command(monkeypatch, capsys):
+    """Runs `rubiks` in this process; exit status, stdout and stderr."""
+
+    def command(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rubiks", *map(str, words)])
+        capsys.readouterr()
+        status = 0
+        try:
+            main.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return command
+
+
+def assert_rejected(action, *parts: str) -> None:
+    """The InputError's message holds all parts, on one line."""
+    with pytest.raises(InputError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
 
 
 @pytest.fixture(autouse=True)

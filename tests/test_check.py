@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import sys
 import time
 
 import av
@@ -16,7 +15,6 @@ from commands import Commands
 from conftest import ROOT
 from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, write_video
 
-import rubiks.cli.main
 from rubiks.data import builtin, decode
 from rubiks.data.check import check, examine, official_total
 from rubiks.data.manifest import Manifest
@@ -249,21 +247,10 @@ class TestManifest:
 
 
 @pytest.fixture
-def rubiks_command(monkeypatch, capsys, tmp_path):
-    """Runs the command in a folder of its own; exit status, stdout, stderr."""
+def rubiks_command(rubiks_command, monkeypatch, tmp_path):
+    """The command in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rubiks", *arguments])
-        capsys.readouterr()
-        status = 0
-        try:
-            rubiks.cli.main.main()
-        except SystemExit as end:
-            status = end.code
-        return (status, *capsys.readouterr())
-
-    return command
+    return rubiks_command
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 
 import pytest
 from conftest import ROOT
 from test_benchmarks import benchmark
 from videos import moving_square, write_video
 
-from rubiks.cli import main
 from rubiks.cli.shard import size_in_bytes
 from rubiks.data import speed
 from rubiks.data.records import VideoRecord
@@ -33,31 +31,16 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def rubiks(monkeypatch, capsys):
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rubiks", *map(str, words)])
-        status = 0
-        try:
-            main.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
-
-
-def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks, folder, tmp_path):
+def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks_command, folder, tmp_path):
     choices = ("data=csv", f"data.root={folder}", "data.train_list=train.csv", "data.val_list=val.csv")
-    status, out, _ = rubiks("shard", *choices, "data.flip=true", "--out", tmp_path / "shards", "--size", "1KB")
+    status, out, _ = rubiks_command("shard", *choices, "data.flip=true", "--out", tmp_path / "shards", "--size", "1KB")
     assert status == 0
     assert len(list((tmp_path / "shards").glob("train-*.tar"))) > 1
     assert "data=shards" in out
     assert "data.name=csv" in out
     assert "data.flip=true" in out
     shards = ("data=shards", f"data.root={tmp_path / 'shards'}", "data.size=32", "tier=large")
-    status, out, _ = rubiks("bench-data", *shards, "--videos", 3, "--readers", "pyav", "--json")
+    status, out, _ = rubiks_command("bench-data", *shards, "--videos", 3, "--readers", "pyav", "--json")
     facts = json.loads(out)
     (row,) = facts["rows"]
     assert status == 0
@@ -67,10 +50,12 @@ def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks, folder, tmp
         facts["clips_per_second"]["training"] / row["videos_per_core_second"]
     )
     assert all(row["wall_ms"][stage] > 0 for stage in ("open", "decode", "views", "collate"))
-    status, out, _ = rubiks("bench-data", *shards, "data.clips_per_video=2", "--clips-per-second", 100, "--json")
+    status, out, _ = rubiks_command(
+        "bench-data", *shards, "data.clips_per_video=2", "--clips-per-second", 100, "--json"
+    )
     (row,) = json.loads(out)["rows"]
     assert row["cores"]["the GPU"] == pytest.approx(50 / row["videos_per_core_second"])
-    status, out, _ = rubiks("bench-data", *shards, "--clips-per-second", 100)
+    status, out, _ = rubiks_command("bench-data", *shards, "--clips-per-second", 100)
     assert "--clips-per-second: the GPU 100" in out
 
 
@@ -85,9 +70,9 @@ def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks, folder, tmp
         (("prepare", "data=shards", "data.root=x", "--out", "y"), "prepare the loose videos"),
     ],
 )
-def test_wrong_choices_are_one_message(rubiks, tmp_path, monkeypatch, words, message):
+def test_wrong_choices_are_one_message(rubiks_command, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    status, _, err = rubiks(*words)
+    status, _, err = rubiks_command(*words)
     assert status == 2
     assert message in err
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import sys
 import time
 from fractions import Fraction
 
@@ -17,7 +16,6 @@ from conftest import ROOT
 from torchvision.transforms.v2 import functional
 from videos import decode_in_order, moving_square, real_clip, rotated, write_video
 
-import rubiks.cli.main
 from rubiks.data.check import examine
 from rubiks.data.decode import VideoFile, open_video
 from rubiks.data.jpegs import JpegVideo
@@ -37,18 +35,13 @@ def _this_package():
 
 
 @pytest.fixture
-def rubiks_command(monkeypatch, capsys, tmp_path):
+def rubiks_command(rubiks_command, monkeypatch, tmp_path):
     """Runs `rubiks prepare` in a folder of its own; what it printed, or its error."""
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rubiks", "prepare", *map(str, arguments), "--workers", "1"])
-        capsys.readouterr()
-        try:
-            rubiks.cli.main.main()
-        except SystemExit:
-            return capsys.readouterr().err
-        return capsys.readouterr().out
+        status, out, err = rubiks_command("prepare", *arguments, "--workers", 1)
+        return err if status else out
 
     return command
 

@@ -6,15 +6,13 @@ import json
 import os
 import shlex
 import shutil
-import sys
 
 import pytest
 from commands import Commands
-from conftest import ROOT
+from conftest import ROOT, assert_rejected
 from PIL import Image
 from videos import moving_square, write_video
 
-import rubiks.cli.main
 from rubiks import assemble
 from rubiks.cli.entry import compose
 from rubiks.data import decode
@@ -173,24 +171,7 @@ def test_the_commands(layouts, tmp_path, monkeypatch, capsys):
     assert "no run of data=ucf101-split2" in commands.refused("eval", *data, "data.split=2")
 
 
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Runs `rubiks`; exit status, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["rubiks", *map(str, words)])
-        capsys.readouterr()
-        status = 0
-        try:
-            rubiks.cli.main.main()
-        except SystemExit as end:
-            status = end.code
-        return (status, *capsys.readouterr())
-
-    return run
-
-
-def test_check_reads_frames_once_and_the_manifest_counts_them(copy, command, monkeypatch):
+def test_check_reads_frames_once_and_the_manifest_counts_them(copy, rubiks_command, monkeypatch):
     root = copy("jester")
     choices = ("data=jester", f"data.root={root}", "data.num_classes=2", "--workers", 1)
     for name in ("4", "5"):
@@ -198,7 +179,7 @@ def test_check_reads_frames_once_and_the_manifest_counts_them(copy, command, mon
     shutil.copy(root / "20bn-jester-v1/1/00001.jpg", root / "20bn-jester-v1/5/00002.jpg")
     with open(root / "jester-v1-train.csv", "a") as file:
         file.write("4;No gesture\n5;No gesture\n6;No gesture\n")
-    status, _, _ = command("check", *choices)
+    status, _, _ = rubiks_command("check", *choices)
     assert status == 1
     bad = dict(line.split("\t") for line in (root / "rubiks-bad.txt").read_text().splitlines())
     assert {os.path.basename(path): reason.partition(",")[0] for path, reason in bad.items()} == {
@@ -221,9 +202,9 @@ def test_check_reads_frames_once_and_the_manifest_counts_them(copy, command, mon
         assert len(video) == 7
 
 
-def test_what_a_prepared_copy_in_other_files_is_to_be_read_with(layouts, tmp_path, command):
+def test_what_a_prepared_copy_in_other_files_is_to_be_read_with(layouts, tmp_path, rubiks_command):
     choices = ("data=ucf101", "data.num_classes=2", f"data.root={layouts / 'ucf101'}", "--workers", 1)
-    status, printed, _ = command("prepare", *choices, "--form", "frames", "--out", tmp_path / "a folder")
+    status, printed, _ = rubiks_command("prepare", *choices, "--form", "frames", "--out", tmp_path / "a folder")
     (line,) = [line for line in printed.splitlines() if line.startswith("Use it with: ")]
     words = shlex.split(line.removeprefix("Use it with: "))
     assert status == 0
@@ -235,22 +216,24 @@ def test_what_a_prepared_copy_in_other_files_is_to_be_read_with(layouts, tmp_pat
     assert missing == []
 
 
-def test_videos_outside_of_the_root_are_not_prepared_where_nobody_would_look(layouts, tmp_path, command):
+def test_videos_outside_of_the_root_are_not_prepared_where_nobody_would_look(layouts, tmp_path, rubiks_command):
     root = tmp_path / "ucf101"
     shutil.copytree(layouts / "ucf101", root)
     videos = next(path for path in root.iterdir() if path.is_dir() and any(path.rglob("*.avi")))
     shutil.move(videos, tmp_path / "elsewhere")
     choices = (f"data.root={root}", f"data.videos={tmp_path / 'elsewhere'}", "data.num_classes=2")
-    status, printed, errors = command("prepare", "data=ucf101", *choices, "--out", tmp_path / "out")
+    status, printed, errors = rubiks_command("prepare", "data=ucf101", *choices, "--out", tmp_path / "out")
     assert status == 2
     assert f"lies outside of data.root={root}" in printed + errors
 
 
 @pytest.mark.parametrize("name", ["jester", "ucf101", "hmdb51"])
-def test_a_prepared_copy_is_read_by_the_same_keys(name, layouts, tmp_path, command):
+def test_a_prepared_copy_is_read_by_the_same_keys(name, layouts, tmp_path, rubiks_command):
     out = tmp_path / "out"
     choices = [f"data={name}", "data.num_classes=2"]
-    status, printed, _ = command("prepare", *choices, f"data.root={layouts / name}", "--out", out, "--workers", 1)
+    status, printed, _ = rubiks_command(
+        "prepare", *choices, f"data.root={layouts / name}", "--out", out, "--workers", 1
+    )
     assert status == 0
     assert f"Use it with: data={name} data.num_classes=2 data.root={out}" in printed
     before, after = (assemble.source(compose([*choices, f"data.root={root}"])) for root in (layouts / name, out))
@@ -267,16 +250,6 @@ def test_a_prepared_copy_is_read_by_the_same_keys(name, layouts, tmp_path, comma
 
 def source_of(name, root):
     return assemble.source(compose([f"data={name}", f"data.root={root}"]))
-
-
-def assert_rejected(action, *parts):
-    """The error's message holds all parts, on one line."""
-    with pytest.raises(InputError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 @pytest.mark.parametrize(
@@ -329,9 +302,9 @@ def test_lists_of_hmdb51_without_videos(copy):
 @pytest.mark.parametrize(
     ("name", "file"), [("jester", "jester-v1-labels.csv"), ("hmdb51", "testTrainMulti_7030_splits")]
 )
-def test_wrong_class_counts_name_the_file(name, file, layouts, command):
+def test_wrong_class_counts_name_the_file(name, file, layouts, rubiks_command):
     root = layouts / name
-    status, _, err = command("check", f"data={name}", f"data.root={root}")
+    status, _, err = rubiks_command("check", f"data={name}", f"data.root={root}")
     assert status == 2
     assert f"{root / file}: expected data.num_classes={CLASSES[name]} classes, got 2" in err
     assert "data.num_classes=2" in err

@@ -3,11 +3,11 @@ import os
 
 import pytest
 import torchvision
+from conftest import assert_rejected
 
 from rubiks.data.images import ImageFolders
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources import CsvLists, FrameLists, Kinetics, SomethingSomethingV2, check_labels
-from rubiks.errors import InputError
 
 
 def write(root, files):
@@ -22,16 +22,6 @@ def write(root, files):
         else:
             path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return str(root)
-
-
-def assert_rejected(action, *parts):
-    """The error's message holds all parts, on one line."""
-    with pytest.raises(InputError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 def names_and_labels(records):
