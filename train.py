@@ -46,6 +46,7 @@ def train(cfg: DictConfig) -> None:
         cfg, train_videos, val_videos, views, protocol, recipe.batch_size, recipe.batch_size, balanced
     )
     net = assemble.network(cfg, classes, recipe.dropout)
+    net.backbone.recorder.enabled = assemble.one_of("cuda_graphs", cfg.cuda_graphs, (True, False))
     config = {**assemble.plain(cfg), "manifest_sha256": manifest.digest}
     mixing = assemble.mixing(cfg, len(classes))
     module = VideoClassifier(net, recipe, classes, config, attention, mixing)

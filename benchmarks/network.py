@@ -16,11 +16,12 @@ weights and 174 classes. Modes, of which each model has its own:
 bf16 is autocast from float32 weights, but optimized networks hold bfloat16 weights and take bfloat16 clips, cast within
 the timed call; tf32 is float32 with TF32 matrix products and convolutions. A training step is forward, cross entropy,
 backward and a step of SGD with momentum. Times are medians over --repeats calls after --warmup calls; on a GPU they are
-the intervals between events recorded after successive calls, so that launches overlap the work before as they do in
-use. Memory is the peak that PyTorch allocated during the timed calls, weights included. The last column divides the
-clips per second by those of the fastest mode of tsm at the same batch and precision in this run. GFLOPs are those of
-convolutions and matrix products, two a multiply-add; shifts count nothing. What fails (out of memory, say) is reported,
-and the rest goes on. The JSON file is written anew after every measurement.
+intervals between events recorded after successive calls, so that launches overlap the work before as they do in use.
+Memory, weights included: the peak of what PyTorch allocated from the third call on, in which RubiksNet's training step
+is recorded as CUDA graphs, and what it held of the GPU at the end, with what graphs and its cache keep. The last column
+divides the clips per second by those of the fastest mode of tsm at the same batch and precision in this run. GFLOPs are
+those of convolutions and matrix products, two a multiply-add; shifts count nothing. What fails (out of memory, say) is
+reported, and the rest goes on. The JSON file is written anew after every measurement.
 """
 
 from __future__ import annotations
@@ -177,18 +178,23 @@ def step(
     return net, train
 
 
-def timed(run: Callable[[], Any], warmup: int, repeats: int, device: str) -> tuple[float, float | None]:
-    """Median milliseconds of a call and, on a GPU, the peak memory in GiB."""
-    for _ in range(warmup):
-        run()
+def timed(run: Callable[[], Any], warmup: int, repeats: int, device: str) -> tuple[float, dict[str, float]]:
+    """Median milliseconds of a call and, on a GPU, the memory in GiB."""
     if device == "cpu":
+        for _ in range(warmup):
+            run()
         marks = [time.perf_counter()]
         for _ in range(repeats):
             run()
             marks.append(time.perf_counter())
-        return 1e3 * statistics.median(end - start for start, end in itertools.pairwise(marks)), None
+        return 1e3 * statistics.median(end - start for start, end in itertools.pairwise(marks)), {}
+    for call in range(max(warmup, 3)):
+        if call in (0, 2):
+            torch.cuda.reset_peak_memory_stats()
+        run()
     torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.empty_cache()  # of what only the first calls needed
+    run()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     events[0].record()
     for event in events[1:]:
@@ -196,7 +202,8 @@ def timed(run: Callable[[], Any], warmup: int, repeats: int, device: str) -> tup
         event.record()
     torch.cuda.synchronize()
     duration = statistics.median(start.elapsed_time(end) for start, end in itertools.pairwise(events))
-    return duration, torch.cuda.max_memory_allocated() / 2**30
+    memory = {"peak_gib": torch.cuda.max_memory_allocated(), "held_gib": torch.cuda.memory_reserved()}
+    return duration, {name: size / 2**30 for name, size in memory.items()}
 
 
 def first_line(error: Exception) -> str:
@@ -207,9 +214,8 @@ def numbers(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any
     _, run = step(**key, frames=arguments.frames, size=arguments.size, device=arguments.device)
     gc.collect()
     gc.freeze()  # as train.py does, so that what a compiler left in this process does not slow the models after it
-    duration, peak = timed(run, arguments.warmup, arguments.repeats, arguments.device)
-    row = {"ms": duration, "clips_per_second": 1e3 * key["batch"] / duration}
-    return row if peak is None else row | {"peak_gib": peak}
+    duration, memory = timed(run, arguments.warmup, arguments.repeats, arguments.device)
+    return {"ms": duration, "clips_per_second": 1e3 * key["batch"] / duration, **memory}
 
 
 def measure(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -270,9 +276,9 @@ def text(row: dict[str, Any]) -> str:
     head = f"{row['precision']:<8}{row['batch']:>5}  {row['model']:<18}{row['mode']:<16}{row['phase']:<10}"
     if "error" in row:
         return f"{head}  failed: {row['error']}"
-    peak = f"{row['peak_gib']:>8.2f}" if "peak_gib" in row else f"{'':>8}"
+    memory = "".join(f"{row[name]:>10.2f}" if name in row else f"{'':>10}" for name in ("peak_gib", "held_gib"))
     share = f"{row['over_tsm']:>8.2f}" if "over_tsm" in row and row["model"] != "tsm" else ""
-    return f"{head}{row['clips_per_second']:>9.1f}{row['ms']:>10.2f}{peak}{share}"
+    return f"{head}{row['clips_per_second']:>9.1f}{row['ms']:>10.2f}{memory}{share}"
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -298,7 +304,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", help="default 1 8 32 64; on a CPU 1")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--warmup", type=int, help="calls before the timed ones; default 5, on a CPU 2")
+    parser.add_argument("--warmup", type=int, help="calls before the timed ones; default 5 and at least 3, on a CPU 2")
     parser.add_argument("--repeats", type=int, help="timed calls; default 20, on a CPU 5")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the results to this file")
@@ -334,7 +340,7 @@ def main() -> None:
     print(f"{arguments.frames} x {arguments.size} x {arguments.size}; medians of {arguments.repeats} calls\n")
     report["models"] = [describe(model, arguments.frames, arguments.size) for model in arguments.models]
     print_models(report["models"])
-    columns = f"{'phase':<10}{'clips/s':>9}{'ms':>10}{'GiB':>8}{'/ TSM':>8}"
+    columns = f"{'phase':<10}{'clips/s':>9}{'ms':>10}{'peak GiB':>10}{'held GiB':>10}{'/ TSM':>8}"
     print(f"\n{'':<8}{'batch':>5}  {'model':<18}{'mode':<16}{columns}")
     report["rows"] = rows = []
     for key in keys(arguments):

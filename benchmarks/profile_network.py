@@ -5,9 +5,9 @@
 
 Kernels (on a CPU: operators) of one step are listed by their share of all kernels' time. A table gives the same time by
 stage and part of the block (of fused blocks, by stage alone): a backward kernel counts for the part whose forward it
-belongs to; kernels of a replayed
-CUDA graph, which no operator launches, are unlinked. Kernels that start while the one before them ends overlap, so the
-sum of their times may exceed the step's. Last come the bytes of the least number of passes over the
+belongs to. Kernels of a replayed CUDA graph, which no operator launches, are unlinked, so a training step is traced
+without its graphs. Kernels that start while the one before them ends overlap, so the sum of their times may exceed the
+step's. Last come the bytes of the least number of passes over the
 activations, against the step's time, measured without the profiler, and the bandwidth of a large copy, measured in the
 same run. The passes assumed for a block, each tensor in the step's precision and each pass reading and writing it once,
 with batch norm and ReLU applied on the way:
@@ -44,6 +44,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from rubiks.models import TIERS, features
 from rubiks.nn import AttentionShift, RubiksBlock
+from rubiks.nn.recording import Recorder
 
 MARK = "part/"  # of the profiler's annotations that are ours
 PARTS = {"bn1": "bn", "conv2": "conv2", "bn2": "bn", "as3": "shift", "se": "se", "conv3": "conv3", "shortcut": "conv3"}
@@ -268,8 +269,9 @@ def analyse(arguments: argparse.Namespace) -> dict[str, Any]:
     itemsize = 2 if arguments.precision == "bf16" else 4
     moved = {name: n * arguments.batch for name, n in least_bytes(net, run, training, itemsize).items()}
     net, run = step(model, arguments.mode, **setting)
-    duration, peak = timed(run, 5 if arguments.device == "cuda" else 2, arguments.repeats, arguments.device)
+    duration, memory = timed(run, 5 if arguments.device == "cuda" else 2, arguments.repeats, arguments.device)
     if arguments.device == "cuda" and training and itemsize == 2 and features.replaceable(net.backbone):  # type: ignore[arg-type]
+        net.backbone.recorder = Recorder(enabled=False)  # type: ignore[union-attr]
         annotate_fused_blocks()
     elif not arguments.mode.startswith("compiled"):  # whose kernels span parts
         annotate_network(net)
@@ -284,7 +286,7 @@ def analyse(arguments: argparse.Namespace) -> dict[str, Any]:
         "mode": arguments.mode,
         **setting,
         "ms": duration,
-        "peak_gib": peak,
+        **memory,
         "copy_tb_per_s": copy,
         "least_bytes": moved,
         "least_ms": sum(moved.values()) / copy / 1e9,
@@ -306,7 +308,7 @@ def main() -> None:
     print_kernels(report["kernels"], arguments.rows)
     spent = {(row["section"], row["part"]): row["ms"] for row in report["parts"]}
     print_parts(spent, report["least_bytes"], report["copy_tb_per_s"])
-    memory = "" if report["peak_gib"] is None else f", peak {report['peak_gib']:.2f} GiB"
+    memory = f", peak {report['peak_gib']:.2f} GiB" if "peak_gib" in report else ""
     print(
         f"\nA step takes {report['ms']:.3f} ms{memory}; its kernels {sum(r['ms'] for r in report['kernels']):.3f} ms."
     )

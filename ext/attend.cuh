@@ -25,33 +25,6 @@ __device__ inline unsigned mixed(unsigned back, unsigned before, unsigned stay, 
 #endif
 }
 
-// Weights of the previous, the same and the next frame, of two rows.
-struct Attention {
-  float2 back, stay, ahead;
-};
-
-// words[i] has two rows in column lane / 4 of the i-th 8 columns, as load_transposed leaves them.
-template <int tiles>
-__device__ inline void attend(unsigned (&words)[tiles], const Attention& a, int frames) {
-  static_assert(tiles % 2 == 0);
-  const int lane = threadIdx.x % 32;
-  const bool two = frames == 16;
-  const unsigned back = pack<__nv_bfloat16>(a.back), stay = pack<__nv_bfloat16>(a.stay);
-  const unsigned ahead = pack<__nv_bfloat16>(a.ahead);
-  unsigned before[tiles], after[tiles];  // one column on, the last coming round
-#pragma unroll
-  for (int i = 0; i < tiles; ++i) {
-    before[i] = __shfl_sync(0xffffffff, words[i], (lane + 28) % 32);
-    after[i] = __shfl_sync(0xffffffff, words[i], (lane + 4) % 32);
-  }
-#pragma unroll
-  for (int i = 0; i < tiles; ++i) {
-    const unsigned first = i % 2 && two ? before[i - i % 2] : 0, last = i % 2 == 0 && two ? after[i + 1 - i % 2] : 0;
-    words[i] = mixed<__nv_bfloat16>(back, lane < 4 ? first : before[i], stay, words[i], ahead,
-                                    lane >= 28 ? last : after[i]);
-  }
-}
-
 // The word of a unit's neighbour among the 16 frames of a pixel: the last of the first unit, and the first of the second.
 // The two units are with threads of adjacent numbers, which call this together. 0 with 8 frames.
 __device__ inline unsigned word_beyond(const Unit& unit, int frames) {
@@ -60,7 +33,7 @@ __device__ inline unsigned word_beyond(const Unit& unit, int frames) {
   return __shfl_xor_sync(3u << (lane & ~1), lane % 2 ? unit.pairs[0] : unit.pairs[3], 1);
 }
 
-// The same for 8 columns of one row, with the row's weights.
+// 8 columns of a row mixed by the row's weights, of the previous, the same and the next frame.
 template <typename scalar>
 __device__ inline Unit attend(const Unit& unit, const float4& weights, int frames) {
   const unsigned beyond = word_beyond(unit, frames), back = pack<scalar>({weights.x, weights.x});
@@ -76,6 +49,20 @@ __device__ inline Unit attend(const Unit& unit, const float4& weights, int frame
     result.pairs[i] = mixed<scalar>(back, before, stay, unit.pairs[i], ahead, after);
   }
   return result;
+}
+
+// A unit of bfloat16 in shared memory becomes relu(scale * x + bias), mixed. The row's coefficients lie `pitch` bytes apart:
+// scale, bias, then the weights.
+__device__ inline void attend_in_place(unsigned at, unsigned coefficients, int pitch, int frames) {
+  const auto c = [&](int which) { return load_shared<float>(coefficients + which * pitch); };
+  const float scale = c(0), bias = c(1);
+  Unit unit = load_shared<Unit>(at);
+#pragma unroll
+  for (unsigned& pair : unit.pairs) {
+    const float2 x = unpack<__nv_bfloat16>(pair);
+    pair = pack_relu<__nv_bfloat16>({x.x * scale + bias, x.y * scale + bias});
+  }
+  store_shared(at, attend<__nv_bfloat16>(unit, {c(2), c(3), c(4), 0}, frames));
 }
 
 // Back: the gradient of frame t is that of the mixes of frames t + 1, t and t - 1.

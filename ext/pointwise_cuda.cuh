@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
   const auto permuted = [&](int row, int unit) { return unit ^ (row % 8 * spread / 8); };
   char* const weight = memory + kStages * kStageBytes;
   const unsigned ring_at = shared_memory(), weights_at = ring_at + kStages * kStageBytes;
+  [[maybe_unused]] const unsigned coefficients_at = weights_at + kRows * pitch;
   float* const coefficient = reinterpret_cast<float*>(weight + kRows * pitch);  // (kCoefficients, depth)
   float* const offset = coefficient + kCoefficients<start> * depth;             // (kRows), where plain
   float* const row_sums = offset;                                               // (kWarps, 2, kRows), where not
@@ -89,6 +90,8 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
     for (int i = threadIdx.x; i < kWarps * 2 * kRows; i += kThreads) row_sums[i] = 0;
   }
 
+  if constexpr (start == Start::attend) __syncthreads();  // a thread takes what others have stored
+
   // The stages of a tile, in order: for every 32 rows of x those of x, and of x2 where mixed; then for every 32 rows of
   // the result those of the residual, or of the mask. A thread copies its unit of 16 bytes in rows fetch_row, fetch_row +
   // kRowStep, ... A row's units are permuted so that a matrix of 8 rows lies in different banks.
@@ -127,12 +130,15 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
 #pragma unroll 1
   for (int i = 0; i < kStages - 1; ++i) fetch(i);
   int stage = kStages - 1;  // the one in use, which is filled again when the next is taken
-  const auto next_stage = [&] {
+  const auto next_stage = [&](const auto& prepare) {
     wait<kStages - 2>();
+    prepare(stage + 1 == kStages ? 0 : stage + 1);  // changes what this thread has copied
     __syncthreads();  // the stage is there, and everyone has left the one that is filled next
     fetch(stage);
     stage = stage + 1 == kStages ? 0 : stage + 1;
   };
+
+  const auto nothing = [](int) {};
 
   // Where this lane's rows of matrices lie: of the weight, and of x in a stage.
   const int matrix = lane / 8;
@@ -155,7 +161,16 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
     float sum[shape::rows][kTiles][4] = {};
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      next_stage();
+      next_stage([&](int next) {
+        if constexpr (start != Start::attend) return;
+#pragma unroll
+        for (int i = 0; i < kDepth / kRowStep; ++i) {
+          const int row = chunk * kDepth + fetch_row + i * kRowStep;
+          if (row >= a.k) break;
+          attend_in_place(fetch_to + next * kStageBytes + i * kRowStep * kRowBytes,
+                          coefficients_at + row * sizeof(float), depth * sizeof(float), a.frames);
+        }
+      });
       // For each 16 rows and every 16 columns, of which each 8: rows 0-7 and 8-15.
       constexpr int kSteps = kDepth / 16;
       const auto load = [&](unsigned(&v)[kTiles / 2][4], int step) {
@@ -168,7 +183,7 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
       if constexpr (start == Start::mix) {
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) load(first[step], step);
-        next_stage();
+        next_stage(nothing);
       }
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
@@ -176,7 +191,7 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
         if (k >= a.k) break;
         unsigned b[kTiles / 2][4];
         load(b, step);
-        if constexpr (start != Start::plain) {
+        if constexpr (start == Start::norm || start == Start::mix) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const auto pair = [&](int which) {  // of coefficients, for this lane's rows
@@ -185,22 +200,16 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
             const float2 c0 = pair(0), c1 = pair(1);
             [[maybe_unused]] float2 c2;
             if constexpr (start == Start::mix) c2 = pair(2);
-            [[maybe_unused]] unsigned values[kTiles];
 #pragma unroll
             for (int i = 0; i < kTiles; ++i) {
               unsigned& v = b[i / 2][i % 2 * 2 + half];
               const float2 x = unpack<bfloat16>(v);
               if constexpr (start != Start::mix) {
-                values[i] = v = pack_relu<bfloat16>({x.x * c0.x + c1.x, x.y * c0.y + c1.y});
+                v = pack_relu<bfloat16>({x.x * c0.x + c1.x, x.y * c0.y + c1.y});
               } else {
                 const float2 x1 = unpack<bfloat16>(first[step][i / 2][i % 2 * 2 + half]);
                 v = pack<bfloat16>({x1.x * c0.x + x.x * c1.x + c2.x, x1.y * c0.y + x.y * c1.y + c2.y});
               }
-            }
-            if constexpr (start == Start::attend) {
-              attend(values, {pair(2), pair(3), pair(4)}, a.frames);
-#pragma unroll
-              for (int i = 0; i < kTiles; ++i) b[i / 2][i % 2 * 2 + half] = values[i];
             }
           }
         }
@@ -223,7 +232,7 @@ __global__ void __launch_bounds__(shape::threads, shape::blocks) kernel(const __
     const bool whole = column + 8 * kTiles <= a.p;
 #pragma unroll
     for (int i = 0; i < shape::rows; ++i) {
-      if (i % 2 == 0 && (masks || a.residual)) next_stage();
+      if (i % 2 == 0 && (masks || a.residual)) next_stage(nothing);
       const auto other = [&](int j, int half) {  // of the residual or of the mask
         const char* at = result_at[j] + stage * kStageBytes + (i % 2 * 16 + half * 8) * kRowBytes;
         return unpack<bfloat16>(*reinterpret_cast<const unsigned*>(at));

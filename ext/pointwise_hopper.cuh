@@ -130,6 +130,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
     }
   }
 
+  if constexpr (start == Start::attend) __syncthreads();  // a thread takes what others have stored
+
   // The stages of a tile, in order: for every 32 rows of x those of x, and of x2 where mixed; then for every 32 rows of
   // the result those of the residual, or of the mask. A thread copies its unit of 16 bytes in two rows. A row's units
   // are permuted so that a matrix of 8 rows lies in different banks.
@@ -174,8 +176,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
 #pragma unroll 1
   for (int i = 0; i < kStages - 1; ++i) fetch(i);
   int stage = kStages - 1;  // the one in use, which is filled again when the next is taken
-  const auto next_stage = [&](bool with_weight) {
+  const auto next_stage = [&](bool with_weight, const auto& prepare) {
     wait<kStages - 2>();
+    prepare(stage + 1 == kStages ? 0 : stage + 1);  // changes what this thread has copied
     // The stage is there, and everyone of the group has left the one that is filled next.
     if (with_weight) {
       asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // matrix instructions read it
@@ -187,6 +190,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
     fetch(stage);
     stage = stage + 1 == kStages ? 0 : stage + 1;
   };
+
+  const auto nothing = [](int) {};
 
   // Where this lane's row of matrices of x lies in a stage: columns of the warp, the first or second 8 rows of a step.
   const unsigned x_at = ring + (matrix / 2 * 8 + lane % 8) * kRowBytes + (((warp * 2 + matrix % 2) ^ (lane % 8)) * 16);
@@ -210,7 +215,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
       load_transposed(v, x_at + stage * kStageBytes + step * 16 * kRowBytes);
     };
     const auto apply = [&](unsigned(&v)[4], [[maybe_unused]] const unsigned(&v1)[4], int k) {
-      constexpr int halves = start == Start::plain ? 0 : 2;
+      constexpr int halves = start == Start::norm || start == Start::mix ? 2 : 0;
 #pragma unroll
       for (int half = 0; half < halves; ++half) {
         const auto pair = [&](int which) {  // of coefficients, for this lane's rows of x
@@ -229,11 +234,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
             v[i] = pack<bfloat16>({g.x * c0.x + value.x * c1.x + c2.x, g.y * c0.y + value.y * c1.y + c2.y});
           }
         }
-        if constexpr (start == Start::attend) {
-          unsigned values[2] = {v[half * 2], v[half * 2 + 1]};
-          attend(values, {pair(2), pair(3), pair(4)}, a.frames);
-          v[half * 2] = values[0], v[half * 2 + 1] = values[1];
-        }
       }
     };
     const auto product = [&](const unsigned(&v)[4], int k) {
@@ -248,10 +248,19 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const int k = chunk * kDepth;
       [[maybe_unused]] unsigned first[2][4];
-      next_stage(tile == first_tile);
+      next_stage(tile == first_tile, [&](int next) {
+        if constexpr (start != Start::attend) return;
+#pragma unroll
+        for (int i = 0; i < kDepth / kRowStep; ++i) {
+          const int row = k + fetch_row + i * kRowStep;
+          if (row >= a.k) break;
+          attend_in_place(fetch_to + next * kStageBytes + i * kRowStep * kRowBytes, coefficient + row * sizeof(float),
+                          depth * sizeof(float), a.frames);
+        }
+      });
       if constexpr (start == Start::mix) {
         load(first[0], 0), load(first[1], 1);
-        next_stage(tile == first_tile);
+        next_stage(tile == first_tile, nothing);
       }
       load(x[0], 0);
       apply(x[0], first[0], k);
@@ -270,7 +279,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) hopper_kernel(const __grid_c
 #pragma unroll
     for (int batch = 0; batch < kBatches; ++batch) {
       if (batch * kDepth >= a.m) break;
-      if (others) next_stage(false);
+      if (others) next_stage(false, nothing);
       __syncwarp();  // the rows before have been read
 #pragma unroll
       for (int i = 0; i < 2; ++i) {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rubiks import RubiksNet
 from rubiks.models import features
 from rubiks.nn import RubiksBlock
-from rubiks.nn.fused import Geometry, attention_weights, matrix, supports, train_blocks
+from rubiks.nn.fused import Geometry, all_parameters, matrix, supports, train_blocks
 from rubiks.ops.fused import norm_input_grad, pointwise, pointwise_grad, pointwise_weight_grad, row_sums
 
 VARIANTS = ("rubiks3d", "rubiks3d-aq", "rubiks2d", "fixed-tsm", "grouped")  # which it replaces
@@ -162,7 +162,7 @@ def block_fused(block: RubiksBlock, x: Tensor) -> Tensor:
     clips, frames, _, height, width = x.shape
     columns = matrix(x)
     geometry = Geometry(clips, frames, height, width)
-    y, sums, geometry = train_blocks([block], attention_weights([block]), columns, row_sums(columns.detach()), geometry)
+    y, sums, geometry = train_blocks([block], all_parameters([block]), columns, row_sums(columns.detach()), geometry)
     assert not sums.requires_grad
     torch.testing.assert_close(sums, row_sums(y.detach()))
     return geometry.volume(y)

@@ -91,8 +91,8 @@ def _network() -> dict[str, str | list[str]]:
     where = f"GPU {', '.join(served)}"
     frames = " or ".join(map(str, fused.FRAMES))
     return {
-        "fused blocks": f"in bfloat16 on {where}, for clips of {frames} frames; elsewhere, and for quantized "
-        "shifts and synchronised or frozen batch norm, the modules"
+        "fused blocks": f"in bfloat16 on {where}, for clips of {frames} frames, recorded as CUDA graphs in training; "
+        "elsewhere, and for quantized shifts and synchronised or frozen batch norm, the modules"
     }
 
 

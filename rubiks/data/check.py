@@ -14,7 +14,7 @@ import av.logging
 import numpy as np
 from av.video.frame import VideoFrame
 
-from rubiks.data.decode import FrameFolder, ImageFile, VideoFile, open_video
+from rubiks.data.decode import ANY_TAGS, FrameFolder, ImageFile, VideoFile, open_video
 from rubiks.data.jpegs import JpegVideo
 from rubiks.data.manifest import Entry, Manifest, stamp
 from rubiks.data.records import VideoRecord
@@ -117,10 +117,11 @@ def _decode(video: VideoFile, use: Use) -> tuple[int, tuple[int, int], Fraction,
     frames = corrupt = packets = 0
     shape = None
     try:
-        with av.logging.Capture(local=True) as complaints, av.open(path, metadata_errors="replace") as container:
+        with av.logging.Capture(local=True) as complaints, av.open(path, "r", **ANY_TAGS) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            rate = stream.average_rate or stream.guessed_rate or Fraction(0)
+            found = stream.average_rate or stream.guessed_rate or Fraction(0)
+            rate = Fraction(found.numerator, found.denominator)  # PyAV has a type of its own from 19 on
             for packet in container.demux(stream):
                 packets += bool(packet.size)
                 for frame in packet.decode():

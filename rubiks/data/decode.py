@@ -7,6 +7,7 @@ import io
 import os
 import stat
 from collections.abc import Sequence
+from typing import Any
 
 import av
 import numpy as np
@@ -26,6 +27,9 @@ from rubiks.errors import VideoError
 _SEEKABLE_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")
 _SEEKABLE_CODECS = ("h264", "vp8", "vp9")
 _SEEKABLE_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
+
+# For av.open. Tags that are no UTF-8 are an error for PyAV before 19, unless told otherwise.
+ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVideo | FrameFolder | ImageFile:
@@ -76,7 +80,7 @@ class VideoFile(OpenVideo):
         path = self.path
         try:
             # PyAV fails with a reason, and quietly; decord has neither quality.
-            with av.open(self._file(), "r", metadata_errors="replace") as container:
+            with av.open(self._file(), "r", **ANY_TAGS) as container:
                 if not container.streams.video:
                     raise VideoError(path, "holds no video, only sound or data")
                 codec = container.streams.video[0].codec_context
@@ -136,7 +140,7 @@ class VideoFile(OpenVideo):
         frames = {}
         rgb = VideoReformatter()  # sets the conversion up once, not for every frame
         try:
-            with av.open(self._file(), "r", metadata_errors="replace") as container:
+            with av.open(self._file(), "r", **ANY_TAGS) as container:
                 container.streams.video[0].codec_context.thread_count = 1
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in indices:

@@ -15,6 +15,7 @@ from rubiks.models.inference_cuda import CudaInferenceNet
 from rubiks.models.tiers import TIERS, VARIANTS, Tier, Variant
 from rubiks.nn import AttentionShift, ChannelShift, RubiksBlock
 from rubiks.nn.attention import harden
+from rubiks.nn.recording import Recorder
 
 
 class Backbone(nn.Module):
@@ -36,6 +37,16 @@ class Backbone(nn.Module):
                 channels = width
             self.add_module(f"layer{stage}", layer)
         self.bn_last = nn.BatchNorm2d(channels)
+        self.recorder = Recorder()
+
+    def train(self, mode: bool = True) -> Backbone:
+        if not mode:  # what is evaluated may need the memory
+            self.recorder.forget()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.recorder.forget()  # the parameters may move
+        return super()._apply(fn, recurse)
 
     def layers(self) -> list[nn.ModuleList]:
         """Stages 0 to 4."""
@@ -45,6 +56,7 @@ class Backbone(nn.Module):
         """(N*T, 3, H, W) -> features (N*T, C)."""
         if features.serves(self, images, frames):
             return features.features(self, images, frames)
+        self.recorder.forget()  # the modules need more memory
         x = self.conv1(images)
         for layer in self.layers():
             for block in layer:

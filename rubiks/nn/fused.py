@@ -209,35 +209,60 @@ class FusedBlocks(torch.autograd.Function):
         ctx, x: Tensor, sums: Tensor, blocks: Sequence[RubiksBlock], geometry: Geometry, *parameters: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """x (C_in, P), its row sums, `Parameters` of all blocks -> y (C_out, P'), its row sums."""
-        ctx.steps = []
-        kept_by_all: list[Tensor | None] = []
-        for index, block in enumerate(blocks):
-            p = Parameters(*parameters[index * FIELDS : (index + 1) * FIELDS])  # type: ignore[arg-type]
-            stride = block.shift.stride
-            forward: Callable = forward_reference
-            backward: Callable = backward_reference
-            if compiled(x) and p.all_float32() and geometry.frames in FRAMES and stride <= 2:
-                forward, backward = forward_compiled, backward_compiled
-            y, sums, kept = forward(x, sums, block, p, geometry, stride)
-            ctx.steps.append((backward, geometry, stride, len(kept_by_all), len(kept_by_all) + 1 + len(kept)))
-            kept_by_all += [x, *kept]
-            x, geometry = y, geometry.strided(stride)
-        ctx.save_for_backward(*kept_by_all)
+        y, sums, ctx.steps, kept = forward_blocks(x, sums, blocks, geometry, parameters)
+        ctx.save_for_backward(*kept)
         ctx.mark_non_differentiable(sums)
-        return x, sums
+        return y, sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy: Tensor, _):
         need_x, _, _, _, *needs = ctx.needs_input_grad
-        saved = ctx.saved_tensors
-        gradients: list[Tensor | None] = []
-        g = gy.contiguous()
-        for backward, geometry, stride, first, last in reversed(ctx.steps):
-            g, of_block = backward(geometry, stride, g, *saved[first:last])
-            gradients[:0] = of_block
+        gx, gradients = backward_blocks(gy.contiguous(), list(ctx.steps), list(ctx.saved_tensors))
         wanted = (gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
-        return g if need_x else None, None, None, None, *wanted
+        return gx if need_x else None, None, None, None, *wanted
+
+
+class Step(NamedTuple):
+    """What the backward of a block is, besides its tensors."""
+
+    backward: Callable
+    geometry: Geometry
+    stride: int
+    kept: int  # tensors that it takes
+
+
+def forward_blocks(
+    x: Tensor, sums: Tensor, blocks: Sequence[RubiksBlock], geometry: Geometry, parameters: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor, list[Step], list[Tensor | None]]:
+    """x (C_in, P), its row sums, `Parameters` of all blocks -> y (C_out, P'), its row sums; for `backward_blocks` steps
+    and tensors.
+    """
+    steps: list[Step] = []
+    kept_by_all: list[Tensor | None] = []
+    for index, block in enumerate(blocks):
+        p = Parameters(*parameters[index * FIELDS : (index + 1) * FIELDS])  # type: ignore[arg-type]
+        stride = block.shift.stride
+        forward: Callable = forward_reference
+        backward: Callable = backward_reference
+        if compiled(x) and p.all_float32() and geometry.frames in FRAMES and stride <= 2:
+            forward, backward = forward_compiled, backward_compiled
+        y, sums, kept = forward(x, sums, block, p, geometry, stride)
+        steps.append(Step(backward, geometry, stride, 1 + len(kept)))
+        kept_by_all += [x, *kept]
+        x, geometry = y, geometry.strided(stride)
+    return x, sums, steps, kept_by_all
+
+
+def backward_blocks(gy: Tensor, steps: list[Step], kept: list[Tensor | None]) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """The gradients of x and of all parameters. Empties both lists, so that memory is free once it has served."""
+    gradients: list[Tensor | None] = []
+    while steps:
+        backward, geometry, stride, count = steps.pop()
+        gy, of_block = backward(geometry, stride, gy, *kept[-count:])
+        del kept[-count:]
+        gradients[:0] = of_block
+    return gy, gradients
 
 
 def forward_reference(
@@ -406,20 +431,30 @@ def norm(module: nn.BatchNorm2d) -> tuple:
 
 def train_blocks(
     blocks: Sequence[RubiksBlock],
-    attentions: Sequence[Tensor | None],
+    parameters: Sequence[Tensor | None],
     x: Tensor,
     sums: Tensor,
     geometry: Geometry,
 ) -> tuple[Tensor, Tensor, Geometry]:
     """Blocks that `supports` accepts, in turn: x (C_in, P) and its row sums -> result (C_out, P'), row sums, geometry.
 
-    `attentions` are of `attention_weights`.
+    `parameters` are of `all_parameters`.
     """
-    parameters = [Parameters.of(block, weights) for block, weights in zip(blocks, attentions, strict=True)]
-    x, sums = FusedBlocks.apply(x, sums, blocks, geometry, *itertools.chain(*parameters))
+    x, sums = FusedBlocks.apply(x, sums, blocks, geometry, *parameters)
+    return x, sums, after(blocks, geometry)
+
+
+def after(blocks: Sequence[RubiksBlock], geometry: Geometry) -> Geometry:
+    """The geometry of the blocks' result."""
     for block in blocks:
         geometry = geometry.strided(block.shift.stride)
-    return x, sums, geometry
+    return geometry
+
+
+def all_parameters(blocks: Sequence[RubiksBlock]) -> list[Tensor | None]:
+    """`Parameters` of each block, one after the other."""
+    pairs = zip(blocks, attention_weights(blocks), strict=True)
+    return list(itertools.chain.from_iterable(Parameters.of(block, weights) for block, weights in pairs))
 
 
 def attention_weights(blocks: Sequence[RubiksBlock]) -> Sequence[Tensor | None]:

@@ -1,0 +1,141 @@
+"""When a computation is recorded, with recordings that only remember; on a GPU, test_recording.py has real ones."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rubiks.nn import recording
+from rubiks.nn.recording import CALLS, CALLS_OF_ANOTHER, Recorder, Turn
+
+
+class Remembered:
+    """In place of a recording: its result is that of the first inputs."""
+
+    made = 0
+
+    def __init__(self, computation, inputs) -> None:
+        Remembered.made += 1
+        self.result, _ = computation.forward(*inputs)
+        self.turn: Turn | None = None
+
+    @property
+    def free(self) -> bool:
+        return self.turn is None or self.turn.over
+
+    def forward(self, inputs) -> Turn:
+        self.turn = Turn()
+        return self.turn
+
+    def backward(self, turn, grad) -> list[Tensor]:
+        turn.over = True
+        return [torch.full_like(grad, 7.0), grad]
+
+
+class Product:
+    def forward(self, x, weight):
+        return (x * weight).detach(), None
+
+
+WEIGHT = nn.Parameter(torch.tensor([2.0]))
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    monkeypatch.setattr(Remembered, "made", 0)
+    monkeypatch.setattr(recording, "Recording", Remembered)
+    stream = SimpleNamespace(device="cuda:0", cuda_stream=0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+
+
+def call(recorder: Recorder, size: int = 1, constants: object = None, weight: Tensor = WEIGHT, backward: bool = True):
+    x = torch.ones(size, requires_grad=True)
+    result = recorder(Product(), constants, (x, weight))
+    if result is not None and backward:
+        result.sum().backward()
+        assert (x.grad == 7).all()
+    return result
+
+
+def made(recorder: Recorder, calls: int, **options) -> list[bool]:
+    """Of some calls, whether each had its result from a recording."""
+    return [call(recorder, **options) is not None for _ in range(calls)]
+
+
+def test_the_same_is_recorded_after_some_calls():
+    assert made(Recorder(), CALLS + 3) == [False] * CALLS + [True] * 3
+    assert Remembered.made == 1
+
+
+def test_other_batches_do_not_take_its_place():
+    recorder = Recorder()
+    made(recorder, CALLS + 1)
+    assert made(recorder, CALLS_OF_ANOTHER, size=3) == [False] * CALLS_OF_ANOTHER
+    assert made(recorder, 1) == [True]
+    for _ in range(2 * CALLS_OF_ANOTHER):  # never many in turn
+        assert made(recorder, 2, size=3) == [False, False]
+        assert made(recorder, 1) == [True]
+    assert Remembered.made == 1
+
+
+def test_what_stays_takes_its_place():
+    recorder = Recorder()
+    made(recorder, CALLS + 1)
+    assert made(recorder, CALLS_OF_ANOTHER + 2, size=3)[-2:] == [True, True]
+    assert made(recorder, 1) == [False]
+    assert Remembered.made == 2
+
+
+@pytest.mark.parametrize("change", [{"constants": 0.5}, {"weight": nn.Parameter(torch.tensor([2.0]))}, {"size": 2}])
+def test_what_it_depends_on(change):
+    recorder = Recorder()
+    made(recorder, CALLS + 1)
+    assert made(recorder, 1, **change) == [False]
+
+
+def test_one_forward_at_a_time():
+    recorder = Recorder()
+    made(recorder, CALLS)
+    result = call(recorder, backward=False)
+    assert result is not None
+    assert made(recorder, 2) == [False, False]
+    result.sum().backward()
+    assert made(recorder, 1) == [True]
+
+
+def test_without_a_gradient():
+    recorder = Recorder()
+    for _ in range(CALLS + 2):
+        assert recorder(Product(), None, (torch.ones(1), torch.ones(1))) is None
+
+
+def test_a_failure_is_told_once(monkeypatch, caplog):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(recording, "Recording", fail)
+    assert not any(made(Recorder(), CALLS + 5))
+    assert caplog.text.count("Going on without CUDA graphs, since the step cannot be recorded: no room") == 1
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda recorder: pickle.loads(pickle.dumps(recorder))])
+def test_copies_begin_anew(again):
+    recorder = Recorder()
+    made(recorder, CALLS + 1)
+    assert made(again(recorder), CALLS + 1) == [False] * CALLS + [True]
+    assert again(Recorder(enabled=False)).enabled is False
+
+
+def test_forgotten_and_switched_off():
+    recorder = Recorder()
+    made(recorder, CALLS + 1)
+    recorder.forget()
+    assert made(recorder, CALLS + 1) == [False] * CALLS + [True]
+    recorder.enabled = False
+    assert made(recorder, 2) == [False, False]
