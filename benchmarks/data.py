@@ -41,7 +41,7 @@ from rubiks.data.views import TrainingViews
 from rubiks.data.workers import cores
 from rubiks.errors import InputError
 
-NETWORKS = Path(__file__).parent / "results" / "network_h100.json"
+NETWORKS = Path(__file__).parent / "results" / "network_h200.json"
 FORMS = ("jpeg", "h264")
 PACKAGES = ("av", "decord", "numpy", "simplejpeg", "torch", "torchcodec", "torchvision")
 

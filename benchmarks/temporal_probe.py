@@ -47,7 +47,6 @@ from rubiks.data.datamodule import default_workers
 from rubiks.evaluation.protocols import segment_centres
 from rubiks.models import TIERS, VARIANTS
 from rubiks.nn import Normalize, RubiksBlock
-from rubiks.ops import normalize_shift_grad
 from rubiks.training import optim
 from rubiks.training.aq import Annealing, AttentionSchedule
 from rubiks.training.recipe import Recipe
@@ -142,9 +141,7 @@ def train(net: RubiksNet, clips: Clips, recipe: Recipe, attention: AttentionSche
             loss = loss + annealing.penalty()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for parameter in optim.shift_parameters(net):
-            assert parameter.grad is not None
-            parameter.grad = normalize_shift_grad(parameter.grad)
+        optim.normalize_shifts(net)
         if annealing is not None:
             annealing.end_step(steps)
         optimizer.step()

@@ -17,7 +17,7 @@ from rubiks.data.records import VideoRecord
 from rubiks.data.views import TrainingViews
 from rubiks.errors import InputError
 
-REPORT = ROOT / "benchmarks" / "results" / "network_h100.json"
+REPORT = ROOT / "benchmarks" / "results" / "network_h200.json"
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from itertools import chain
 
 import numpy as np
@@ -13,15 +14,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_training import quiet, recipe
+from torch.utils.data import DataLoader, Dataset
 from videos import decode_in_order, moving_square, write_video
 
 from rubiks import RubiksNet
 from rubiks.data.augment import Augment
+from rubiks.data.batches import PinnedCollate, SharedBatch, collate
 from rubiks.data.datamodule import VideoDataModule
 from rubiks.data.dataset import EpochSampler, VideoDataset
 from rubiks.data.records import Span, VideoRecord
 from rubiks.data.views import TrainingViews
-from rubiks.errors import InputError
+from rubiks.errors import InputError, VideoError
 from rubiks.evaluation.protocols import Protocol
 from rubiks.training.mixing import Mixing
 from rubiks.training.module import VideoClassifier
@@ -68,6 +71,57 @@ def test_batches_do_not_depend_on_the_number_of_workers(records):
             assert torch.equal(expected["views"], actual["views"])
     other = batches(data_module(records), epoch=2)
     assert any(not torch.equal(a["index"], b["index"]) for a, b in zip(reference, other, strict=True))
+
+
+class Numbers(Dataset):
+    """Samples whose views are full of their number; every fifth cannot be read, and late ones are larger."""
+
+    def __len__(self) -> int:
+        return 90
+
+    def __getitem__(self, number: int) -> dict | VideoError:
+        if number % 5 == 4:
+            return VideoError(f"{number}.mp4", "broken")
+        side = 16 if number < 60 else 32
+        views = torch.full((1, 2, side, side, 3), number, dtype=torch.uint8).movedim(-1, 2)
+        return {"views": views, "label": [number], "index": number}
+
+
+def numbers(collate_fn, workers: int = 2, prefetch: int = 2) -> DataLoader:
+    return DataLoader(
+        Numbers(), 3, num_workers=workers, prefetch_factor=prefetch, persistent_workers=True, collate_fn=collate_fn
+    )
+
+
+@pytest.mark.parametrize("breaks_off", [False, True])
+def test_memory_that_workers_use_again_holds_each_batch_until_it_is_copied(monkeypatch, breaks_off):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(SharedBatch, "_mapped", defaultdict(dict))
+    expected = list(numbers(collate))
+    loader = numbers(PinnedCollate(2))
+    if breaks_off:  # and begins again, with batches under way
+        next(iter(loader))
+    found = []
+    for number, batch in enumerate(loader):
+        time.sleep(0.02 * (number % 3 == 0))  # so that workers are ahead
+        found.append(batch.pin_memory())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["bad"] == theirs["bad"]
+        assert all(torch.equal(ours[name], theirs[name]) for name in ("views", "label", "index"))
+        assert ours["views"].stride() == theirs["views"].stride()
+    assert len(SharedBatch._mapped) == 2
+    assert all(len(slots) == 3 for slots in SharedBatch._mapped.values())
+
+
+def test_memory_of_workers_that_have_ended_is_let_go(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(SharedBatch, "_mapped", defaultdict(dict))
+    workers = []
+    for _ in range(2):
+        loader = numbers(PinnedCollate(2), workers=1)
+        workers += {batch.worker for batch in loader if batch.pin_memory()}
+        del loader
+    assert list(SharedBatch._mapped) == workers[1:]
 
 
 def test_evaluation_batches_hold_every_video_once_in_order(records):

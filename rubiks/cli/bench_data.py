@@ -18,7 +18,7 @@ def add_to(commands) -> None:
     parser.add_argument("--videos", type=int, default=64, help="how many, spread over the list, default: %(default)s")
     parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--readers", nargs="+", help="default: the one of data.reader")
-    parser.add_argument("--clips-per-second", type=float, help="of the GPU; default: what an H100 was measured at")
+    parser.add_argument("--clips-per-second", type=float, help="of the GPU; default: what an H200 was measured at")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
     views = assemble.training_views(cfg, classes, recipe.crop_scales)
     chosen = records[:: max(1, len(records) // arguments.videos)][: arguments.videos]
 
-    report = Path(rubiks.__file__).resolve().parents[1] / "benchmarks" / "results" / "network_h100.json"
+    report = Path(rubiks.__file__).resolve().parents[1] / "benchmarks" / "results" / "network_h200.json"
     needs = speed.measured_clips_per_second(report, cfg.tier.name, cfg.variant.name)
-    origin = f"one H100 (benchmarks/results/{report.name}; clips of 8 x 224 x 224)"
+    origin = f"one H200 (benchmarks/results/{report.name}; clips of 8 x 224 x 224)"
     if arguments.clips_per_second is not None:
         needs, origin = {"the GPU": arguments.clips_per_second}, "--clips-per-second"
     facts = {"data": cfg.data.name, "tier": cfg.tier.name, "variant": cfg.variant.name, "rows": []}

@@ -35,6 +35,7 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
     # The data module leaves out the videos that were seen before an interruption, which Lightning cannot know.
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run that goes on
+    warnings.filterwarnings("ignore", "GPU available but not used")  # device=cpu says so
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with PyTorch 2.14 and later
 
     def run(cfg: DictConfig) -> None:

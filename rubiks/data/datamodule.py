@@ -9,12 +9,15 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from rubiks.data.dataset import EpochSampler, VideoDataset, Views, collate
+from rubiks.data.batches import PinnedCollate, collate
+from rubiks.data.dataset import EpochSampler, VideoDataset, Views
 from rubiks.data.records import VideoRecord
 from rubiks.data.workers import cores
 from rubiks.errors import InputError
 
 log = logging.getLogger(__name__)
+
+PREFETCH = 2  # batches under way in each worker; for a GPU one more is kept in shared memory
 
 
 def default_workers(processes: int) -> int:
@@ -110,6 +113,7 @@ class VideoDataModule(pl.LightningDataModule):
         labels = [record.label for record in self.records[split]] if self.balanced else None
         sampler = EpochSampler(len(dataset), training, self.seed, rank, world_size, labels)
         batch_size = self.batch_size if training else self.eval_batch_size
+        pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             dataset,
             batch_size=batch_size,
@@ -118,9 +122,9 @@ class VideoDataModule(pl.LightningDataModule):
             drop_last=training and len(sampler) >= batch_size,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            prefetch_factor=4 if self.workers > 0 else None,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            collate_fn=collate,
+            prefetch_factor=PREFETCH if self.workers > 0 else None,
+            pin_memory=pinned,
+            collate_fn=PinnedCollate(PREFETCH) if pinned and self.workers > 0 else collate,
         )
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler
 
 from rubiks.data.decode import open_video
 from rubiks.data.records import VideoRecord
@@ -98,25 +97,6 @@ class VideoDataset(Dataset):
         if isinstance(outcome[0], Exception):
             raise outcome[0]
         return outcome[0]
-
-
-def collate(samples: list[dict[str, Any] | VideoError]) -> dict[str, Any]:
-    """Batch: views uint8 (B, V, T, 3, H, W), label int64 (B,), in training (B, V), index int64 (B,), and the videos
-    that could not be read.
-
-    Unreadable videos make the batch smaller; nothing takes their place. If none could be read, `views` is [].
-
-    The views stay channels last in memory, as decoders and resizing leave them: turning them around here would add a
-    fifth to the time of reading a prepared video. A worker's batch is made in shared memory, and copied no more.
-    """
-    good = [sample for sample in samples if not isinstance(sample, VideoError)]
-    views = [sample["views"].movedim(2, -1) for sample in good]
-    return {
-        "views": default_collate(views).movedim(-1, 3) if views else [],
-        "label": torch.tensor([sample["label"] for sample in good], dtype=torch.int64),
-        "index": torch.tensor([sample["index"] for sample in good], dtype=torch.int64),
-        "bad": [(sample.path, sample.reason) for sample in samples if isinstance(sample, VideoError)],
-    }
 
 
 class EpochSampler(Sampler[tuple[int, int, int]]):

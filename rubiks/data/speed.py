@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rubiks.data.dataset import Views, collate
+from rubiks.data.batches import collate
+from rubiks.data.dataset import Views
 from rubiks.data.decode import open_video
 from rubiks.data.records import VideoRecord
 from rubiks.errors import InputError, VideoError

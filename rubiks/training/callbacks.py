@@ -6,18 +6,21 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
 
 class Throughput(Callback):
-    """Logs clips per second over all processes, and the share of time that the training loop waited for data.
+    """Logs clips per second over all processes, and the share of time that training waited for data.
 
-    Both are measured from one log step to the next, validation left out. A share near 0 says that the network is the
-    limit, a large one that reading video is.
+    Both are measured from one log step to the next, validation left out. A GPU works on while the loop waits; then the
+    wait counts only if the GPU has run out of work by the time the batch is there. A share near 0 says that the network
+    is the limit, a large one that reading video is.
     """
 
     def __init__(self) -> None:
+        self._work: torch.cuda.Event | None = None  # reached when the GPU has done the latest step
         self._restart()
 
     def _restart(self) -> None:
@@ -32,12 +35,16 @@ class Throughput(Callback):
         self._restart()
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        self._waited += time.perf_counter() - self._ended
+        if self._work is None or self._work.query():
+            self._waited += time.perf_counter() - self._ended
         self._clips += batch["label"].numel()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if module.device.type == "cuda":
+            self._work = torch.cuda.Event()
+            self._work.record()
         self._ended = time.perf_counter()
         elapsed = self._ended - self._since
         last = batch_idx + 1 == trainer.num_training_batches

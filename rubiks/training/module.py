@@ -17,7 +17,7 @@ from rubiks.errors import InputError
 from rubiks.models import RubiksNet
 from rubiks.models.checkpoint import META_KEY
 from rubiks.nn import Normalize
-from rubiks.ops import fused, normalize_shift_grad
+from rubiks.ops import fused
 from rubiks.training import optim, shifts
 from rubiks.training.aq import Annealing, AttentionSchedule
 from rubiks.training.checkpointing import forget_best
@@ -57,10 +57,11 @@ class VideoClassifier(pl.LightningModule):
         self.mixing = mixing
         self.initial_shifts = shifts.offsets(net)
         self.normalize = Normalize()
+        tops = {f"top{k}": min(k, net.num_classes) for k in (1, 5)}
         accuracy = MetricCollection(
-            {
-                f"top{k}": MulticlassAccuracy(net.num_classes, top_k=min(k, net.num_classes), average="micro")
-                for k in (1, 5)
+            {  # its checks of the labels would make every step wait for the GPU
+                name: MulticlassAccuracy(net.num_classes, top_k=k, average="micro", validate_args=False)
+                for name, k in tops.items()
             }
         )
         self.train_accuracy = accuracy.clone(prefix="train/")
@@ -91,7 +92,7 @@ class VideoClassifier(pl.LightningModule):
             label = target.argmax(1)  # accuracy counts the larger share
         logits = self.net(clips).float()
         loss = F.cross_entropy(logits, target, label_smoothing=self.recipe.label_smoothing)
-        self.train_accuracy(logits.detach(), label)
+        self.train_accuracy.update(logits.detach(), label)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False)
         self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(label), sync_dist=True)
         self.log_dict(self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(label))
@@ -109,7 +110,7 @@ class VideoClassifier(pl.LightningModule):
         if not len(label):  # no video of the batch could be read
             return
         logits = self(batch["views"])
-        self.val_accuracy(logits, label)
+        self.val_accuracy.update(logits, label)
         self.log("val/loss", F.cross_entropy(logits, label), batch_size=len(label), sync_dist=True)
         self.log_dict(self.val_accuracy, batch_size=len(label))
 
@@ -145,9 +146,7 @@ class VideoClassifier(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Once per step, on the gradient summed over batches and processes, so one GPU and eight take the same step.
-        for parameter in optim.shift_parameters(self.net):
-            if parameter.grad is not None:
-                parameter.grad = normalize_shift_grad(parameter.grad)
+        optim.normalize_shifts(self.net)
         if self.annealing is not None:
             self.annealing.end_step(self.steps)
 

@@ -10,12 +10,22 @@ from torch import nn
 
 from rubiks.models import RubiksNet
 from rubiks.nn import AttentionShift, LearnableShift
+from rubiks.ops import normalize_shift_grad
 from rubiks.training.recipe import Recipe
 
 
 def shift_parameters(net: nn.Module) -> list[nn.Parameter]:
     """The offsets of every learnable shift."""
     return [module.shift for module in net.modules() if isinstance(module, LearnableShift)]
+
+
+def normalize_shifts(net: nn.Module) -> None:
+    """Normalise the gradients of every learnable shift per channel, all in few operations."""
+    gradients = [parameter.grad for parameter in shift_parameters(net) if parameter.grad is not None]
+    if gradients:
+        channels = [gradient.shape[1] for gradient in gradients]
+        normal = normalize_shift_grad(torch.cat(gradients, dim=1))
+        torch._foreach_copy_(gradients, list(normal.split(channels, dim=1)))
 
 
 def parameter_groups(net: RubiksNet, recipe: Recipe, lr: float) -> list[dict]:
