@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -12,8 +14,10 @@ from torch.utils.data import DataLoader
 
 from rubiks import RubiksNet
 from rubiks.errors import InputError
+from rubiks.ops import normalize_shift_grad
+from rubiks.training.callbacks import Throughput
 from rubiks.training.module import VideoClassifier
-from rubiks.training.optim import describe_groups, lr_factor, parameter_groups, shift_parameters
+from rubiks.training.optim import describe_groups, lr_factor, normalize_shifts, parameter_groups, shift_parameters
 from rubiks.training.recipe import Recipe
 
 
@@ -162,6 +166,40 @@ def test_shift_steps_have_the_length_of_the_learning_rate():
 
 
 @quiet
+@pytest.mark.parametrize("variant", ["rubiks3d", "rubiks2d", "fixed-tsm", "grouped"])
+def test_all_shift_gradients_are_normalised_as_each_by_itself(variant):
+    net = RubiksNet("tiny", 5, variant)
+    shifts = shift_parameters(net)
+    for number, parameter in enumerate(shifts):
+        parameter.grad = torch.randn_like(parameter)
+        parameter.grad[:, number] = 0
+    if shifts:
+        shifts[2].grad = None  # frozen
+    expected = [None if p.grad is None else normalize_shift_grad(p.grad) for p in shifts]
+    normalize_shifts(net)
+    for parameter, gradient in zip(shifts, expected, strict=True):
+        assert parameter.grad is None if gradient is None else torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize(("done", "share"), [(True, 0.5), (False, 0.0)])
+def test_waiting_for_data_counts_where_the_gpu_has_run_out_of_work(monkeypatch, done, share):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    event = SimpleNamespace(record=lambda: None, query=lambda: done)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    logged = {}
+    module = SimpleNamespace(device=torch.device("cuda"), log_dict=lambda values, **_: logged.update(values))
+    trainer = SimpleNamespace(num_training_batches=2, log_every_n_steps=2, world_size=1)
+    throughput = Throughput()
+    throughput._work = event  # of a step before
+    throughput.on_train_epoch_start(trainer, module)
+    now = 10.0
+    throughput.on_train_batch_start(trainer, module, {"label": torch.zeros(40)}, 1)
+    now = 20.0
+    throughput.on_train_batch_end(trainer, module, None, None, 1)
+    assert logged == {"clips/s": pytest.approx(2), "data wait": pytest.approx(share)}
+
+
 def test_clipping_bounds_the_step_of_everything_else():
     torch.manual_seed(0)
     net = RubiksNet("tiny", 3)
