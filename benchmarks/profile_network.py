@@ -7,10 +7,9 @@ Kernels (on a CPU: operators) of one step are listed by their share of all kerne
 stage and part of the block (of fused blocks, by stage alone): a backward kernel counts for the part whose forward it
 belongs to. Kernels of a replayed CUDA graph, which no operator launches, are unlinked, so a training step is traced
 without its graphs. Kernels that start while the one before them ends overlap, so the sum of their times may exceed the
-step's. Last come the bytes of the least number of passes over the
-activations, against the step's time, measured without the profiler, and the bandwidth of a large copy, measured in the
-same run. The passes assumed for a block, each tensor in the step's precision and each pass reading and writing it once,
-with batch norm and ReLU applied on the way:
+step's. Last come the bytes of the least number of passes over the activations, against the step's time, measured
+without the profiler, and the bandwidth of a large copy, measured in the same run. The passes assumed for a block, each
+tensor in the step's precision and each pass reading and writing it once, with batch norm and ReLU applied on the way:
 
     forward    read x, write h = conv2(x);  read h, write z = shift(h);  read z and the shortcut, write out. A shortcut
                with a convolution reads x at the pixels that it keeps.

@@ -11,6 +11,7 @@ import torch
 
 from rubiks.cli import main
 from rubiks.errors import InputError
+from rubiks.ops import fused, operator
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -53,6 +54,14 @@ def assert_rejected(action, *parts: str) -> None:
     assert "\n" not in message
     for part in parts:
         assert part in message, message
+
+
+@pytest.fixture
+def fused_kernels() -> None:
+    """The compiled kernels of the fused blocks."""
+    operator.prepare()
+    if not fused.available(torch.device("cuda")):
+        pytest.skip("needs the compiled library and compute capability 8.0")
 
 
 @pytest.fixture(autouse=True)

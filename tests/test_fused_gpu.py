@@ -15,19 +15,12 @@ from torch import Tensor, nn
 from rubiks import RubiksNet
 from rubiks.models import features
 from rubiks.nn.fused import Geometry
-from rubiks.ops import fused, operator
+from rubiks.ops import fused
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fused_kernels")]
 NETWORKS = [("tiny", variant) for variant in ("rubiks3d", "rubiks3d-aq", "rubiks2d", "fixed-tsm", "grouped")]
 NETWORKS += [("small", "rubiks3d")]  # with squeeze-excite
 ROUNDING = 4e-3  # of bfloat16, relative to the norm
-
-
-@pytest.fixture(autouse=True)
-def _library():
-    operator.prepare()
-    if not fused.available(torch.device("cuda")):
-        pytest.skip("needs the compiled library and compute capability 8.0")
 
 
 def randn(*shape: int) -> Tensor:

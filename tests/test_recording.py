@@ -15,17 +15,9 @@ from torch import Tensor, nn
 from rubiks import RubiksNet
 from rubiks.models import features
 from rubiks.nn.recording import CALLS, CALLS_OF_ANOTHER
-from rubiks.ops import fused, operator
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fused_kernels")]
 SIZE = 48
-
-
-@pytest.fixture(autouse=True)
-def _library():
-    operator.prepare()
-    if not fused.available(torch.device("cuda")):
-        pytest.skip("needs the compiled library and compute capability 8.0")
 
 
 def network(variant: str = "rubiks3d", tier: str = "tiny", graphs: bool = True) -> RubiksNet:

@@ -165,7 +165,6 @@ def test_shift_steps_have_the_length_of_the_learning_rate():
         torch.testing.assert_close(lengths[moved], torch.full_like(lengths[moved], 0.05), rtol=1e-3, atol=1e-6)
 
 
-@quiet
 @pytest.mark.parametrize("variant", ["rubiks3d", "rubiks2d", "fixed-tsm", "grouped"])
 def test_all_shift_gradients_are_normalised_as_each_by_itself(variant):
     net = RubiksNet("tiny", 5, variant)
@@ -200,6 +199,7 @@ def test_waiting_for_data_counts_where_the_gpu_has_run_out_of_work(monkeypatch, 
     assert logged == {"clips/s": pytest.approx(2), "data wait": pytest.approx(share)}
 
 
+@quiet
 def test_clipping_bounds_the_step_of_everything_else():
     torch.manual_seed(0)
     net = RubiksNet("tiny", 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -60,12 +60,12 @@ class PinnedCollate:
         self._turn = (self._turn + 1) % len(self._slots)
         return SharedBatch(collate(samples, self._stack), os.getpid(), self._turn)
 
-    def _stack(self, views: Sequence[Tensor]) -> Tensor:
-        size = sum(view.numel() for view in views)
+    def _stack(self, views: list[Tensor]) -> Tensor:
+        size = len(views) * views[0].numel()
         if self._slots[self._turn].numel() < size:
             self._slots[self._turn] = torch.empty(size, dtype=torch.uint8).share_memory_()
         out = self._slots[self._turn][:size].view(len(views), *views[0].shape)
-        return torch.stack(list(views), out=out)
+        return torch.stack(views, out=out)
 
 
 class SharedBatch(dict):
@@ -76,9 +76,6 @@ class SharedBatch(dict):
     def __init__(self, batch: dict[str, Any], worker: int, slot: int) -> None:
         super().__init__(batch)
         self.worker, self.slot = worker, slot
-
-    def __reduce__(self) -> tuple:
-        return SharedBatch, (dict(self), self.worker, self.slot)
 
     def pin_memory(self) -> dict[str, Any]:
         """The batch with its tensors copied to pinned memory."""
@@ -93,8 +90,6 @@ class SharedBatch(dict):
 def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's, of the same number
+    except (ProcessLookupError, PermissionError):  # there is none, or somebody else's of the same number
         return False
     return True

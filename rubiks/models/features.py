@@ -70,13 +70,14 @@ def features(backbone: Backbone, images: Tensor, frames: int) -> Tensor:
             trunk = Trunk(blocks, geometry, dtype)
             with torch.cuda.device(images.device):
                 x = backbone.recorder(trunk, trunk.constants(), (images, weight, *parameters))
-        if x is None:
+        if x is not None:
+            geometry = after(blocks, geometry)
+        else:
             x, sums = Stem.apply(images, frames, weight, dtype)
-            of_layer = geometry
             for layer in layers:
                 own, parameters = parameters[: len(layer) * FIELDS], parameters[len(layer) * FIELDS :]
-                x, sums, of_layer = train_blocks(layer, own, x, sums, of_layer)
-        last = backbone.bn_last(after(blocks, geometry).volume(x).flatten(0, 1))
+                x, sums, geometry = train_blocks(layer, own, x, sums, geometry)
+        last = backbone.bn_last(geometry.volume(x).flatten(0, 1))
         return F.relu(last, inplace=True).mean((2, 3))
 
 

@@ -57,11 +57,15 @@ class VideoClassifier(pl.LightningModule):
         self.mixing = mixing
         self.initial_shifts = shifts.offsets(net)
         self.normalize = Normalize()
-        tops = {f"top{k}": min(k, net.num_classes) for k in (1, 5)}
         accuracy = MetricCollection(
-            {  # its checks of the labels would make every step wait for the GPU
-                name: MulticlassAccuracy(net.num_classes, top_k=k, average="micro", validate_args=False)
-                for name, k in tops.items()
+            {
+                f"top{k}": MulticlassAccuracy(
+                    net.num_classes,
+                    top_k=min(k, net.num_classes),
+                    average="micro",
+                    validate_args=False,  # checks of the labels would make every step wait for the GPU
+                )
+                for k in (1, 5)
             }
         )
         self.train_accuracy = accuracy.clone(prefix="train/")
