@@ -123,6 +123,7 @@ def train(net: RubiksNet, clips: Clips, recipe: Recipe, attention: AttentionSche
     net.train()
     normalize = Normalize().to(device)
     optimizer = optim.optimizer(optim.parameter_groups(net, recipe, recipe.scaled_lr(1)), recipe)
+    shifts = optim.shift_parameters(net)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.lr_factor(recipe, steps))
     annealing = Annealing(net, attention).to(device) if net.attention_shifts() else None
     total, count = steps * recipe.batch_size, len(clips.labels)
@@ -141,7 +142,7 @@ def train(net: RubiksNet, clips: Clips, recipe: Recipe, attention: AttentionSche
             loss = loss + annealing.penalty()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optim.normalize_shifts(net)
+        optim.normalize_shifts(shifts)
         if annealing is not None:
             annealing.end_step(steps)
         optimizer.step()

@@ -1,17 +1,22 @@
-"""The same numbers on a GPU as on the CPU."""
+"""The same numbers on a GPU as on the CPU, and training that does not wait for it."""
 
 from __future__ import annotations
 
 import copy
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 
 from rubiks import RubiksNet
+from rubiks.data.batches import Loader
 from rubiks.nn import Normalize
 from rubiks.ops import normalize_shift_grad, shift3d
+from rubiks.training.aq import AttentionSchedule
+from rubiks.training.callbacks import Throughput
 from rubiks.training.mixing import Mixing
+from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import optimizer, parameter_groups
 from rubiks.training.recipe import Recipe
 
@@ -165,3 +170,44 @@ def test_clips_are_mixed_as_on_the_cpu():
         expected = mixing(clips, labels, (step, 0, 0))
         for actual, wanted in zip(mixing(clips.cuda(), labels.cuda(), (step, 0, 0)), expected, strict=True):
             torch.testing.assert_close(actual.cpu(), wanted)
+
+
+class NoWaiting(pl.Callback):
+    """Makes whatever waits for the GPU between the third and the last batch an error."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == 2:
+            torch.cuda.set_sync_debug_mode("error")
+        if batch_idx == trainer.num_training_batches - 1:
+            torch.cuda.set_sync_debug_mode("default")
+            self.done = True
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize(("variant", "name"), [("rubiks3d", "sgd"), ("rubiks3d-aq", "adamw")])
+def test_steps_do_not_wait_for_the_gpu(variant, name):
+    recipe = Recipe(epochs=1, batch_size=2, lr=0.01, lr_batch=2, optimizer=name, clip_grad_norm=20)
+    attention = AttentionSchedule(budget=0.125, soft=0.99) if variant == "rubiks3d-aq" else None
+    net = RubiksNet("tiny", 7, variant)
+    net.backbone.recorder.enabled = False  # to make a recording waits, once
+    module = VideoClassifier(net, recipe, attention=attention, mixing=Mixing(0.2, 1.0, 7, seed=0))
+    watch = NoWaiting()
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="gpu",
+        devices=1,
+        precision="bf16-mixed",
+        log_every_n_steps=2,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Throughput(), watch],
+    )
+    clip = {"views": torch.zeros(1, 8, 3, 64, 64, dtype=torch.uint8), "label": 3}
+    try:
+        trainer.fit(module, Loader([clip] * 16, batch_size=2, pin_memory=True), Loader([clip] * 2, batch_size=2))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert watch.done

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from rubiks.errors import VideoError
 
@@ -93,3 +94,20 @@ def _runs(process: int) -> bool:
     except (ProcessLookupError, PermissionError):  # there is none, or somebody else's of the same number
         return False
     return True
+
+
+class Loader(DataLoader):
+    """A `DataLoader` that tells how long its user has waited for it.
+
+    Attributes:
+        waited: the seconds for the latest batch.
+    """
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # PyTorch names a class of its own
+        start = time.perf_counter()
+        for batch in super().__iter__():
+            self.waited = time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
 
-from rubiks.data.batches import PinnedCollate, collate
+from rubiks.data.batches import Loader, PinnedCollate, collate
 from rubiks.data.dataset import EpochSampler, VideoDataset, Views
 from rubiks.data.records import VideoRecord
 from rubiks.data.workers import cores
@@ -92,7 +91,7 @@ class VideoDataModule(pl.LightningDataModule):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume_at = state["epoch"], state["batch"]
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         loader = self._loader("train")
         assert isinstance(loader.sampler, EpochSampler)
         # Lightning makes the first iterator before it restores its own count of epochs.
@@ -100,13 +99,13 @@ class VideoDataModule(pl.LightningDataModule):
         loader.sampler.resume(epoch, batch * self.batch_size)
         return loader
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Loader:
         return self._loader("val")
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> Loader:
         return self._loader("val")
 
-    def _loader(self, split: str) -> DataLoader:
+    def _loader(self, split: str) -> Loader:
         training = split == "train"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         dataset = VideoDataset(self.records[split], self.views[split], self.seed, self.reader, self.timeout)
@@ -114,7 +113,7 @@ class VideoDataModule(pl.LightningDataModule):
         sampler = EpochSampler(len(dataset), training, self.seed, rank, world_size, labels)
         batch_size = self.batch_size if training else self.eval_batch_size
         pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
+        return Loader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,

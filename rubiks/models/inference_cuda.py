@@ -15,6 +15,7 @@ from rubiks.models.features import stem_matrix
 from rubiks.models.inference import affine, exact_weight
 from rubiks.nn import ChannelShift, RubiksBlock
 from rubiks.nn.fused import Geometry
+from rubiks.nn.recording import capture
 from rubiks.ops import library
 from rubiks.ops.fused import FRAMES, available, every, mix_frames, pointwise, stem_columns
 
@@ -168,8 +169,7 @@ class CudaInferenceNet(nn.Module):
                 self._classify(source)  # what is prepared at first use must not be recorded
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # A stream of this device, and threads that load data may call CUDA at the same time.
-            with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+            with capture(graph, torch.cuda.Stream()):
                 logits = self._classify(source)
         return graph, source, logits
 

@@ -6,10 +6,11 @@ always works on the same memory: what that asks for is kept here, so that a step
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -80,8 +81,7 @@ class Recorder:
                 return None
             self._recording = None  # its memory may be needed now
             try:
-                with torch.cuda.stream(stream):  # a recording that fails may leave another one behind
-                    self._recording = Recording(computation, inputs)
+                self._recording = Recording(computation, inputs)
             except RuntimeError as error:  # too little memory above all
                 log.warning("Going on without CUDA graphs, since the step cannot be recorded: %s", error)
                 self.enabled = False
@@ -123,15 +123,12 @@ class Recording:
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         own = [_own(t) for t in inputs]
         self._copies = _moving(own, inputs)
-        settings: dict[str, Any] = {
-            "stream": _stream(torch.cuda.current_device()),
-            "capture_error_mode": "thread_local",  # other threads, which load data, may call CUDA at the same time
-        }
+        stream = _stream(torch.cuda.current_device())
         with torch.no_grad():
-            with torch.cuda.graph(self._forward, **settings):
+            with capture(self._forward, stream):
                 self.result, kept = computation.forward(*own)
             self._grad = torch.empty_like(self.result)
-            with torch.cuda.graph(self._backward, pool=self._forward.pool(), **settings):
+            with capture(self._backward, stream, self._forward.pool()):
                 gradients = computation.backward(self._grad, kept)
                 self._gradients = torch.cat([g.flatten() for g in gradients if g is not None])
         self._like = [None if g is None else t for t, g in zip(own, gradients, strict=True)]
@@ -183,6 +180,24 @@ class Recorded(torch.autograd.Function):
             gradient if need else None for gradient, need in zip(gradients, ctx.needs_input_grad[1:], strict=True)
         )
         return None, *wanted
+
+
+@contextlib.contextmanager
+def capture(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Iterator[None]:
+    """Record into `graph` what is launched inside, on `stream`, with memory of `pool`, another graph's.
+
+    `torch.cuda.graph` would free all pinned memory that is not in use, and a loader of data would have to pin its
+    batches anew, which takes some 30 ms for each.
+    """
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    with torch.cuda.stream(stream):
+        # Other threads, which load data, may call CUDA at the same time.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
 
 
 def _moving(values: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> list[Tensor]:

@@ -14,9 +14,9 @@ from pytorch_lightning.utilities import rank_zero_only
 class Throughput(Callback):
     """Logs clips per second over all processes, and the share of time that training waited for data.
 
-    Both are measured from one log step to the next, validation left out. A GPU works on while the loop waits; then the
-    wait counts only if the GPU has run out of work by the time the batch is there. A share near 0 says that the network
-    is the limit, a large one that reading video is.
+    Both are measured from one log step to the next, validation left out. The loader tells how long its latest batch
+    was `waited` for. A GPU works on meanwhile, and then this counts only if the GPU has run out of work by the time the
+    batch is there. A share near 0 says that the network is the limit, a large one that reading video is.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Throughput(Callback):
     def _restart(self) -> None:
         self._clips = 0
         self._waited = 0.0
-        self._since = self._ended = time.perf_counter()
+        self._since = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._restart()
@@ -36,7 +36,8 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if self._work is None or self._work.query():
-            self._waited += time.perf_counter() - self._ended
+            loader: Any = trainer.train_dataloader
+            self._waited += loader.waited
         self._clips += batch["label"].numel()
 
     def on_train_batch_end(
@@ -45,13 +46,12 @@ class Throughput(Callback):
         if module.device.type == "cuda":
             self._work = torch.cuda.Event()
             self._work.record()
-        self._ended = time.perf_counter()
-        elapsed = self._ended - self._since
+        elapsed = time.perf_counter() - self._since
         last = batch_idx + 1 == trainer.num_training_batches
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set from outside of Lightning's class
         if elapsed > 0 and (last or (every and (batch_idx + 1) % every == 0)):
-            rate = self._clips * trainer.world_size / elapsed
-            module.log_dict({"clips/s": rate, "data wait": self._waited / elapsed}, prog_bar=True)
+            rate = torch.tensor(self._clips * trainer.world_size / elapsed)  # on the CPU, see VideoClassifier
+            module.log_dict({"clips/s": rate, "data wait": torch.tensor(self._waited / elapsed)}, prog_bar=True)
             self._restart()
 
 

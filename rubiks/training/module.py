@@ -99,12 +99,11 @@ class VideoClassifier(pl.LightningModule):
         self.train_accuracy.update(logits.detach(), label)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False)
         self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(label), sync_dist=True)
-        self.log_dict(self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(label))
         return loss if self.annealing is None else loss + self._attention_penalty(self.annealing)
 
     def _attention_penalty(self, annealing: Annealing) -> Tensor:
         penalty = annealing.penalty()
-        self.log("aq/temperature", annealing.temperature)
+        self.log("aq/temperature", torch.tensor(annealing.temperature))
         self.log("aq/expected_share", (annealing.share * annealing.channels).sum())
         self.log("aq/multiplier", (annealing.multiplier * annealing.channels).sum())
         return penalty
@@ -140,7 +139,9 @@ class VideoClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         processes = self.trainer.world_size
         groups = optim.parameter_groups(self.net, self.recipe, self.recipe.scaled_lr(processes))
-        optimizer = optim.optimizer(groups, self.recipe)
+        # A fused optimiser would undo the scaling of 16-mixed by itself, after the gradients have been normalised.
+        optimizer = optim.optimizer(groups, self.recipe, fused=self.trainer.scaler is None)
+        self.shifts = optim.shift_parameters(self.net)
         epochs = self.trainer.max_epochs
         assert epochs is not None  # Lightning fills it in
         self.steps = int(self.trainer.estimated_stepping_batches)
@@ -150,7 +151,7 @@ class VideoClassifier(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Once per step, on the gradient summed over batches and processes, so one GPU and eight take the same step.
-        optim.normalize_shifts(self.net)
+        optim.normalize_shifts(self.shifts)
         if self.annealing is not None:
             self.annealing.end_step(self.steps)
 
@@ -163,7 +164,7 @@ class VideoClassifier(pl.LightningModule):
         # Normalised shift gradients have length 1 per channel: thousands of them would use up the limit alone.
         limit = self.recipe.clip_grad_norm
         if limit:
-            shifts = {id(parameter) for parameter in optim.shift_parameters(self.net)}
+            shifts = {id(parameter) for parameter in self.shifts}
             others = [parameter for parameter in self.net.parameters() if id(parameter) not in shifts]
             self.log("train/grad_norm", nn.utils.clip_grad_norm_(others, limit))
 
@@ -184,12 +185,14 @@ class VideoClassifier(pl.LightningModule):
             log.info("%s", shifts.describe_moves(self.net))
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        # As a tensor on the CPU: a number would go to the GPU, and each such copy waits for all that the GPU has to do.
+        self.log("train/lr", torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"]))
         if self.annealing is not None and self.annealing.begin_step(self.global_step, self.steps):
             forget_best(self.trainer)  # what is wanted is the best of the networks within the budget
             self._tell_moves()
 
     def on_train_epoch_end(self) -> None:
+        self.log_dict(self.train_accuracy)
         if self.annealing is not None:
             # Channels that attend most to another frame; in the hard phase, those that are shifted.
             for stage, counts in shifts.moves(self.net).items():
