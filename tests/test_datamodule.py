@@ -19,7 +19,7 @@ from videos import decode_in_order, moving_square, write_video
 
 from rubiks import RubiksNet
 from rubiks.data.augment import Augment
-from rubiks.data.batches import PinnedCollate, SharedBatch, collate
+from rubiks.data.batches import Loader, PinnedCollate, SharedBatch, collate
 from rubiks.data.datamodule import VideoDataModule
 from rubiks.data.dataset import EpochSampler, VideoDataset
 from rubiks.data.records import Span, VideoRecord
@@ -122,6 +122,27 @@ def test_memory_of_workers_that_have_ended_is_let_go(monkeypatch):
         workers += {batch.worker for batch in loader if batch.pin_memory()}
         del loader
     assert list(SharedBatch._mapped) == workers[1:]
+
+
+def test_waiting_is_the_time_that_making_a_batch_takes(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    class Slow(Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            nonlocal now
+            now += 3.0 + index
+            return index
+
+    loader = Loader(Slow(), batch_size=2)
+    waited = []
+    for _ in loader:
+        waited.append(loader.waited)
+        now += 100.0  # what its user does with the batch
+    assert waited == [3.0 + 4.0, 5.0 + 6.0]
 
 
 def test_evaluation_batches_hold_every_video_once_in_order(records):

@@ -183,7 +183,7 @@ class NoWaiting(pl.Callback):
             self.done = True
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize(("variant", "name"), [("rubiks3d", "sgd"), ("rubiks3d-aq", "adamw")])
 def test_steps_do_not_wait_for_the_gpu(variant, name):
     recipe = Recipe(epochs=1, batch_size=2, lr=0.01, lr_batch=2, optimizer=name, clip_grad_norm=20)

@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from rubiks import RubiksNet
@@ -113,10 +114,12 @@ def fit(net, batch_size, accumulate, count=8, precision="32-true", mixing=None, 
         batch_size=batch_size, accumulate=accumulate, lr_batch=batch_size * accumulate, epochs=1, **changes
     )
     module = VideoClassifier(net, settings, mixing=mixing)
+    # Lightning has 16-mixed for GPUs alone, but it can be handed in.
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))
     trainer = pl.Trainer(
+        **({"plugins": [scaled]} if precision == "16-mixed" else {"precision": precision}),
         max_epochs=1,
         accelerator="cpu",
-        precision=precision,
         num_sanity_val_steps=0,
         accumulate_grad_batches=accumulate,
         logger=False,
@@ -153,11 +156,12 @@ def test_accumulated_batches_take_the_step_of_one_large_batch():
 
 
 @quiet
-def test_shift_steps_have_the_length_of_the_learning_rate():
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_shift_steps_have_the_length_of_the_learning_rate(precision):
     torch.manual_seed(0)
     net = RubiksNet("tiny", 3)
     before = [p.detach().clone() for p in shift_parameters(net)]
-    fit(net, 8, 1, shift_lr_scale=0.5, clip_grad_norm=1e-3)  # clipping must not touch the shifts
+    fit(net, 8, 1, precision=precision, shift_lr_scale=0.5, clip_grad_norm=1e-3)  # clipping must not touch the shifts
     for old, new in zip(before, shift_parameters(net), strict=True):
         lengths = (new.detach() - old).norm(dim=0)
         moved = lengths > 0
