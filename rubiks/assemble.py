@@ -33,6 +33,7 @@ from rubiks.data.readers import check_reader
 from rubiks.data.records import VideoRecord
 from rubiks.data.shards import Shards
 from rubiks.data.views import TrainingViews
+from rubiks.data.workers import LONGEST
 from rubiks.errors import InputError
 from rubiks.evaluation.protocols import FRAME_ORDERS, Protocol
 from rubiks.models import VARIANTS, RubiksNet, checkpoint, inflation
@@ -277,8 +278,12 @@ def reader(cfg: DictConfig) -> str:
 def timeout(cfg: DictConfig) -> float | None:
     """Seconds for a video, or None."""
     value = cfg.data.timeout
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
-        raise InputError(f"data.timeout must be a number of seconds above 0, or null for no limit; got {value!r}")
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (known and 0 < value <= LONGEST):
+        raise InputError(
+            f"data.timeout must be a number of seconds above 0 and at most {LONGEST:,}, or null for no limit; got "
+            f"{value!r}"
+        )
     return value
 
 

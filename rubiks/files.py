@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,4 +27,5 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error above is the one to tell
+            temporary.unlink(missing_ok=True)

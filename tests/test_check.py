@@ -270,7 +270,7 @@ class TestCommand:
             "check", "data=ssv2", f"data.root={tmp_path}", "data.num_classes=3", "--workers", "1"
         )
         assert status == 1
-        assert "in training and in validation: 1 videos" in out
+        assert "in training and in validation: 2 videos in 1 groups" in out
         assert "train: 1 of the 3 classes have no video, the first is 2" in out
         bad = dict(line.split("\t") for line in (tmp_path / "rubiks-bad.txt").read_text().splitlines())
         assert {os.path.basename(path): words for path, words in bad.items()} == {

@@ -172,9 +172,10 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(trained, builtin_dat
         "import runpy, time, rubiks.training.module as m\n"
         "step = m.VideoClassifier.training_step\n"
         "def patched(self, batch, index):\n"
+        "    loss = step(self, batch, index)\n"
         "    if self.trainer.current_epoch == 1 and index == 1:\n"
-        "        print('inside', flush=True); time.sleep(60)\n"
-        "    return step(self, batch, index)\n"
+        "        print('inside', flush=True); time.sleep(3)  # the batch is in the running statistics\n"
+        "    return loss\n"
         "m.VideoClassifier.training_step = patched\n"
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
@@ -194,6 +195,7 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(trained, builtin_dat
             break
     rest = process.communicate(timeout=120)[0]
     assert process.returncode != 0
+    assert "Stopping after this step" in rest
     assert "run=again" in rest, "".join(lines) + rest
     resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rubiks.data.workers import cores
+from rubiks.data.workers import LONGEST, cores
 from rubiks.errors import InputError
 
 BAD_FILES = "rubiks-bad.txt"
+REPEATS = "rubiks-repeats.txt"
 
 
 def add_to(commands: Any) -> None:
@@ -43,8 +44,8 @@ def processes(arguments: argparse.Namespace) -> int:
     workers = arguments.workers
     if workers is None:
         workers = cores()
-    if workers < 1 or arguments.timeout <= 0:
-        raise InputError("--workers must be at least 1 and --timeout above 0")
+    if workers < 1 or not 0 < arguments.timeout <= LONGEST:
+        raise InputError(f"--workers must be at least 1, and --timeout above 0 and at most {LONGEST:,} seconds")
     return workers
 
 
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rubiks import assemble  # with Lightning it takes seconds to import
     from rubiks.cli.entry import compose
     from rubiks.data.check import check, official_total, repeated
+    from rubiks.data.sources import read_lists
 
     workers = processes(arguments)
     cfg = compose(arguments.data)
@@ -70,18 +72,11 @@ def run(arguments: argparse.Namespace) -> None:
     source, manifest = assemble.source(cfg), assemble.manifest(cfg)
     assemble.check_class_count(cfg, source)
     count = cfg.data.num_classes if source.classes is None else len(source.classes)
-    lists, missing, notes = {}, {}, []
-    for split in ("train", "val"):
-        try:
-            lists[split], missing[split] = source.records(split)
-        except InputError as error:
-            notes.append(f"{split} list not checked: {error}")
-    if not lists:
-        raise InputError(notes[0])
-
+    lists, missing, absent = read_lists(source)
+    notes = [f"{split} list not checked: {reason}" for split, reason in absent.items()]
     everything = [record for records in lists.values() for record in records]
     with progress("Checking", len({record.path for record in everything})) as advance:
-        check(everything, manifest, workers, arguments.timeout, advance)
+        check(everything, manifest, workers, arguments.timeout, advance, whole=not absent)
 
     table = Table("list", "listed", "official", "missing", "bad", "doubtful", "frames", "size", "fps", "GB")
     bad: dict[str, str] = {}
@@ -111,23 +106,31 @@ def run(arguments: argparse.Namespace) -> None:
             notes.append(
                 f"{split}: {len(outside):,} labels are not in 0 to {count - 1}, the first of {outside[0].path}"
             )
-        if count is not None and (absent := set(range(count)) - set(labels)):
-            notes.append(f"{split}: {len(absent):,} of the {count} classes have no video, the first is {min(absent)}")
+        if count is not None and (empty := set(range(count)) - set(labels)):
+            notes.append(f"{split}: {len(empty):,} of the {count} classes have no video, the first is {min(empty)}")
         for entry in [entry for entry in good if entry.doubt is not None][:5]:
             notes.append(f"{split}: {entry.name} decodes, but the decoder says: {entry.doubt}")
     if (test := official_total(cfg.data.name, count, "test")) is not None:
         notes.append(f"test: {test:,} official videos, not checked, as their list has no labels")
     groups = repeated(lists, manifest)
-    overlap = [group for group in groups if len({split for split, _ in group}) > 1]
-    within = [group for group in groups if group not in overlap]
+    splits_of = [[split for split, _ in group] for group in groups]
+    overlap = [group for group, splits in zip(groups, splits_of, strict=True) if len(set(splits)) > 1]
+    within = [group for group, splits in zip(groups, splits_of, strict=True) if len(set(splits)) < len(splits)]
     for what, found in (("in training and in validation", overlap), ("more than once in a list", within)):
         if found:
             paths = ", ".join(path for _, path in found[0][:3])
-            notes.append(f"{what}: {len(found):,} videos of the same content, the first is {paths}")
+            notes.append(
+                f"{what}: {sum(map(len, found)):,} videos in {len(found):,} groups of the same content, the first is "
+                f"{paths}"
+            )
+    repeats = manifest.path.with_name(REPEATS)
+    if groups:
+        notes.append(f"All videos of the same content are listed in {repeats}")
 
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     print("frames, size (short side) and frames a second: least, median, most", *notes, sep="\n")
     print(f"Manifest: {manifest.path}, SHA-256 {manifest.digest}")
+    write_list(repeats, [f"{split}\t{path}" if path else "" for group in groups for split, path in (*group, ("", ""))])
     write_bad(manifest.path.with_name(BAD_FILES), bad)
     if bad:
         sys.exit(1)
@@ -135,15 +138,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 def write_bad(path: Path, bad: dict[str, str]) -> None:
     """Write the list of bad files, path and reason; where there are none, remove what an earlier run wrote."""
+    write_list(path, [f"{name}\t{reason}" for name, reason in sorted(bad.items())])
+    if bad:
+        name, reason = min(bad.items())
+        print(f"Bad files: {len(bad):,}, listed in {path}; the first is {name}: {reason}")
+
+
+def write_list(path: Path, lines: list[str]) -> None:
+    """Write a list for the user; where it is empty, remove what an earlier run wrote."""
     from rubiks.files import write_atomically
 
-    if not bad:
+    if not lines:
         path.unlink(missing_ok=True)
         return
-    text = "".join(f"{name}\t{reason}\n" for name, reason in sorted(bad.items()))
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    name, reason = min(bad.items())
-    print(f"Bad files: {len(bad):,}, listed in {path}; the first is {name}: {reason}")
+    text = "".join(f"{line}\n" for line in lines)
+    # Names need not be text.
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def _span(values: list[int]) -> str:

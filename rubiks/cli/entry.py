@@ -38,7 +38,11 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
     warnings.filterwarnings("ignore", "GPU available but not used")  # device=cpu says so
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with PyTorch 2.14 and later
 
+    begun = False
+
     def run(cfg: DictConfig) -> None:
+        nonlocal begun
+        begun = True
         folder = HydraConfig.get().runtime.output_dir
         message = None
         try:
@@ -60,6 +64,10 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
         sys.exit(130)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, config_folder, config_name))
+    except OSError as error:
+        if begun:
+            raise
+        _fail(f"the run's folder {error.filename} cannot be made: {error.strerror}; start where you may write")
 
 
 def setting(key: str, value: object) -> str:

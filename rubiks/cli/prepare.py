@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rubiks.cli.entry import compose, setting
     from rubiks.data.manifest import Manifest
     from rubiks.data.prepare import Job, prepare, target_name
-    from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource, SomethingSomethingV2
+    from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource, SomethingSomethingV2, read_lists
 
     workers, out, form = processes(arguments), Path(arguments.out), arguments.form
     if arguments.short_side < 16:
@@ -63,26 +63,20 @@ def run(arguments: argparse.Namespace) -> None:
     classes = source.classes
     assert isinstance(source, (ListedSource, HMDB51))
     kept_layout = form != "frames" and not isinstance(source, (CsvLists, FrameLists))
-    lists: dict[Split, list[VideoRecord]] = {}
-    problems = []
-    splits: tuple[Split, Split] = ("train", "val")
-    for split in splits:
-        try:
-            lists[split], missing = source.records(split)
-            problems += [f"{split}: {len(missing):,} videos are missing, the first is {missing[0]}"] if missing else []
-        except InputError as error:
-            problems.append(f"{split} list not prepared: {error}")
-    if not lists:
-        raise InputError(problems[0])
+    lists, missing, absent = read_lists(source)
+    problems = [f"{split}: {len(m):,} videos are missing, the first is {m[0]}" for split, m in missing.items() if m]
+    problems += [f"{split} list not prepared: {reason}" for split, reason in absent.items()]
     root = Path(cfg.data.root)
     if cfg.data.format == "builtin":  # its folder holds several
         assert isinstance(source, SomethingSomethingV2)
         root = Path(source.classes_path).parent
     if out.resolve() == root.resolve():
         raise InputError(f"--out={out} is the source's own folder; give another")
+    names = Manifest(root)
+    copies = kept_layout or (form != "frames" and isinstance(source, CsvLists))
+    places = _places(source.annotation_files().values() if copies else (), names)
     _keep_settings(out, {"form": form, "short_side": arguments.short_side})
 
-    names = Manifest(root)
     jobs: dict[str, Job] = {}
     for record in (record for records in lists.values() for record in records):
         own = names.name_of(record.path)
@@ -90,20 +84,20 @@ def run(arguments: argparse.Namespace) -> None:
             raise InputError(f"{record.path} lies outside of data.root={root}, where prepared videos go by their names")
         name = target_name(own, form, record.pattern is not None)
         known = jobs.setdefault(name, Job(record, out / name, name, form, arguments.short_side))
-        if known.record.path != record.path:
+        if os.path.normpath(known.record.path) != os.path.normpath(record.path):
             raise InputError(f"{known.record.path} and {record.path} would both become {name}; rename one of them")
     manifest = Manifest(out)
     with progress("Preparing", len(jobs)) as advance:
         bad = prepare(list(jobs.values()), manifest, workers, arguments.timeout, advance)
-    place = setting("data.root", out)
+    here = setting("data.root", out)
     if kept_layout:
-        for path in source.annotation_files().values():
-            _copy(path, names, out)
+        for path, place in places.items():
+            _copy(path, out / place)
         same = [choice for choice in arguments.data if not choice.startswith("data.root=")]
         usage = ["data=ssv2", "data.num_classes=null"] if cfg.data.format == "builtin" else same
-        usage.append(place)
+        usage.append(here)
     else:
-        usage = [*_write_lists(source, classes, lists, names, out, form, manifest), place]
+        usage = [*_write_lists(source, classes, lists, names, places, out, form, manifest), here]
         usage += [setting(f"data.{key}", cfg.data[key]) for key in ("name", "flip")]
         if classes is None:
             usage.append(f"data.num_classes={cfg.data.num_classes or '...'}")
@@ -126,6 +120,8 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
             raise InputError(f"{path} cannot be read: {error}; choose another --out") from None
         if before != settings:
             raise InputError(f"{out} was begun with {before}, not {settings}; choose another --out")
+    elif out.exists() and not out.is_dir():
+        raise InputError(f"--out={out} is a file; give a folder")
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"--out={out} holds other files; give a new folder, or one that rubiks prepare began")
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(settings) + "\n", encoding="utf-8"))
@@ -136,6 +132,7 @@ def _write_lists(
     classes: list[str] | None,
     lists: dict[Split, list[VideoRecord]],
     names: Manifest,
+    places: dict[str, str],
     out: Path,
     form: str,
     manifest: Manifest,
@@ -160,14 +157,15 @@ def _write_lists(
         if isinstance(source, CsvLists):
             paths = [(names.name_of(os.path.join(names.root, path)), label) for path, label in source.rows(split)]
             rows = [(target_name(path, form), label) for path, label in paths]
-            relative = _place(files[f"data.{split}_list"], names)
+            relative = places[files[f"data.{split}_list"]]
         else:
             rows, relative = [(target(record), str(record.label)) for record in records], f"{split}.csv"
         write_csv(out / relative, rows)
         choices.append(setting(f"data.{split}_list", relative))
     if isinstance(source, CsvLists) and form != "frames":
-        labels = files.get("data.labels")
-        choices += [setting("data.labels", _copy(labels, names, out))] if labels else []
+        if labels := files.get("data.labels"):
+            _copy(labels, out / places[labels])
+            choices.append(setting("data.labels", places[labels]))
     elif classes is not None:
         write_text(out / "labels.txt", classes)
         choices.append("data.labels=labels.txt")
@@ -176,19 +174,23 @@ def _write_lists(
     return choices
 
 
-def _place(path: str, names: Manifest) -> str:
-    """Where a list goes: where it lies in the source, or into the folder itself."""
-    name = names.name_of(path)
-    return os.path.basename(name) if os.path.isabs(name) else name
+def _places(paths: Iterable[str], names: Manifest) -> dict[str, str]:
+    """Where lists go: where they lie in the source, or into the folder itself."""
+    places: dict[str, str] = {}
+    for path in paths:
+        name = names.name_of(path)
+        place = os.path.basename(name) if os.path.isabs(name) else name
+        for other, taken in places.items():
+            if taken == place and not os.path.samefile(other, path):
+                raise InputError(f"{other} and {path} would both become {place}; rename one of them")
+        places[path] = place
+    return places
 
 
-def _copy(path: str, names: Manifest, out: Path) -> str:
-    """Copy a list to its place; the name there."""
+def _copy(path: str, target: Path) -> None:
     from rubiks.files import write_atomically
 
-    name = _place(path, names)
-    write_atomically(out / name, lambda temporary: shutil.copyfile(path, temporary))
-    return name
+    write_atomically(target, lambda temporary: shutil.copyfile(path, temporary))
 
 
 def _report(jobs: Sequence[Job], manifest: Manifest) -> None:

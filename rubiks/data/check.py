@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ from rubiks.data.decode import ANY_TAGS, FrameFolder, ImageFile, VideoFile, open
 from rubiks.data.jpegs import JpegVideo
 from rubiks.data.manifest import Entry, Manifest, stamp
 from rubiks.data.records import VideoRecord
+from rubiks.data.sources import Split
 from rubiks.data.workers import LostWorkerError, work
 from rubiks.errors import VideoError
 
@@ -35,6 +36,7 @@ def check(
     processes: int,
     seconds: float,
     advance: Callable[[], object] = lambda: None,
+    whole: bool = True,
 ) -> None:
     """Examine the records that the manifest does not know as they are, and add them to it as they are done.
 
@@ -44,6 +46,7 @@ def check(
         processes: how many videos are read at once.
         seconds: the time limit of one video.
         advance: called for every video.
+        whole: whether the records are all that there are, so that entries of others are to be forgotten.
     """
     by_name = {manifest.name_of(record.path): record for record in records}
     manifest.write(manifest.entries)  # without what an interrupted check left half-written
@@ -62,7 +65,7 @@ def check(
             found = Entry(name, size, -1 if lost else mtime_ns, problem=found.reason)
         manifest.append(found)
         advance()
-    manifest.write(by_name)
+    manifest.write(by_name if whole else manifest.entries)
 
 
 def examine(record: VideoRecord, name: str, use: Use = lambda frame, rate: None) -> Entry:
@@ -162,7 +165,7 @@ def _upright(frame: VideoFrame) -> VideoFrame:
     return VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
 
 
-def _sha256(paths: Sequence[str]) -> str:
+def _sha256(paths: Iterable[str]) -> str:
     total = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -230,9 +233,9 @@ def _ebml_size(file: BinaryIO) -> int | None:
 # ---- the data set as a whole
 
 
-def repeated(lists: Mapping[str, Sequence[VideoRecord]], manifest: Manifest) -> list[list[tuple[str, str]]]:
+def repeated(lists: Mapping[Split, Sequence[VideoRecord]], manifest: Manifest) -> list[list[tuple[Split, str]]]:
     """Groups of (split, path) with the same content, also where a list names one file twice."""
-    groups: dict[str, list[tuple[str, str]]] = {}
+    groups: dict[str, list[tuple[Split, str]]] = {}
     for split, records in lists.items():
         for record in records:
             entry = manifest.entries.get(manifest.name_of(record.path))

@@ -16,6 +16,10 @@ from rubiks.files import write_atomically
 
 NAME = "rubiks-manifest.jsonl"
 
+_BEGINNING = '{"name": "'
+_ANY_NAME = "surrogatepass"  # file systems have names that are not UTF-8
+_ANOTHER = "give data.manifest another name"
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -63,18 +67,21 @@ class Manifest:
         self.path = self.root / path
         self.entries: dict[str, Entry] = {}
         try:
-            lines = self.path.read_text(encoding="utf-8").split("\n")
+            lines = self.path.read_text(encoding="utf-8", errors=_ANY_NAME).split("\n")
         except FileNotFoundError:
             return
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.path}: the manifest cannot be read: {error}; remove it") from None
-        for number, line in enumerate(lines[:-1], start=1):  # what is not ended by a new line was being written
+            raise InputError(f"{self.path}: the manifest cannot be read: {error}; {_ANOTHER}") from None
+        unfinished = lines.pop()  # by a check that was interrupted
+        if not _BEGINNING.startswith(unfinished[: len(_BEGINNING)]):
+            lines.append(unfinished)
+        for number, line in enumerate(lines, start=1):
             try:
                 entry = Entry(**json.loads(line))
             except (ValueError, TypeError) as error:
                 raise InputError(
                     f"{self.path}, line {number}: expected an entry of `rubiks check`, got {line[:60]!r} ({error}); "
-                    "remove the file and run rubiks check again"
+                    f"{_ANOTHER}, or remove a manifest that is damaged"
                 ) from None
             self.entries[entry.name] = entry
 
@@ -85,7 +92,7 @@ class Manifest:
             return None
         total = hashlib.sha256()
         for name, entry in sorted(self.entries.items()):
-            total.update(f"{name}\t{entry.size}\t{entry.sha256}\t{entry.frames}\n".encode())
+            total.update(f"{name}\t{entry.size}\t{entry.sha256}\t{entry.frames}\n".encode(errors=_ANY_NAME))
         return total.hexdigest()
 
     def name_of(self, path: str | os.PathLike) -> str:
@@ -96,13 +103,13 @@ class Manifest:
         """Write the entries of these names, sorted, in place of the file, and forget the others."""
         self.entries = {name: self.entries[name] for name in sorted(set(names)) if name in self.entries}
         text = "".join(map(_line, self.entries.values()))
-        write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors=_ANY_NAME))
 
     def append(self, entry: Entry) -> None:
         """Add an entry, also to the file at once."""
         self.entries[entry.name] = entry
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with open(self.path, "a", encoding="utf-8", errors=_ANY_NAME) as file:
                 file.write(_line(entry))
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -57,12 +57,14 @@ class VideoRecord:
         return name if self.pattern is not None else os.path.splitext(name)[0]
 
     @property
-    def files(self) -> list[str]:
+    def files(self) -> Iterator[str]:
         """The file, or those of a folder's frames in order; VideoError where they are to be counted and cannot be."""
         if self.pattern is None:
-            return [self.path]
+            yield self.path
+            return
         count = count_frames(self.path, self.pattern) if self.num_frames is None else self.num_frames
-        return [os.path.join(self.path, self.pattern.format(i + 1)) for i in range(count)]
+        for number in range(count):  # one by one: a wrong list may say any number
+            yield os.path.join(self.path, self.pattern.format(number + 1))
 
 
 Opened = TypeVar("Opened", bound="OpenVideo")

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from rubiks.errors import VideoError
 
+LONGEST = 1_000_000  # seconds that a time limit may have; timers have a limit of their own
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

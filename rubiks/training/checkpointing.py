@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,41 @@ def forget_best(trainer: pl.Trainer) -> None:
 
 
 class SaveOnInterrupt(Callback):
-    """Saves the state of training when it is interrupted (Ctrl-C, an error), so that the run can go on from there."""
+    """Saves the state of training when it is interrupted (Ctrl-C, an error), so that the run can go on from there.
+
+    Ctrl-C waits for the end of the optimiser's step, so that the run goes on as if it had not been interrupted; a
+    second one does not. Several processes, which would not all end after the same step, are interrupted at once.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._interrupted = False
+        self._handler: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        print("Stopping after this step; Ctrl-C again stops at once", flush=True)
+
+    # Where the next batch begins, since Lightning counts a batch as done only after the hooks for its end.
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._interrupted and batch_idx % trainer.accumulate_grad_batches == 0:
+            raise KeyboardInterrupt
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         # Before the first batch there is nothing new to save.

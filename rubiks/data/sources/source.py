@@ -48,9 +48,39 @@ class ListedSource:
         """The file that gives the classes."""
         return self._labels
 
+    def has(self, split: Split) -> bool:
+        """Whether there is a list of the split: one that the configuration names, right or wrong, or a file of an
+        official name."""
+        return self._lists[split].given is not None or self._lists[split].exists()
+
     def annotation_files(self) -> dict[str, str]:
         """The paths of labels and lists, by configuration key; without those that do not exist."""
         return {file.key: file.path for file in (self._labels, *self._lists.values()) if file.exists()}
+
+
+def read_lists(
+    source: Source,
+) -> tuple[dict[Split, list[VideoRecord]], dict[Split, list[str]], dict[Split, str]]:
+    """The lists that a source has.
+
+    Returns:
+        By split the videos that exist, the paths of those that do not, and of a split without a list the reason.
+
+    Raises:
+        InputError: a list is wrong, or there is none.
+    """
+    splits: tuple[Split, Split] = ("train", "val")
+    lists, missing, absent = {}, {}, {}
+    for split in splits:
+        try:
+            lists[split], missing[split] = source.records(split)
+        except InputError as error:
+            if isinstance(source, ListedSource) and source.has(split):
+                raise
+            absent[split] = str(error)
+    if not lists:
+        raise InputError(absent["train"])
+    return lists, missing, absent
 
 
 def check_labels(records: Iterable[VideoRecord], num_classes: int, list_name: str) -> None:
