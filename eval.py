@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig) -> None:
     net = RubiksNet.from_saved(saved)
     trained = saved.config.get("data", {})
     size = cfg.data.size or trained.get("size", assemble.OFFICIAL_SIZE)
-    num_frames = cfg.data.num_frames or saved.num_frames
+    num_frames = assemble.whole_number("data.num_frames", cfg.data.num_frames or saved.num_frames, 1)
     sampling = cfg.data.sampling or trained.get("sampling", "uniform")
     window = assemble.dense_window(sampling, cfg.data.window or trained.get("window", 64), num_frames)
 

@@ -49,6 +49,10 @@ log = logging.getLogger(__name__)
 
 OFFICIAL_SIZE = 224  # of the views that the official files were trained on
 
+# Keys of data that name files and folders.
+_OPTIONAL_NAMES = ("train_list", "val_list", "labels")
+_NAMES = ("root", "manifest", "videos", "lists", "release", "pattern", "train_folder", "val_folder", *_OPTIONAL_NAMES)
+
 
 def one_of(key: str, value: Any, choices: tuple) -> Any:
     if value not in choices:
@@ -56,9 +60,10 @@ def one_of(key: str, value: Any, choices: tuple) -> Any:
     return value
 
 
-def whole_number(key: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{key} must be a whole number of at least {least}, got {value!r}")
+def whole_number(key: str, value: Any, least: int, most: int = 2**32 - 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        limit = f" and at most {most:,}" if isinstance(value, int) and value > most else ""
+        raise InputError(f"{key} must be a whole number of at least {least}{limit}, got {value!r}")
     return value
 
 
@@ -81,6 +86,12 @@ def plain(node: DictConfig) -> dict[str, Any]:
 def source(cfg: DictConfig) -> sources.Source:
     """The data set's lists. The built-in data set is made here on first use."""
     data = cfg.data
+    for key in (key for key in _NAMES if key in data and not OmegaConf.is_missing(data, key)):
+        if not isinstance(data[key], str) and not (data[key] is None and key in _OPTIONAL_NAMES):
+            raise InputError(
+                f"data.{key} must be the name of a file or folder, got {data[key]!r}; quote a name that looks like a "
+                f"number: 'data.{key}=\"5\"'"
+            )
 
     def lists() -> dict[str, Any]:
         return {key: data[key] for key in ("root", "train_list", "val_list", "labels")}
@@ -122,7 +133,7 @@ def check_class_count(cfg: DictConfig, data: sources.Source) -> None:
     """Raise InputError where the data set names its classes and they are not data.num_classes many."""
     names, count = data.classes, cfg.data.num_classes
     if count is not None:
-        whole_number("data.num_classes", count, 1)
+        whole_number("data.num_classes", count, 1, most=1_000_000)
         if names is not None and len(names) != count:
             raise InputError(
                 f"{data.classes_path}: expected data.num_classes={count} classes, got {len(names)}; use the official "
@@ -170,6 +181,12 @@ def records(
         if not present or (not usual and len(missing) > limit * total):
             raise InputError(f"{message}; more than data.max_bad={limit:g} of the list. Check data.root")
         log.warning("%s", message)
+    if checked.entries and not any(checked.name_of(record.path) in checked.entries for record in present):
+        log.warning(
+            "%s knows none of the %s videos: it is another data set's, or rubiks check has yet to read them",
+            checked.path,
+            split,
+        )
     return checked.apply(present), missing
 
 

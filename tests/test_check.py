@@ -7,14 +7,17 @@ import json
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from commands import Commands
 from conftest import ROOT
+from omegaconf import OmegaConf
 from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, write_video
 
+from rubiks import assemble
 from rubiks.data import builtin, decode
 from rubiks.data.check import check, examine, official_total
 from rubiks.data.manifest import Manifest
@@ -240,10 +243,46 @@ class TestManifest:
             check(records, Manifest(folder), 1, 60)
             assert (folder / "rubiks-manifest.jsonl").read_bytes() == whole
 
-    def test_another_file(self, tmp_path):
-        (tmp_path / "rubiks-manifest.jsonl").write_text('{"a": 1}\n')
-        with pytest.raises(InputError, match=r"rubiks-manifest.jsonl, line 1: expected an entry"):
-            Manifest(tmp_path)
+    @pytest.mark.parametrize("content", ['{"a": 1}\n', '{"Run": "0", "Jump": "1"}', "[]", "video.mp4,0"])
+    def test_another_file(self, tmp_path, content):
+        (tmp_path / "labels.json").write_text(content)
+        with pytest.raises(InputError, match=r"labels.json, line 1: expected an entry.*data.manifest another name"):
+            Manifest(tmp_path, "labels.json")
+        with pytest.raises(InputError, match=r"Is a directory.*; give data.manifest another name"):
+            Manifest(tmp_path, ".")
+
+    def test_entries_of_other_lists_are_kept_where_these_cannot_be_read(self, checked):
+        folder, records = checked
+        check(records[:1], Manifest(folder), 1, 60, whole=False)
+        assert set(Manifest(folder).entries) == {"a.mp4", "b.webm", "c.avi"}
+        check(records[:1], Manifest(folder), 1, 60)
+        assert set(Manifest(folder).entries) == {"a.mp4"}
+
+    def test_a_manifest_of_other_videos_is_told(self, checked, caplog):
+        folder, records = checked
+        cfg = OmegaConf.create({"data": {"val_list": "val.csv", "max_bad": 0, "on_error": "raise", "format": "csv"}})
+        for known, told in ((records, False), ([VideoRecord(str(folder / "d.mkv"), 0)], True)):
+            caplog.clear()
+            source = SimpleNamespace(records=lambda split, known=known: (known, []))
+            assemble.records(cfg, source, "val", 1, Manifest(folder))
+            assert ("knows none of the val videos" in caplog.text) == told
+
+    def test_names_that_are_not_text(self, clips, tmp_path):
+        names = [os.fsdecode(b"\xff.mp4"), "\ud800.mp4", "ä.mp4"]
+        os.symlink(clips / "a.mp4", tmp_path / names[0])
+        os.symlink(clips / "a.mp4", tmp_path / names[2])
+        check([VideoRecord(str(tmp_path / name), 0) for name in (names[0], names[2])], Manifest(tmp_path), 1, 60)
+        manifest = Manifest(tmp_path)
+        manifest.append(dataclasses.replace(manifest.entries[names[2]], name=names[1]))
+        again = Manifest(tmp_path)
+        assert set(again.entries) == set(names)
+        assert again.digest == manifest.digest
+
+    def test_a_folder_that_a_list_gives_any_number_of_frames(self, tmp_path):
+        record = VideoRecord(str(tmp_path), 0, 10**12, "{}.jpg")
+        check([record], Manifest(tmp_path), 1, 60)
+        (entry,) = Manifest(tmp_path).entries.values()
+        assert "1.jpg" in entry.problem
 
 
 @pytest.fixture
@@ -288,12 +327,39 @@ class TestCommand:
         assert status == 0
         assert not (tmp_path / "rubiks-bad.txt").exists()
 
+    def test_a_wrong_list_costs_nothing_that_was_checked(self, clips, tmp_path, rubiks_command):
+        for name in ("a.mp4", "b.webm"):
+            shutil.copy(clips / name, tmp_path)
+        (tmp_path / "train.csv").write_text("a.mp4,0\na.mp4,0\n")
+        (tmp_path / "val.csv").write_text("b.webm,1\n./a.mp4,0\n")
+        words = ("check", "data=csv", f"data.root={tmp_path}", "data.train_list=train.csv", "data.num_classes=2")
+        status, out, _ = rubiks_command(*words, "data.val_list=val.csv", "--workers", "1")
+        assert status == 0
+        assert "in training and in validation: 3 videos in 1 groups" in out
+        assert "more than once in a list: 3 videos in 1 groups" in out
+        repeats = (tmp_path / "rubiks-repeats.txt").read_text().splitlines()
+        assert [line.partition("\t")[0] for line in repeats] == ["train", "train", "val", ""]
+        before = Manifest(tmp_path).path.read_bytes()
+        status, _, err = rubiks_command(*words, "data.val_list=vall.csv")
+        assert status == 2
+        assert "No file for data.val_list" in err
+        assert Manifest(tmp_path).path.read_bytes() == before
+
+    def test_ctrl_c(self, rubiks_command, monkeypatch):
+        def interrupt(arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("rubiks.cli.check.run", interrupt)
+        assert rubiks_command("check", "data=builtin")[0] == 130
+
     def test_bad_choices(self, rubiks_command):
         assert "data.root is not set" in rubiks_command("check", "data=ssv2")[2]
         status, _, err = rubiks_command("check", "data=ssv2", "data.rot=x")
         assert status == 2
         assert "data.rot is not a key" in err
         assert "--workers" in rubiks_command("check", "data=builtin", "--workers", "0")[2]
+        for seconds in ("0", "nan", "1e300"):
+            assert "--timeout" in rubiks_command("check", "data=builtin", "--timeout", seconds)[2]
 
     def test_checkpoints_and_results_name_the_manifest(self, tmp_path, rubiks_command, monkeypatch, capsys):
         root = builtin.generate(tmp_path, "plain", 16, 8, 0, progress=False)

@@ -535,6 +535,13 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["data.max_bad=2"], ["data.max_bad", "0 to 1"]),
         (["data.reader=opencv"], ["data.reader", "auto, decord, pyav, torchcodec"]),
         (["data.timeout=0"], ["data.timeout", "seconds", "null"]),
+        (["data.timeout=1e300"], ["data.timeout", "at most 1,000,000"]),
+        (["data.manifest=null"], ["data.manifest", "name of a file"]),
+        (["data=csv", "data.train_list=5"], ["data.train_list", "name of a file", "quote"]),
+        (["data=ssv2", "data.root=5"], ["data.root", "name of a file"]),
+        (["data=hmdb51", "data.root=x", "data.lists=null"], ["data.lists", "name of a file"]),
+        ([f"seed={10**11}"], ["seed", "at most 4,294,967,295"]),
+        (["data.num_classes=3000000000"], ["data.num_classes", "at most 1,000,000"]),
         (["data=shards", "data.root=nowhere"], ["nowhere/index.json", "rubiks shard"]),
         (["data.level=hard"], ["data.level", "plain", "textured"]),
         (["device=tpu"], ["device", "auto, cpu, gpu"]),
@@ -555,6 +562,11 @@ def test_bad_arguments_of_train(arguments, words, builtin_data, commands):
     message = commands.refused("train", *(a for a in data if a.partition("=")[0] not in overridden), *arguments)
     for word in words:
         assert word in message
+
+
+def test_a_folder_that_cannot_be_made(builtin_data, commands, tmp_path):
+    (tmp_path / "outputs").touch()
+    assert "cannot be made: Not a directory" in commands.refused("train", builtin_data, *SMALL)
 
 
 def csv_of(tmp_path, *rows):

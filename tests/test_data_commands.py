@@ -65,6 +65,10 @@ def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks_command, fol
         (("bench-data", "data=csv"), "data.train_list is not set"),
         (("bench-data", "data=nothing"), "nothing"),
         (("bench-data", "--readers", "opencv"), "data.reader must be one of"),
+        (
+            ("bench-data", "data.train_videos=20", "data.val_videos=20", "--clips-per-second", "-1"),
+            "--clips-per-second",
+        ),
         (("shard", "--out", "x", "--size", "many"), "expected a size such as 500MB"),
         (("check", "data=shards", "data.root=x"), "check the loose videos"),
         (("prepare", "data=shards", "data.root=x", "--out", "y"), "prepare the loose videos"),

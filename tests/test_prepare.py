@@ -245,6 +245,20 @@ class TestDataSets:
         assert "was begun with" in rubiks_command(*choices, out, "--short-side", 128)
         (root / "val.csv").write_text("a.mp4,0\na.mkv,0\n")
         assert "both become a.mp4" in rubiks_command(*choices, tmp_path / "other")
+        for folder in ("one", "two"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "list.csv").write_text("a.mp4,0\n")
+        lists = [
+            f"data.{split}_list={tmp_path / folder / 'list.csv'}"
+            for split, folder in (("train", "one"), ("val", "two"))
+        ]
+        assert "both become list.csv; rename" in rubiks_command(*choices[:2], *lists, "--out", tmp_path / "other")
+        assert not (tmp_path / "other" / "a.mp4").exists()
+        (root / "val.csv").write_text("a.mp4,0\n./a.mp4,0\n")
+        assert "Use it with" in rubiks_command(*choices, tmp_path / "spelled")
+        (tmp_path / "file").touch()
+        assert "is a file; give a folder" in rubiks_command(*choices, tmp_path / "file")
+        assert "cannot be written: Not a directory" in rubiks_command(*choices, tmp_path / "file" / "out")
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "file").touch()
         assert "holds other files" in rubiks_command(*choices, tmp_path / "full")

@@ -124,9 +124,12 @@ def test_errors(loose, written, tmp_path):
     shard.unlink()
     with pytest.raises(InputError, match="got no such file"):
         source.records("val")
-    (tmp_path / "a" / "index.json").write_text("{")
-    with pytest.raises(InputError, match="expected JSON"):
-        Shards(str(tmp_path / "a")).records("val")
+    for text, message in (("{", "expected JSON"), ("{}", "expected the classes"), ("[1]", "expected the classes")):
+        (tmp_path / "a" / "index.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            Shards(str(tmp_path / "a")).records("val")
+    with pytest.raises(InputError, match="expected a file with a video"):
+        list(shards.write(tmp_path, {"train": ([VideoRecord(str(tmp_path), 0)], [])}, None, 1))
 
 
 def test_interrupted_writing_leaves_no_index(loose, tmp_path):

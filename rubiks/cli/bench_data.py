@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     needs = speed.measured_clips_per_second(report, cfg.tier.name, cfg.variant.name)
     origin = f"one H200 (benchmarks/results/{report.name}; clips of 8 x 224 x 224)"
     if arguments.clips_per_second is not None:
+        if not 0 < arguments.clips_per_second < float("inf"):
+            raise InputError(f"--clips-per-second must be a number above 0, got {arguments.clips_per_second}")
         needs, origin = {"the GPU": arguments.clips_per_second}, "--clips-per-second"
     facts = {"data": cfg.data.name, "tier": cfg.tier.name, "variant": cfg.variant.name, "rows": []}
     facts |= {"clips_per_second": needs, "clips_per_second_of": origin}

@@ -38,13 +38,18 @@ class Shards:
         path = self.classes_path
         try:
             with open(path, encoding="utf-8") as file:
-                return json.load(file)
+                index = json.load(file)
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be read: {error.strerror}; set data.root to a folder that `rubiks shard` has finished"
             ) from error
         except ValueError as error:
             raise InputError(f"{path}: expected JSON, got an error: {error}; write the shards again") from error
+        if not isinstance(index, dict) or not {"classes", "splits"} <= index.keys():
+            raise InputError(
+                f"{path}: expected the classes and splits that `rubiks shard` writes; write the shards again"
+            )
+        return index
 
     @property
     def classes_path(self) -> str:
@@ -123,6 +128,10 @@ def _parts(records: list[VideoRecord], size: int) -> Iterator[range]:
     """The numbers of the records that each shard holds."""
     start = total = 0
     for number, record in enumerate(records):
+        if os.path.exists(record.path) and not os.path.isfile(record.path):
+            raise InputError(
+                f"{record.path}: expected a file with a video, got something else; take it out of the list"
+            )
         try:
             total += os.path.getsize(record.path)
         except OSError as error:

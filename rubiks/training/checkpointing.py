@@ -59,7 +59,10 @@ class SaveOnInterrupt(Callback):
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGINT, self._interrupt)
 
-    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             self._handler = None
@@ -81,6 +84,7 @@ class SaveOnInterrupt(Callback):
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
         # Before the first batch there is nothing new to save.
         begun = trainer.global_step > 0 and trainer.num_training_batches != float("inf") and not trainer.sanity_checking
         if begun:
