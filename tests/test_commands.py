@@ -164,19 +164,20 @@ def test_a_run_can_be_evaluated_by_its_name(trained, builtin_data, commands, tmp
     assert (tmp_path / "outputs/first/results.json").is_file()
 
 
-def test_interrupted_training_goes_on_as_if_it_had_not_been(trained, builtin_data, tmp_path):
-    """Ctrl-C inside the second epoch, then the same command: the end equals the uninterrupted run's."""
+@pytest.mark.parametrize(("step", "epoch", "batch"), [("training_step", 1, 1), ("validation_step", 0, 0)])
+def test_interrupted_training_goes_on_as_if_it_had_not_been(trained, builtin_data, tmp_path, step, epoch, batch):
+    """Ctrl-C, then the same command: the end equals the uninterrupted run's."""
     command = [sys.executable, ROOT / "train.py", *BASE, "logger=csv", builtin_data, *SMALL, *QUICK, "run=again"]
     slow = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import runpy, time, rubiks.training.module as m\n"
-        "step = m.VideoClassifier.training_step\n"
+        f"step = m.VideoClassifier.{step}\n"
         "def patched(self, batch, index):\n"
         "    loss = step(self, batch, index)\n"
-        "    if self.trainer.current_epoch == 1 and index == 1:\n"
+        f"    if not self.trainer.sanity_checking and (self.trainer.current_epoch, index) == {epoch, batch}:\n"
         "        print('inside', flush=True); time.sleep(3)  # the batch is in the running statistics\n"
         "    return loss\n"
-        "m.VideoClassifier.training_step = patched\n"
+        f"m.VideoClassifier.{step} = patched\n"
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     process = subprocess.Popen(

@@ -46,8 +46,9 @@ def forget_best(trainer: pl.Trainer) -> None:
 class SaveOnInterrupt(Callback):
     """Saves the state of training when it is interrupted (Ctrl-C, an error), so that the run can go on from there.
 
-    Ctrl-C waits for the end of the optimiser's step, so that the run goes on as if it had not been interrupted; a
-    second one does not. Several processes, which would not all end after the same step, are interrupted at once.
+    Ctrl-C waits for the end of the optimiser's step, or of a validation, so that the run goes on as if it had not been
+    interrupted; a second one does not. Several processes, which would not all end after the same step, are interrupted
+    at once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,16 +72,11 @@ class SaveOnInterrupt(Callback):
         if self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = True
-        print("Stopping after this step; Ctrl-C again stops at once", flush=True)
-
-    # Where the next batch begins, since Lightning counts a batch as done only after the hooks for its end.
+        print("Stopping after this step or validation; Ctrl-C again stops at once", flush=True)
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not where a batch ends, since Lightning counts it as done only after the hooks for that.
         if self._interrupted and batch_idx % trainer.accumulate_grad_batches == 0:
-            raise KeyboardInterrupt
-
-    def on_validation_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        if self._interrupted:
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
