@@ -86,12 +86,7 @@ def plain(node: DictConfig) -> dict[str, Any]:
 def source(cfg: DictConfig) -> sources.Source:
     """The data set's lists. The built-in data set is made here on first use."""
     data = cfg.data
-    for key in (key for key in _NAMES if key in data and not OmegaConf.is_missing(data, key)):
-        if not isinstance(data[key], str) and not (data[key] is None and key in _OPTIONAL_NAMES):
-            raise InputError(
-                f"data.{key} must be the name of a file or folder, got {data[key]!r}; quote a name that looks like a "
-                f"number: 'data.{key}=\"5\"'"
-            )
+    check_names(data)
 
     def lists() -> dict[str, Any]:
         return {key: data[key] for key in ("root", "train_list", "val_list", "labels")}
@@ -122,6 +117,18 @@ def source(cfg: DictConfig) -> sources.Source:
     except MissingMandatoryValue as error:
         raise InputError(f"{error.full_key} is not set; data={data.format} needs it") from None
     raise InputError(f"data.format={data.format!r} is unknown; leave it as data= sets it")
+
+
+def check_names(data: DictConfig) -> None:
+    """Raise InputError where a key of data that names a file or folder holds something else."""
+    for key in _NAMES:
+        if key not in data or (data[key] is None and key in _OPTIONAL_NAMES):  # not in: also where it is ???
+            continue
+        if not isinstance(data[key], str):
+            raise InputError(
+                f"data.{key} must be the name of a file or folder, got {data[key]!r}; quote a name that looks like a "
+                f"number: 'data.{key}=\"5\"'"
+            )
 
 
 def official_split(cfg: DictConfig) -> int:

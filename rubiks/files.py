@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rubiks.errors import InputError
@@ -29,3 +29,9 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     finally:
         with contextlib.suppress(OSError):  # the error above is the one to tell
             temporary.unlink(missing_ok=True)
+
+
+def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    """Write lines of text in UTF-8 by `write_atomically`. Names of files need not be text; such bytes are escaped."""
+    text = "".join(f"{line}\n" for line in lines)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))

@@ -29,8 +29,8 @@ class Commands:
         monkeypatch.chdir(folder)
 
     def run(self, name: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
-        self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         """Exit status, stdout and stderr of train.py or eval.py."""
+        self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         self.capsys.readouterr()
         status = 0
         try:

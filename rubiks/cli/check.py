@@ -113,9 +113,8 @@ def run(arguments: argparse.Namespace) -> None:
     if (test := official_total(cfg.data.name, count, "test")) is not None:
         notes.append(f"test: {test:,} official videos, not checked, as their list has no labels")
     groups = repeated(lists, manifest)
-    splits_of = [[split for split, _ in group] for group in groups]
-    overlap = [group for group, splits in zip(groups, splits_of, strict=True) if len(set(splits)) > 1]
-    within = [group for group, splits in zip(groups, splits_of, strict=True) if len(set(splits)) < len(splits)]
+    overlap = [group for group in groups if len({split for split, _ in group}) > 1]
+    within = [group for group in groups if len({split for split, _ in group}) < len(group)]
     for what, found in (("in training and in validation", overlap), ("more than once in a list", within)):
         if found:
             paths = ", ".join(path for _, path in found[0][:3])
@@ -130,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     print("frames, size (short side) and frames a second: least, median, most", *notes, sep="\n")
     print(f"Manifest: {manifest.path}, SHA-256 {manifest.digest}")
-    write_list(repeats, [f"{split}\t{path}" if path else "" for group in groups for split, path in (*group, ("", ""))])
+    write_list(repeats, [line for group in groups for line in (*map("\t".join, group), "")])
     write_bad(manifest.path.with_name(BAD_FILES), bad)
     if bad:
         sys.exit(1)
@@ -146,14 +145,12 @@ def write_bad(path: Path, bad: dict[str, str]) -> None:
 
 def write_list(path: Path, lines: list[str]) -> None:
     """Write a list for the user; where it is empty, remove what an earlier run wrote."""
-    from rubiks.files import write_atomically
+    from rubiks.files import write_lines
 
-    if not lines:
+    if lines:
+        write_lines(path, lines)
+    else:
         path.unlink(missing_ok=True)
-        return
-    text = "".join(f"{line}\n" for line in lines)
-    # Names need not be text.
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def _span(values: list[int]) -> str:

@@ -139,8 +139,9 @@ def _write_lists(
 ) -> list[str]:
     """Write labels and lists; the choices that read them."""
     from rubiks.cli.entry import setting
-    from rubiks.data.prepare import PATTERN, target_name, write_csv, write_text
+    from rubiks.data.prepare import PATTERN, target_name, write_csv
     from rubiks.data.sources import CsvLists
+    from rubiks.files import write_lines
 
     def target(record: VideoRecord) -> str:
         return target_name(names.name_of(record.path), form, record.pattern is not None)
@@ -151,7 +152,7 @@ def _write_lists(
         if form == "frames":
             known = [(target(record), record.label) for record in records if target(record) in manifest.entries]
             lines = [f"{name} {manifest.entries[name].frames} {label}" for name, label in known]
-            write_text(out / f"{split}.txt", lines)
+            write_lines(out / f"{split}.txt", lines)
             choices.append(f"data.{split}_list={split}.txt")
             continue
         if isinstance(source, CsvLists):
@@ -167,7 +168,7 @@ def _write_lists(
             _copy(labels, out / places[labels])
             choices.append(setting("data.labels", places[labels]))
     elif classes is not None:
-        write_text(out / "labels.txt", classes)
+        write_lines(out / "labels.txt", classes)
         choices.append("data.labels=labels.txt")
     if form == "frames":
         choices.append(setting("data.pattern", PATTERN))

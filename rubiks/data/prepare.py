@@ -279,8 +279,3 @@ def write_csv(path: Path, rows: Sequence[tuple[str, str]]) -> None:
             csv.writer(file, lineterminator="\n").writerows(rows)
 
     write_atomically(path, write)
-
-
-def write_text(path: Path, lines: Sequence[str]) -> None:
-    text = "".join(f"{line}\n" for line in lines)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import stat
 import tarfile
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -128,14 +129,15 @@ def _parts(records: list[VideoRecord], size: int) -> Iterator[range]:
     """The numbers of the records that each shard holds."""
     start = total = 0
     for number, record in enumerate(records):
-        if os.path.exists(record.path) and not os.path.isfile(record.path):
+        try:
+            status = os.stat(record.path)
+        except OSError as error:
+            raise InputError(f"{record.path}: cannot be read: {error.strerror}") from error
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would not end
             raise InputError(
                 f"{record.path}: expected a file with a video, got something else; take it out of the list"
             )
-        try:
-            total += os.path.getsize(record.path)
-        except OSError as error:
-            raise InputError(f"{record.path}: cannot be read: {error.strerror}") from error
+        total += status.st_size
         if total >= size or number == len(records) - 1:
             yield range(start, number + 1)
             start, total = number + 1, 0
