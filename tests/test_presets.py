@@ -15,7 +15,7 @@ from videos import moving_square, write_video
 
 from rubiks import assemble
 from rubiks.cli.entry import compose
-from rubiks.data import decode
+from rubiks.data import decode, stills
 from rubiks.data.check import check, official_total
 from rubiks.data.manifest import Manifest
 from rubiks.data.sources import HMDB51, UCF101, TwentyBNFrames
@@ -194,7 +194,7 @@ def test_check_reads_frames_once_and_the_manifest_counts_them(copy, rubiks_comma
     known = Manifest(root).apply(records)
     assert [record.checked and record.checked.frames for record in known] == [6, 12, None, 2]
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "count_frames", lambda *_: pytest.fail("counted again"))
+        patch.setattr(stills, "count_frames", lambda *_: pytest.fail("counted again"))
         with decode.open_video(known[0]) as video:
             assert len(video) == 6
     shutil.copy(root / "20bn-jester-v1/1/00001.jpg", root / "20bn-jester-v1/1/00007.jpg")  # it was not all unpacked

@@ -6,27 +6,24 @@ import contextlib
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import av
 import numpy as np
-import torch
-from av.video.reformatter import VideoReformatter
-from PIL import Image
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from torch import Tensor
 
+from rubiks.data.index import Index, decode, read_index, video_stream
 from rubiks.data.jpegs import JpegVideo, open_jpegs
 from rubiks.data.readers import seeking_reader
-from rubiks.data.records import CheckedFile, OpenVideo, Span, VideoRecord, checked_indices, count_frames
+from rubiks.data.records import CheckedFile, OpenVideo, Seek, Span, VideoRecord, as_tensor, checked_indices
+from rubiks.data.screen import Screen
+from rubiks.data.seeker import Seeker
+from rubiks.data.stills import FrameFolder, ImageFile
 from rubiks.errors import VideoError
-
-# Here random access returns the same frames as decoding in order. In AVI, MPEG-TS and MPEG-PS, whose time stamps are
-# incomplete, and for MPEG-4 part 2 and HEVC with B-frames, decord returns others without an error (0.6.0), and of more
-# than 8 bits per channel it makes slightly other colours.
-_SEEKABLE_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")
-_SEEKABLE_CODECS = ("h264", "vp8", "vp9")
-_SEEKABLE_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
 
 # For av.open. Tags that are no UTF-8 are an error for PyAV before 19, unless told otherwise.
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
@@ -45,19 +42,22 @@ def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVid
 
 
 class VideoFile(OpenVideo):
-    """A video file: read by seeking where that is exact and of use, else, or if it fails, decoded in order with PyAV.
+    """A video file. Any frame is the one that a decode from the start gives, as a player shows it (`Screen`).
 
-    Frames are as a player shows them, turned by the rotation that phones note in the file. Open it in the process that
-    reads it and close it at once: an idle decord reader decodes ahead into memory.
+    A library that seeks reads it where that is proven exact (`read_index`) and of use; else PyAV does, from the nearest
+    packet from which decoding can begin; and where times do not tell frames apart, or anything is not as expected, PyAV
+    decodes in order and counts. Open a file in the process that reads it and close it at once: an idle decord reader
+    decodes ahead into memory.
 
     Args:
         path: any file that FFmpeg reads.
-        reader: what seeks, one of `readers.READERS`; pyav always decodes in order.
+        reader: what seeks, one of `readers.READERS`.
         content: the file's bytes, where they do not lie at `path`.
         checked: what is known of it; it counts where the file has that size.
 
     Attributes:
-        can_seek: whether the seeking readers reach any frame exactly, and without decoding all those before it.
+        seek: how any frame can be reached.
+        key_frames: from how many frames decoding can begin; 0 where that is not known.
 
     Raises:
         VideoError: the file cannot be read as a video.
@@ -68,43 +68,29 @@ class VideoFile(OpenVideo):
     ) -> None:
         self.path = path
         self._content = content
+        self._container: InputContainer | None = None  # in which `_index` seeks
+        self._index: Index | None = None
         size = _check_file(path) if content is None else len(content)
         if checked is not None and checked.size == size:
-            self._length, self.can_seek = checked.frames, checked.can_seek
+            self.seek, self.key_frames, self._length = checked.seek, checked.key_frames, checked.frames
         else:
-            self._length, self.can_seek = self._look()
-        self._seek = seeking_reader(reader, self._file(), self._length) if self.can_seek else None
+            self.seek, self.key_frames, self._length = self._look()
+        self._library = seeking_reader(reader, self._file(), self._length) if self.seek == "any" else None
+        if self._library is not None:
+            self._close_container()
 
-    def _look(self) -> tuple[int, bool]:
-        """The number of frames, and whether it can be read by seeking."""
-        path = self.path
-        try:
-            # PyAV fails with a reason, and quietly; decord has neither quality.
-            with av.open(self._file(), "r", **ANY_TAGS) as container:
-                if not container.streams.video:
-                    raise VideoError(path, "holds no video, only sound or data")
-                codec = container.streams.video[0].codec_context
-                if codec is None:
-                    raise VideoError(path, "is coded in a way that FFmpeg does not know, or its header is broken")
-                packets = [packet for packet in container.demux(video=0) if packet.size]
-                # A video cut without encoding it anew keeps frames outside of the cut, which players and decoders drop.
-                # decord counts them and mixes up the numbers.
-                length = sum(not packet.is_discard for packet in packets)
-                # With a single key frame there is nothing to seek to, and PyAV decodes faster in order than decord.
-                can_seek = (
-                    sum(packet.is_keyframe for packet in packets) > 1
-                    and container.format.name in _SEEKABLE_FORMATS
-                    and codec.codec.canonical_name in _SEEKABLE_CODECS
-                    and codec.pix_fmt in _SEEKABLE_PIXELS
-                )
-        except av.FFmpegError as error:
-            raise VideoError(path, f"cannot be opened as a video: {error.strerror}") from error
-        if length == 0:
-            raise VideoError(path, "holds no frames")
-        return length, can_seek and length == len(packets)
+    @property
+    def can_seek(self) -> bool:
+        """Whether some frames can be reached without decoding all those before them."""
+        return self.seek != "none" and self.key_frames > 1
+
+    @property
+    def times(self) -> list[int]:
+        """When each frame is shown, by the packets; empty where they do not tell."""
+        return self._read_index().times
 
     def __len__(self) -> int:
-        """The number of frames that a player shows, by the container."""
+        """The number of frames that a player shows."""
         return self._length
 
     def frames(self, indices: Sequence[int]) -> Tensor:
@@ -120,150 +106,96 @@ class VideoFile(OpenVideo):
             VideoError: a frame cannot be decoded.
         """
         indices = checked_indices(indices, self._length)
-        if self._seek is not None:
+        if self._library is not None:
             # decord fails on some videos that are whole, for example very narrow ones, with errors that it does not
-            # document (RuntimeError, DECORDError, DECORDLimitReachedError); decoding in order then decides.
+            # document (RuntimeError, DECORDError, DECORDLimitReachedError); PyAV then decides.
             with contextlib.suppress(Exception):
-                return _as_tensor(self._seek(indices))
-        return _as_tensor(self._decode_in_order(indices))
+                return as_tensor(self._library(indices))
+        if self.seek != "none":
+            # Packets that are not where they were, or damage, which decoding in order names.
+            with contextlib.suppress(av.FFmpegError, LookupError, ValueError):
+                return as_tensor(self._from_entries(indices))
+        return as_tensor(self._in_order(indices))
 
     def close(self) -> None:
         """Free the reader; the object is of no use afterwards."""
-        self._seek = None
+        self._library = None
+        self._close_container()
+
+    def open(self) -> tuple[InputContainer, VideoStream]:
+        """The file, which is to be closed, and the video in it; raises VideoError, or av.FFmpegError."""
+        # PyAV fails with a reason, and quietly; decord has neither quality.
+        container = av.open(self._file(), "r", **ANY_TAGS)
+        stream = video_stream(container)
+        reason = None
+        if stream is None:
+            cover = "only a picture, as of a cover" if container.streams.video else "only sound or data"
+            reason = f"holds no video, {cover}"
+        elif stream.codec_context is None:
+            reason = "is coded in a way that FFmpeg does not know, or its header is broken"
+        if reason is not None:
+            container.close()
+            raise VideoError(self.path, reason)
+        assert stream is not None
+        stream.codec_context.thread_count = 1
+        return container, stream
 
     def _file(self) -> str | io.BytesIO:
         return self.path if self._content is None else io.BytesIO(self._content)
 
-    def _decode_in_order(self, indices: list[int]) -> np.ndarray:
+    def _close_container(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._container = self._index = None
+
+    def _look(self) -> tuple[Seek, int, int]:
+        """How any frame can be reached, the number of key frames, and of frames."""
+        try:
+            index = self._read_index()
+        except av.FFmpegError as error:
+            raise VideoError(self.path, f"cannot be opened as a video: {error.strerror}") from error
+        length = sum(1 for _ in self._decoded()) if index.length is None else index.length
+        if length == 0:
+            raise VideoError(self.path, "holds no frames")
+        return index.seek, len(index.entries), length
+
+    def _read_index(self) -> Index:
+        if self._index is None:
+            self._container, stream = self.open()
+            self._index = read_index(self._container, stream)
+        return self._index
+
+    def _from_entries(self, indices: list[int]) -> np.ndarray:
+        """uint8 (T, H, W, 3); raises av.FFmpegError, ValueError, or LookupError where a packet is not as expected."""
+        index = self._read_index()
+        assert self._container is not None
+        if len(index.times) != self._length:
+            raise LookupError
+        images = Seeker(self._container, index).images({index.times[number] for number in indices})
+        return np.stack([images[index.times[number]] for number in indices])
+
+    def _in_order(self, indices: list[int]) -> np.ndarray:
         """uint8 (T, H, W, 3)."""
         last = max(indices)
-        frames = {}
-        rgb = VideoReformatter()  # sets the conversion up once, not for every frame
-        try:
-            with av.open(self._file(), "r", **ANY_TAGS) as container:
-                container.streams.video[0].codec_context.thread_count = 1
-                for index, frame in enumerate(container.decode(video=0)):
-                    if index in indices:
-                        image = rgb.reformat(frame, format="rgb24").to_ndarray()
-                        # Upright, as the other readers return it.
-                        frames[index] = np.rot90(image, round(frame.rotation / 90))
-                    if index == last:
-                        break
-        except av.FFmpegError as error:
-            raise VideoError(self.path, f"cannot be decoded, broken or cut off: {error.strerror}") from error
-        if last not in frames:
+        images, screen = {}, Screen()
+        for number, frame in enumerate(self._decoded()):
+            if number == 0 or number in indices:  # the first gives the size
+                images[number] = screen.image(frame)
+            if number == last:
+                break
+        if last not in images:
             raise VideoError(self.path, f"ends before frame {last} of the {self._length} announced, broken or cut off")
-        sizes = {_size(frame) for frame in frames.values()}
-        if len(sizes) > 1:
-            raise VideoError(self.path, f"changes its size on the way ({', '.join(sorted(sizes))}), expected one size")
-        return np.stack([frames[index] for index in indices])
+        return np.stack([images[number] for number in indices])
 
-
-class FrameFolder(OpenVideo):
-    """A folder with one JPEG or PNG image per frame, all of one size.
-
-    Args:
-        path: the folder.
-        num_frames: how many frames the list gives it; None to count them.
-        pattern: format of the file names, numbered from 1, e.g. "{:06d}.jpg" (TSM's convention).
-        checked: what is known of it; its count is taken unless the folder has grown since.
-
-    Raises:
-        VideoError: there is no such folder, it has no frames, or those to be counted have gaps.
-    """
-
-    def __init__(self, path: str, num_frames: int | None, pattern: str, checked: CheckedFile | None = None) -> None:
-        if not os.path.isdir(path):
-            raise VideoError(path, "is not a folder of frames" if os.path.exists(path) else "no such folder")
-        if num_frames is None and checked is not None:
-            grown = os.path.exists(os.path.join(path, pattern.format(checked.frames + 1)))
-            num_frames = None if grown else checked.frames
-        if num_frames is None:
-            num_frames = count_frames(path, pattern)
-        if num_frames < 1:
-            raise VideoError(path, f"the list gives it {num_frames} frames, expected at least 1")
-        self.path = path
-        self._length = num_frames
-        self._pattern = pattern
-
-    def __len__(self) -> int:
-        """The number of frames."""
-        return self._length
-
-    def frames(self, indices: Sequence[int]) -> Tensor:
-        """Read frames by number: index 0 is the file numbered 1.
-
-        Args:
-            indices: T numbers in range(len(self)), in any order, repeats allowed.
-
-        Returns:
-            uint8 (T, 3, H, W), RGB; channels last in memory.
-
-        Raises:
-            VideoError: a frame is missing, cannot be decoded, or differs in size from the first one read.
-        """
-        indices = checked_indices(indices, self._length)
-        images = {index: self._image(index) for index in dict.fromkeys(indices)}
-        first = images[indices[0]]
-        for index, image in images.items():
-            if image.shape != first.shape:
-                raise VideoError(
-                    self.path,
-                    f"frame {self._file(index)} is {_size(image)}, unlike {self._file(indices[0])}, {_size(first)}",
-                )
-        return _as_tensor(np.stack([images[index] for index in indices]))
-
-    def _file(self, index: int) -> str:
-        return self._pattern.format(index + 1)
-
-    def _image(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3)."""
-        name = self._file(index)
+    def _decoded(self) -> Iterator[VideoFrame]:
+        """Every frame in order, decoded from the start."""
         try:
-            return _read_image(os.path.join(self.path, name))
-        except FileNotFoundError as error:
-            raise VideoError(self.path, f"frame {name} is missing, expected {self._length} frames") from error
-        except VideoError as error:
-            raise VideoError(self.path, f"frame {name} {error.reason}") from error
-
-
-class ImageFile(OpenVideo):
-    """A still image as a video of one frame, which is read when it is asked for.
-
-    Args:
-        path: any image of 8 bits per channel that Pillow reads.
-        content: the file's bytes, where they do not lie at `path`.
-    """
-
-    def __init__(self, path: str, content: bytes | None = None) -> None:
-        self.path = path
-        self._content = content
-
-    def __len__(self) -> int:
-        return 1
-
-    def frames(self, indices: Sequence[int]) -> Tensor:
-        """The image once for each index; as `FrameFolder.frames`."""
-        indices = checked_indices(indices, 1)
-        try:
-            image = _read_image(self.path, self._content)
-        except FileNotFoundError as error:
-            raise VideoError(self.path, "no such file") from error
-        return _as_tensor(np.stack([image] * len(indices)))
-
-
-def _read_image(path: str, content: bytes | None = None) -> np.ndarray:
-    """uint8 (H, W, 3); raises VideoError, or FileNotFoundError."""
-    try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
-            if image.mode.startswith(("I", "F")):
-                raise VideoError(path, "has more than 8 bits per channel, expected 8")
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for broken files
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise VideoError(path, f"cannot be decoded: {reason}") from error
+            container, stream = self.open()
+            with container:
+                yield from decode(container, stream)
+        except (av.FFmpegError, ValueError) as error:  # the latter is PyAV's own, for what it does not support
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            raise VideoError(self.path, f"cannot be decoded, broken or cut off: {reason}") from error
 
 
 def _check_file(path: str) -> int:
@@ -294,12 +226,3 @@ def _read_span(path: str, span: Span) -> bytes:
     if not content:
         raise VideoError(path, "is empty, 0 bytes")
     return content
-
-
-def _as_tensor(frames: np.ndarray) -> Tensor:
-    """uint8 (T, H, W, 3) -> uint8 (T, 3, H, W), not copied."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)
-
-
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"

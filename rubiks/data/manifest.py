@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rubiks.data.records import CheckedFile, VideoRecord
+from rubiks.data.records import CheckedFile, Seek, VideoRecord
 from rubiks.errors import InputError, VideoError
 from rubiks.files import write_atomically
 
 NAME = "rubiks-manifest.jsonl"
+VERSION = 2  # of what an entry means; entries of another are not used
 
 _BEGINNING = '{"name": "'
 _ANY_NAME = "surrogatepass"  # file systems have names that are not UTF-8
@@ -33,9 +34,12 @@ class Entry:
         frames: how many were decoded.
         width, height: pixels.
         rate: frames a second; 0 where there is none.
-        can_seek: whether a video file can be read by seeking (`VideoFile.can_seek`).
+        key_frames: of a video file, from how many frames decoding can begin; 0 where that is not known.
+        seek: how any frame of it can be reached.
         problem: why it is of no use; None for a good one.
         doubt: what the decoder complained of although all frames came.
+        remark: what is to be known of its frames: pixels that are not square, several sizes.
+        version: of the rules by which it was examined.
     """
 
     name: str
@@ -46,9 +50,12 @@ class Entry:
     width: int = 0
     height: int = 0
     rate: float = 0.0
-    can_seek: bool = False
+    key_frames: int = 0
+    seek: Seek = "none"
     problem: str | None = None
     doubt: str | None = None
+    remark: str | None = None
+    version: int = VERSION
 
 
 class Manifest:
@@ -58,6 +65,10 @@ class Manifest:
         root: folder of the data set.
         path: the manifest's file, absolute or relative to root; it need not exist.
 
+    Attributes:
+        entries: by name.
+        outdated: how many entries of another version the file had, which are left out.
+
     Raises:
         InputError: the file is there and is no manifest.
     """
@@ -66,6 +77,7 @@ class Manifest:
         self.root = Path(root)
         self.path = self.root / path
         self.entries: dict[str, Entry] = {}
+        self.outdated = 0
         try:
             lines = self.path.read_text(encoding="utf-8", errors=_ANY_NAME).split("\n")
         except FileNotFoundError:
@@ -77,8 +89,12 @@ class Manifest:
             lines.append(unfinished)
         for number, line in enumerate(lines, start=1):
             try:
-                entry = Entry(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                values = json.loads(line)
+                if isinstance(values["name"], str) and values.get("version", 1) != VERSION:
+                    self.outdated += 1
+                    continue
+                entry = Entry(**values)
+            except (ValueError, TypeError, KeyError) as error:
                 raise InputError(
                     f"{self.path}, line {number}: expected an entry of `rubiks check`, got {line[:60]!r} ({error}); "
                     f"{_ANOTHER}, or remove a manifest that is damaged"
@@ -124,7 +140,7 @@ class Manifest:
         entry = self.entries.get(self.name_of(record.path))
         if entry is None or entry.problem is not None or record.image:
             return record
-        return dataclasses.replace(record, checked=CheckedFile(entry.size, entry.frames, entry.can_seek))
+        return dataclasses.replace(record, checked=CheckedFile(entry.size, entry.frames, entry.key_frames, entry.seek))
 
 
 def stamp(record: VideoRecord) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import av
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-from rubiks.data.check import examine
+from rubiks.data.examine import examine
 from rubiks.data.jpegs import BRAND
 from rubiks.data.manifest import Entry, Manifest, stamp
 from rubiks.data.records import VideoRecord

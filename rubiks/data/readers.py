@@ -69,5 +69,6 @@ def _decord(file: str | io.BytesIO) -> tuple[FrameReader, int]:
 def _torchcodec(file: str | io.BytesIO) -> tuple[FrameReader, int]:
     from torchcodec.decoders import VideoDecoder
 
-    video = VideoDecoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+    source = file.getvalue() if isinstance(file, io.BytesIO) else file
+    video = VideoDecoder(source, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     return lambda indices: video.get_frames_at(indices).data.numpy(), len(video)

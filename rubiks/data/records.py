@@ -7,7 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from rubiks.errors import VideoError
 
@@ -20,12 +24,19 @@ class Span(NamedTuple):
     size: int
 
 
+# How any frame of a video file can be reached: by every library that seeks, by this package's own seeking alone, or
+# only by decoding all frames before it.
+Seek = Literal["any", "pyav", "none"]
+
+
 class CheckedFile(NamedTuple):
-    """What a manifest says of a video: its bytes, its frames, and of a file whether `VideoFile.can_seek`."""
+    """What a manifest says of a video: its bytes, its frames, and of a file those that decoding can begin from, and how
+    any frame can be reached."""
 
     size: int
     frames: int
-    can_seek: bool
+    key_frames: int
+    seek: Seek
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +132,8 @@ def checked_indices(indices: Sequence[int], length: int) -> list[int]:
     if not 0 <= min(numbers) <= max(numbers) < length:
         raise IndexError(f"frame indices {numbers} of a video with {length} frames")
     return numbers
+
+
+def as_tensor(frames: np.ndarray) -> Tensor:
+    """uint8 (T, H, W, 3) -> uint8 (T, 3, H, W), not copied."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)

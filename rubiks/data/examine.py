@@ -1,0 +1,191 @@
+"""Whether one video is what its container promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+
+import av
+import av.logging
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from rubiks.data.containers import promised_bytes
+from rubiks.data.decode import VideoFile, open_video
+from rubiks.data.index import packets_with_data
+from rubiks.data.jpegs import JpegVideo
+from rubiks.data.manifest import Entry, stamp
+from rubiks.data.records import VideoRecord
+from rubiks.data.screen import Screen
+from rubiks.data.stills import FrameFolder, ImageFile
+from rubiks.errors import VideoError
+
+# Called with every frame, as players show it, and the frames a second.
+Use = Callable[[VideoFrame, Fraction], object]
+
+_STILL_RATE = Fraction(30)  # folders of frames name none
+# Frames that duration x rate may promise and the video not hold: rates of uneven videos are averages.
+_SLACK = 0.1
+_EVEN = 0.9  # of the intervals between frames are equal, or a video has no rate to speak of
+
+
+def examine(record: VideoRecord, name: str, use: Use = lambda frame, rate: None) -> Entry:
+    """Decode a video to its end and compare it with what its container promises.
+
+    Args:
+        record: the video.
+        name: of the entry.
+        use: called with each frame in order; what it makes of them is good only if this function returns.
+
+    Raises:
+        VideoError: it cannot be read, is cut short, or holds other frames than it promises.
+    """
+    size, mtime_ns = stamp(record)
+    with open_video(record, "pyav") as video:
+        if isinstance(video, VideoFile):
+            return _decode(video, use, Entry(name, size, mtime_ns, _sha256(record.files)))
+        rate = video.rate if isinstance(video, JpegVideo) else Fraction(0)
+        width, height = _look_at_images(video, rate, use)
+        return Entry(name, size, mtime_ns, _sha256(record.files), len(video), width, height, float(rate))
+
+
+def _look_at_images(video: JpegVideo | FrameFolder | ImageFile, rate: Fraction, use: Use) -> tuple[int, int]:
+    """Width and height."""
+    shape = None
+    for index in range(len(video)):
+        image = video.frames([index])[0].permute(1, 2, 0).numpy()
+        if shape not in (None, image.shape):
+            raise VideoError(video.path, f"frame {index} has another size than those before it")
+        shape = image.shape
+        use(VideoFrame.from_ndarray(image, format="rgb24"), rate or _STILL_RATE)
+    assert shape is not None
+    return shape[1], shape[0]
+
+
+def _decode(video: VideoFile, use: Use, entry: Entry) -> Entry:
+    """The entry, with what was found of the frames."""
+    path = video.path
+    promised = promised_bytes(path)
+    missing = 0 if promised is None else promised - entry.size
+    if missing > 0:
+        raise VideoError(path, f"is cut short: {missing:,} of the {promised:,} bytes that its container promises miss")
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    found = _Found()
+    try:
+        with av.logging.Capture(local=True) as complaints:
+            container, stream = video.open()
+            with container:
+                average = stream.average_rate or stream.guessed_rate or Fraction(0)
+                rate = Fraction(average.numerator, average.denominator)  # PyAV has a type of its own from 19 on
+                for packet in packets_with_data(container, stream):
+                    found.packets += 1
+                    for frame in packet.decode():
+                        use(found.add_frame(frame), rate or _STILL_RATE)
+                for frame in stream.decode(None):
+                    use(found.add_frame(frame), rate or _STILL_RATE)
+                _compare(found, video, container, stream, rate)
+    except (av.FFmpegError, ValueError) as error:  # the latter is PyAV's own, for what it does not support
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise VideoError(path, f"cannot be decoded at frame {len(found.times)}: {reason}") from error
+    finally:
+        av.logging.set_level(level)
+    # Seeking goes by the packets, so that what a decoder makes of them must have been foreseen.
+    foreseen = video.times == found.times
+    return dataclasses.replace(
+        entry,
+        frames=len(found.times),
+        width=found.shown_size[0],
+        height=found.shown_size[1],
+        rate=float(rate),
+        key_frames=video.key_frames if foreseen else 0,
+        seek=video.seek if foreseen else "none",
+        doubt=complaints[0][2].strip() if complaints else None,
+        remark="; ".join(found.remarks) or None,
+    )
+
+
+class _Found:
+    """What decoding a file has come upon.
+
+    Attributes:
+        packets: how many, with data.
+        times: of the frames, in order.
+        corrupt: how many frames the decoder calls damaged.
+        shown_size: width and height of the frames as players show them.
+        remarks: what is to be known of them.
+    """
+
+    def __init__(self) -> None:
+        self.packets = self.corrupt = 0
+        self.times: list[int | None] = []
+        self.shown_size = (0, 0)
+        self.remarks: list[str] = []
+        self._size: tuple[int, int] | None = None
+        self._screen = Screen()
+
+    def add_frame(self, frame: VideoFrame) -> VideoFrame:
+        """The frame as players show it."""
+        size = frame.width, frame.height
+        self._size = self._size or size
+        if size != self._size and not self.remarks:
+            first, other = (f"{width}x{height}" for width, height in (self._size, size))
+            self.remarks.append(f"from frame {len(self.times)} on it has frames of {other}, scaled to {first}")
+        self.times.append(frame.pts)
+        self.corrupt += frame.is_corrupt
+        shown = self._screen.frame(frame)
+        self.shown_size = shown.width, shown.height
+        return shown
+
+
+def _compare(found: _Found, video: VideoFile, container: InputContainer, stream: VideoStream, rate: Fraction) -> None:
+    """Raise VideoError where the frames found are not those promised."""
+    path, frames = video.path, len(found.times)
+    if frames != len(video):
+        raise VideoError(path, f"{frames} of the {len(video)} frames of its index can be decoded")
+    # What AVI announces are also chunks without data; its index has those with.
+    announced = len(stream.index_entries) if container.format.name == "avi" else stream.frames
+    if found.packets < announced:
+        raise VideoError(path, f"holds {found.packets} of the {announced} frames that its container promises")
+    expected = _seconds(container, stream) * rate
+    if expected - frames > max(2, _SLACK * expected) and not _is_uneven(found.times):
+        raise VideoError(path, f"holds {frames} frames, but its duration and rate promise {expected:.0f}")
+    if found.corrupt:
+        raise VideoError(path, f"{found.corrupt} of its {frames} frames are damaged")
+    ratio = stream.sample_aspect_ratio
+    if ratio and ratio != 1:
+        found.remarks.append(f"its pixels are {ratio.numerator}:{ratio.denominator}, not square, and left as they are")
+
+
+def _seconds(container: InputContainer, stream: VideoStream) -> float:
+    """How long the video says it is; 0 where it does not."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if not container.duration or len(container.streams) > 1:
+        return 0.0
+    # Matroska counts from 0, wherever the first frame is.
+    begin = max(0, container.start_time or 0) if container.format.name == "matroska,webm" else 0
+    return (container.duration - begin) / av.time_base
+
+
+def _is_uneven(times: list[int | None]) -> bool:
+    """Whether frames come at intervals of many lengths, so that a rate says little of their number."""
+    known = [time for time in times if time is not None]
+    if len(known) < 3:
+        return False
+    steps = np.diff(known)
+    # Matroska rounds to milliseconds, of which a frame may take few.
+    return bool(np.mean(np.abs(steps - np.median(steps)) <= 0.3 * np.median(steps)) < _EVEN)
+
+
+def _sha256(paths: Iterable[str]) -> str:
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()

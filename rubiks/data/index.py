@@ -1,0 +1,209 @@
+"""Where the frames of a video file are, and whether seeking returns the same ones as decoding from the start.
+
+A file is demuxed once, which is quick beside decoding, and what is not proven here is decoded in order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from rubiks.data.packets import Packet, packet_reader
+from rubiks.data.records import Seek
+from rubiks.data.screen import Turn, turn_of
+
+# Where decord (0.6.0) and torchcodec return the frames of a decode from the start, if the packets too allow it. In AVI,
+# MPEG-TS and MPEG-PS, whose time stamps are incomplete, and for MPEG-4 part 2 and HEVC with B-frames, decord returns
+# others without an error, and of more than 8 bits per channel it makes slightly other colours.
+_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")
+_CODECS = ("h264", "vp8", "vp9")
+_PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
+_TURNS = (None, Turn(True, True, False), Turn(False, True, True), Turn(True, False, True))  # quarter turns, no mirrors
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A packet from which decoding can begin.
+
+    Attributes:
+        position: its number among the packets.
+        time: of its frame.
+        target: the time to seek to.
+    """
+
+    position: int
+    time: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The frames of a file. Times are in units of the stream's time base.
+
+    Attributes:
+        length: frames that a decode from the start gives; None where the packets do not tell.
+        seek: how any frame can be reached.
+        steady: whether all frames are known to have one size.
+        entries: where decoding can begin, in order.
+        times: when each frame is shown, in order; empty where that does not tell them apart.
+        positions: the number of the packet of each time.
+        packets: the number of each packet, by its time stamp and size.
+    """
+
+    length: int | None
+    seek: Seek
+    steady: bool
+    entries: list[Entry]
+    times: list[int]
+    positions: dict[int, int]
+    packets: dict[tuple[int | None, int], int]
+
+    def entry_before(self, time: int) -> Entry:
+        """The last one from which the frame of this time can be decoded."""
+        place = bisect_right(self.entries, self.positions[time], key=lambda entry: entry.position)
+        while self.entries[place - 1].time > time:
+            place -= 1
+        return self.entries[place - 1]
+
+
+def video_stream(container: InputContainer) -> VideoStream | None:
+    """The first video, which is no cover picture; None where a file has none."""
+    videos = container.streams.video
+    return next((stream for stream in videos if not stream.disposition & Disposition.attached_pic), None)
+
+
+def packets_with_data(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+    """A file's packets. Those without data, by which AVI and Theora repeat a frame, are none for FFmpeg's decoders."""
+    return (packet for packet in container.demux(stream) if packet.size)
+
+
+def decode(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Every frame in order, as coded."""
+    for packet in packets_with_data(container, stream):
+        yield from packet.decode()
+    yield from stream.decode(None)
+
+
+def read_index(container: InputContainer, stream: VideoStream) -> Index:
+    """Demux a file to its end.
+
+    Raises:
+        av.FFmpegError: it cannot be demuxed.
+    """
+    codec = stream.codec_context
+    read = packet_reader(codec.codec.canonical_name, codec.extradata, codec.codec.intra_only)
+    rows = [
+        _Row(packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, read(bytes(packet)))
+        for packet in packets_with_data(container, stream)
+    ]
+    length = _length(rows)
+    times = [] if length is None else _times(rows, length, codec.has_b_frames)
+    packets = {(row.pts, row.size): position for position, row in enumerate(rows)}
+    if not times or len(packets) < len(rows):
+        return Index(length, "none", False, [], [], {}, {})
+    layouts = {row.said.layout for row in rows}
+    index = Index(
+        length,
+        "pyav",
+        len(layouts - {None}) == 1,
+        _entries(rows, stream),
+        times,
+        {row.pts: position for position, row in enumerate(rows) if row.shown and row.pts is not None},
+        packets,
+    )
+    if _any_library(container, stream, rows, index) and _first_turn(container, stream, index) in _TURNS:
+        return replace(index, seek="any")
+    return index
+
+
+class _Row(NamedTuple):
+    """A packet with data: times, bytes, what the container says of it, and what it says of itself."""
+
+    pts: int | None
+    dts: int | None
+    size: int
+    is_key: bool
+    is_discarded: bool
+    said: Packet
+
+    @property
+    def shown(self) -> bool:
+        return bool(self.said.frames) and not self.is_discarded
+
+
+def _length(rows: list[_Row]) -> int | None:
+    """Frames that are shown; None where the packets do not tell."""
+    if not rows or any(row.said.frames is None for row in rows):
+        return None
+    # What refers to frames before the first is not shown, or damaged.
+    start = rows[0].pts
+    if not rows[0].said.entry or (start is not None and any(row.pts is not None and row.pts < start for row in rows)):
+        return None
+    return sum(row.shown for row in rows)
+
+
+def _times(rows: list[_Row], length: int, reordered: bool) -> list[int]:
+    """When each frame is shown, in order; empty where that does not tell them apart."""
+    times = [row.pts for row in rows if row.shown and row.pts is not None]
+    if len(set(times)) < length or not all(row.said.timed for row in rows):
+        return []
+    in_order = sorted(times)
+    # A decoder that puts frames in another order than that of their packets, where the time stamps do not.
+    if reordered and times == in_order:
+        return []
+    return in_order
+
+
+def _entries(rows: list[_Row], stream: VideoStream) -> list[Entry]:
+    # Some containers index presentation times, others decoding times.
+    indexed = {entry.timestamp for entry in stream.index_entries}
+    found = []
+    for position, row in enumerate(rows):
+        if row.said.entry and row.pts is not None:
+            times = [time for time in (row.pts, row.dts) if time is not None]
+            target = next((time for time in times if time in indexed), min(times))
+            found.append(Entry(position, row.pts, target))
+    return found
+
+
+def _any_library(container: InputContainer, stream: VideoStream, rows: list[_Row], index: Index) -> bool:
+    """Whether libraries that seek by the container's key frames and count packets return the same frames.
+
+    With a single key frame there is nothing to seek to, and PyAV decodes faster in order than decord.
+    """
+    keys = [position for position, row in enumerate(rows) if row.is_key]
+    if len(keys) < 2 or len(container.streams.video) > 1:
+        return False
+    codec = stream.codec_context
+    if container.format.name not in _FORMATS or codec.codec.canonical_name not in _CODECS:
+        return False
+    if codec.pix_fmt not in _PIXELS or not index.steady or index.length != len(rows):
+        return False
+    if sum(entry.is_keyframe for entry in stream.index_entries) != len(keys):
+        return False
+    entries = {entry.position for entry in index.entries}
+    later = float("inf")  # the earliest time of the packets that follow
+    for position in reversed(range(len(rows))):
+        time = rows[position].pts
+        assert time is not None  # all are shown, and have times of their own
+        if rows[position].is_key and (position not in entries or later < time):
+            return False
+        later = min(later, time)
+    return True
+
+
+def _first_turn(container: InputContainer, stream: VideoStream, index: Index) -> Turn | None:
+    """How players turn the first frame; a mirror, which libraries do not know, also where it cannot be decoded."""
+    container.seek(index.entries[0].target, stream=stream)
+    try:
+        return turn_of(next(decode(container, stream)))
+    except (av.FFmpegError, ValueError, StopIteration):
+        return Turn(False, True, False)

@@ -1,0 +1,74 @@
+"""Decoded frames as a player shows them."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+
+
+class Turn(NamedTuple):
+    """How a player turns frames: rows and columns are exchanged, then left and right, then top and bottom."""
+
+    transposed: bool
+    mirrored: bool
+    flipped: bool
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) as shown; a view."""
+        image = image.transpose(1, 0, 2) if self.transposed else image
+        return image[:: -1 if self.flipped else 1, :: -1 if self.mirrored else 1]
+
+
+def turn_of(frame: VideoFrame) -> Turn | None:
+    """What the display matrix of a decoded frame says, to the nearest quarter turn; None for frames shown as they are.
+
+    Source: ISO/IEC 14496-12, 6.2.2: a pixel (x, y) is shown at (a x + c y, b x + d y).
+    """
+    notes: Any = frame.side_data
+    matrix = notes.get("DISPLAYMATRIX")
+    if matrix is None:
+        return None
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)[:36])
+    turn = Turn(True, c < 0, b < 0) if abs(b) + abs(c) > abs(a) + abs(d) else Turn(False, a < 0, d < 0)
+    return turn if any(turn) else None
+
+
+class Screen:
+    """Turns and mirrors frames as their file's display matrix says, and scales them to one size, as FFmpeg does.
+    Pixels that are not square stay as they are.
+
+    The size is that of the first frame that comes: where sizes may change, it must be the video's first.
+    """
+
+    def __init__(self) -> None:
+        self._size: tuple[int, int] | None = None  # as coded
+        self._rgb = VideoReformatter()  # sets the conversion up once, not for every frame
+
+    def image(self, frame: VideoFrame) -> np.ndarray:
+        """uint8 (H, W, 3), RGB."""
+        width, height = self._sized(frame)
+        rgb = self._rgb.reformat(frame, width, height, format="rgb24", interpolation=self._interpolation(frame))
+        image, turn = rgb.to_ndarray(), turn_of(frame)
+        return image if turn is None else turn(image)
+
+    def frame(self, frame: VideoFrame) -> VideoFrame:
+        """The frame in its own pixel format, or, where it is turned or mirrored, in RGB."""
+        if turn_of(frame) is not None:
+            return VideoFrame.from_ndarray(np.ascontiguousarray(self.image(frame)), format="rgb24")
+        width, height = self._sized(frame)
+        if (frame.width, frame.height) == (width, height):
+            return frame
+        return frame.reformat(width, height, interpolation=Interpolation.BICUBIC)
+
+    def _sized(self, frame: VideoFrame) -> tuple[int, int]:
+        if self._size is None:
+            self._size = frame.width, frame.height
+        return self._size
+
+    def _interpolation(self, frame: VideoFrame) -> Interpolation:
+        same = (frame.width, frame.height) == self._size
+        return Interpolation.BILINEAR if same else Interpolation.BICUBIC
