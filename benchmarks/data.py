@@ -139,7 +139,10 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
             print(f"{row['form']:<12}{row['bytes'] / 1e3:8,.0f} kB  {speed.describe(report['rows'][-1])}", flush=True)
         rates = {key: [row["videos_per_core_second"] for row in measured] for key, measured in rounds.items()}
         first = rates[source, arguments.readers[0]]
-        ratios = {f"{source} / bare decord": (first, bare)} if bare else {}
+        ratios = {}
+        for reader in arguments.readers if bare else ():
+            name = source if reader == arguments.readers[0] else f"{source} {reader}"
+            ratios[f"{name} / bare decord"] = rates[source, reader], bare
         ratios |= {f"{source} {form} / {source}": (rates[f"{source} {form}", "auto"], first) for form in FORMS}
         for name, (over, under) in ratios.items():
             report["ratios"][name] = statistics.median(a / b for a, b in zip(over, under, strict=True))

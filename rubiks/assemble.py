@@ -32,6 +32,7 @@ from rubiks.data.manifest import Manifest
 from rubiks.data.readers import check_reader
 from rubiks.data.records import VideoRecord
 from rubiks.data.shards import Shards
+from rubiks.data.sources.annotations import nfc
 from rubiks.data.views import TrainingViews
 from rubiks.data.workers import LONGEST
 from rubiks.errors import InputError
@@ -97,7 +98,8 @@ def source(cfg: DictConfig) -> sources.Source:
                 folder = builtin.generate(data.root, data.level, data.train_videos, data.val_videos, data.seed)
                 return sources.SomethingSomethingV2(str(folder))
             case "ssv1" | "jester":
-                return sources.TwentyBNFrames(**lists(), release=data.release, videos=data.videos)
+                places = {"release": data.release, "videos": data.videos}
+                return sources.TwentyBNFrames(**lists(), **places, first_frame=data.first_frame)
             case "ssv2":
                 return sources.SomethingSomethingV2(**lists(), videos=data.videos)
             case "kinetics":
@@ -107,7 +109,7 @@ def source(cfg: DictConfig) -> sources.Source:
             case "hmdb51":
                 return sources.HMDB51(data.root, official_split(cfg), data.lists, data.videos)
             case "frames":
-                return sources.FrameLists(**lists(), pattern=data.pattern)
+                return sources.FrameLists(**lists(), pattern=data.pattern, first_frame=data.first_frame)
             case "csv":
                 return sources.CsvLists(**lists())
             case "images":
@@ -166,9 +168,16 @@ def class_names(cfg: DictConfig, data: sources.Source, saved: SavedNetwork | Non
 def manifest(cfg: DictConfig) -> Manifest:
     """What `rubiks check` or `rubiks prepare` wrote beside the videos; empty where neither has run."""
     try:
-        return Manifest(cfg.data.root, cfg.data.manifest)
+        found = Manifest(cfg.data.root, cfg.data.manifest)
     except MissingMandatoryValue as error:
         raise InputError(f"{error.full_key} is not set; data={cfg.data.format} needs it") from None
+    if found.outdated:
+        log.warning(
+            "%s: %s entries are of another version, of no use until rubiks check has read those videos anew",
+            found.path,
+            found.outdated,
+        )
+    return found
 
 
 def records(
@@ -377,7 +386,7 @@ def network(cfg: DictConfig, classes: list[str], dropout: float) -> RubiksNet:
             check_same_network(cfg, saved, "init", others)
             checkpoint.load_weights(net, saved)
         # An official file does not name its classes: then their number decides.
-        if saved.num_classes != len(classes) or (saved.classes is not None and saved.classes != classes):
+        if saved.num_classes != len(classes) or (saved.classes is not None and not same_names(saved.classes, classes)):
             net.replace_classifier(len(classes))
             log.info("init: weights of %s, with a new classifier for %d classes", cfg.init, len(classes))
         else:
@@ -398,12 +407,17 @@ def check_same_classes(saved: SavedNetwork, classes: list[str]) -> None:
     """Raise InputError unless a checkpoint's classes are the data set's: their names where the file has them."""
     if saved.num_classes != len(classes):
         raise InputError(f"{saved.path} has {saved.num_classes} classes, but the data set has {len(classes)}")
-    if saved.classes is not None and saved.classes != classes:
-        label = next(i for i, (a, b) in enumerate(zip(saved.classes, classes, strict=True)) if a != b)
+    if saved.classes is not None and not same_names(saved.classes, classes):
+        label = next(i for i, (a, b) in enumerate(zip(saved.classes, classes, strict=True)) if nfc(a) != nfc(b))
         raise InputError(
             f"{saved.path} was trained on other classes: class {label} is {saved.classes[label]!r} there and "
             f"{classes[label]!r} in the data set; set data.labels to the list it was trained with"
         )
+
+
+def same_names(names: list[str], others: list[str]) -> bool:
+    """Whether names are the same whichever way accented letters are written: as in NFC, or as macOS does."""
+    return list(map(nfc, names)) == list(map(nfc, others))
 
 
 def evaluated_checkpoint(cfg: DictConfig) -> SavedNetwork:

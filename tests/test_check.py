@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import time
+from fractions import Fraction
 from types import SimpleNamespace
 
 import av
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from commands import Commands
 from conftest import ROOT
+from generated import FILES
 from omegaconf import OmegaConf
 from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, write_video
 
@@ -244,6 +247,25 @@ class TestManifest:
             check(records, Manifest(folder), 1, 60)
             assert (folder / "rubiks-manifest.jsonl").read_bytes() == whole
 
+    def test_entries_of_another_version_are_not_used_but_checked_anew(self, checked, rubiks_command, caplog):
+        folder, records = checked
+        path = folder / "rubiks-manifest.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        old = [{key: value for key, value in line.items() if key != "version"} | {"can_seek": True} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in [*old[:1], lines[1] | {"version": 99}, lines[2]]))
+        manifest = Manifest(folder)
+        assert (manifest.outdated, set(manifest.entries)) == (2, {"c.avi"})
+        assert manifest.apply(records)[0].checked is None
+
+        (folder / "list.csv").write_text("a.mp4,0\nb.webm,0\nc.avi,0\n")
+        words = ("data=csv", f"data.root={folder}", "data.val_list=list.csv", "data.num_classes=1", "--workers", "1")
+        assert rubiks_command("check", *words)[0] == 1  # c.avi
+        told = "2 entries are of another version, of no use until rubiks check has read those videos anew"
+        assert caplog.messages == [f"{path}: {told}"]
+        assert [json.loads(line) for line in path.read_text().splitlines()] == lines
+        rubiks_command("check", *words)
+        assert len(caplog.messages) == 1
+
     @pytest.mark.parametrize("content", ['{"a": 1}\n', '{"Run": "0", "Jump": "1"}', "[]", "video.mp4,0"])
     def test_another_file(self, tmp_path, content):
         (tmp_path / "labels.json").write_text(content)
@@ -327,6 +349,44 @@ class TestCommand:
         )
         assert status == 0
         assert not (tmp_path / "rubiks-bad.txt").exists()
+
+    def test_what_is_to_be_known_of_files(self, clips, tmp_path, rubiks_command):
+        """Videos without key frames to seek to, with what that costs, and frames that players show in another shape."""
+        write_video(tmp_path / "1.mp4", moving_square(40, 120, 160), gop=1000)
+        write_video(tmp_path / "2.ts", moving_square(60, 120, 160), codec="mpeg2video")
+        FILES["h264 two sizes.mkv"](tmp_path / "3.mkv")
+        with av.open(str(tmp_path / "4.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=12)
+            stream.height, stream.width, stream.pix_fmt = 64, 80, "yuv420p"
+            stream.codec_context.gop_size, stream.codec_context.sample_aspect_ratio = 4, Fraction(64, 51)
+            container.mux([*stream.encode(av.VideoFrame(80, 64, "yuv420p")), *stream.encode()])
+        (tmp_path / "val.csv").write_text("1.mp4,0\n2.ts,0\n3.mkv,0\n4.mp4,0\n")
+        words = ("data=csv", f"data.root={tmp_path}", "data.val_list=val.csv", "data.num_classes=1", "--workers", "1")
+        status, out, _ = rubiks_command("check", *words)
+        assert status == 0
+        assert "2 of 4 videos are decoded from their start for every clip (1 with a single key frame, 1 in" in out
+        rates = re.search(r"exact\): (\d+) videos/s a core; `rubiks prepare` would make (\d+) \(2 tried\)", out)
+        assert int(rates[1]) < int(rates[2])
+        assert "val: 2 videos have frames to know of, the first is 3.mkv: from frame 30 on it has frames of 12" in out
+        remarks = {name: entry.remark for name, entry in Manifest(tmp_path).entries.items()}
+        assert remarks["4.mp4"] == "its pixels are 64:51, not square, and left as they are"
+        assert remarks["1.mp4"] is None
+        shutil.copy(tmp_path / "val.csv", tmp_path / "train.csv")
+        measured = rubiks_command("bench-data", *words[:-2], "data.train_list=train.csv", "data.size=32")[1]
+        assert "2 of 4 videos are decoded from their start for every clip" in measured
+        (tmp_path / "val.csv").write_text("3.mkv,0\n")
+        assert "decoded from their start" not in rubiks_command("check", *words)[1]
+
+    def test_labels_from_1(self, clips, tmp_path, rubiks_command):
+        for name in ("a.mp4", "b.webm"):
+            shutil.copy(clips / name, tmp_path)
+        (tmp_path / "val.csv").write_text("a.mp4,1\nb.webm,2\n")
+        words = ("data=csv", f"data.root={tmp_path}", "data.val_list=val.csv", "data.num_classes=2", "--workers", "1")
+        status, out, _ = rubiks_command("check", *words)
+        assert status == 1
+        assert "val: 1 of 2 labels are not in 0 to 1" in out
+        assert "labels seem to start at 1; they must start at 0" in out
+        assert "val: 1 of the 2 classes have no video, the first is 0" in out
 
     def test_a_wrong_list_costs_nothing_that_was_checked(self, clips, tmp_path, rubiks_command):
         for name in ("a.mp4", "b.webm"):

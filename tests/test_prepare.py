@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
+import sys
 import time
 from fractions import Fraction
 
@@ -16,13 +18,15 @@ from conftest import ROOT
 from torchvision.transforms.v2 import functional
 from videos import decode_in_order, moving_square, real_clip, rotated, write_video
 
-from rubiks.data.check import examine
+from rubiks.cli import main
 from rubiks.data.decode import VideoFile, open_video
+from rubiks.data.examine import examine
 from rubiks.data.jpegs import JpegVideo
 from rubiks.data.manifest import Manifest
-from rubiks.data.prepare import Job, _VideoWriter, prepare, target_name
+from rubiks.data.prepare import Job, prepare, target_name
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources import CsvLists, FrameLists, Kinetics, SomethingSomethingV2
+from rubiks.data.writers import VideoWriter
 from rubiks.errors import InputError, VideoError
 
 
@@ -143,7 +147,7 @@ class TestVideos:
     def test_a_disk_that_fails_is_not_the_videos_fault(self, tmp_path, monkeypatch):
         write_video(tmp_path / "s.mp4", moving_square(5))
         record = VideoRecord(str(tmp_path / "s.mp4"), 0)
-        writer = _VideoWriter(tmp_path / "out.mp4", Job(record, tmp_path / "out.mp4", "out.mp4", "jpeg", 256))
+        writer = VideoWriter(tmp_path / "out.mp4", "jpeg", 256)
 
         class Full:
             def encode(self, frame):
@@ -227,6 +231,45 @@ class TestDataSets:
         assert "data=csv data.train_list=train.csv data.val_list=val.csv data.labels=labels.txt" in printed
         again = CsvLists(str(back), "train.csv", "val.csv", "labels.txt").records("train")[0]
         assert [(r.label, len(decode_in_order(r.path))) for r in again] == [(2, 9), (1, 6)]
+
+    def test_space_is_told_before_and_advice_can_be_pasted(self, tmp_path, rubiks_command):
+        root = tmp_path / "root"
+        root.mkdir()
+        for name in "abc":
+            write_video(root / f"{name}.mp4", moving_square(40, 96, 128), b_frames=2)
+        (root / "train.csv").write_text("a.mp4,2\nb.mp4,0\n")
+        (root / "val.csv").write_text("c.mp4,1\n")
+        choices = ("data=csv", f"data.root={root}", "data.train_list=train.csv", "data.val_list=val.csv")
+        for form in ("jpeg", "frames"):
+            out = rubiks_command(*choices, "--form", form, "--out", tmp_path / form)
+            (factor,) = re.search(
+                r"^JPEG frames take about ([\d.]+) times the space of these videos \(3 tried\): some [\d.]+ GB for "
+                r"[\d.]+ GB; free on the disk of .*: [\d.]+ GB. --form h264 takes less$",
+                out,
+                re.MULTILINE,
+            ).groups()
+            written = [path for path in (tmp_path / form).rglob("*") if path.suffix in (".mp4", ".jpg")]
+            ratio = sum(path.stat().st_size for path in written) / sum(p.stat().st_size for p in root.glob("*.mp4"))
+            assert float(factor) == pytest.approx(ratio, rel=0.2)
+            assert "..." not in out
+            assert "data.num_classes=3" in out
+            assert "space of these videos" not in rubiks_command(*choices, "--form", form, "--out", tmp_path / form)
+        assert "space of these videos" not in rubiks_command(*choices, "--form", "h264", "--out", tmp_path / "h264")
+        recipe = rubiks_command(*choices, "recipe=finetune", "--out", tmp_path / "other")
+        assert "and in training also: recipe=finetune" in recipe
+
+    def test_nothing_written_is_no_success(self, tmp_path, monkeypatch, capsys):
+        (tmp_path / "a.mp4").write_text("no video")
+        (tmp_path / "val.csv").write_text("a.mp4,0\n")
+        words = ["data=csv", f"data.root={tmp_path}", "data.val_list=val.csv", "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["rubiks", "prepare", *words, "--workers", "1"])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        assert end.value.code == 1
+        out = capsys.readouterr().out
+        assert "No video was prepared" in out
+        assert "a.mp4: cannot be opened as a video" in out
+        assert "Use it with" not in out
 
     def test_folders_of_frames_may_have_dots_in_their_names(self):
         assert target_name("clips/v.1", "jpeg", folder=True) == "clips/v.1.mp4"

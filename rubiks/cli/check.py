@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +15,11 @@ from rich.table import Table
 
 from rubiks.data.workers import LONGEST, cores
 from rubiks.errors import InputError
+
+if TYPE_CHECKING:
+    from rubiks.data.manifest import Entry, Manifest
+    from rubiks.data.records import VideoRecord
+    from rubiks.data.sources import Split
 
 BAD_FILES = "rubiks-bad.txt"
 REPEATS = "rubiks-repeats.txt"
@@ -62,8 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Check, print a table, write the manifest and the list of bad files; exit status 1 where something is wrong."""
     from rubiks import assemble  # with Lightning it takes seconds to import
     from rubiks.cli.entry import compose
-    from rubiks.data.check import check, official_total, repeated
-    from rubiks.data.sources import read_lists
+    from rubiks.data.check import check, official_total
+    from rubiks.data.sources import describe_wrong_labels, read_lists
 
     workers = processes(arguments)
     cfg = compose(arguments.data)
@@ -73,13 +78,14 @@ def run(arguments: argparse.Namespace) -> None:
     assemble.check_class_count(cfg, source)
     count = cfg.data.num_classes if source.classes is None else len(source.classes)
     lists, missing, absent = read_lists(source)
-    notes = [f"{split} list not checked: {reason}" for split, reason in absent.items()]
     everything = [record for records in lists.values() for record in records]
     with progress("Checking", len({record.path for record in everything})) as advance:
         check(everything, manifest, workers, arguments.timeout, advance, whole=not absent)
 
-    table = Table("list", "listed", "official", "missing", "bad", "doubtful", "frames", "size", "fps", "GB")
+    notes = [f"{split} list not checked: {reason}" for split, reason in absent.items()]
     bad: dict[str, str] = {}
+    wrong_labels = False
+    table = Table("list", "listed", "official", "missing", "bad", "doubtful", "frames", "size", "fps", "GB")
     for split, records in lists.items():
         entries = [manifest.entries[manifest.name_of(record.path)] for record in records]
         good = [entry for entry in entries if entry.problem is None]
@@ -100,18 +106,59 @@ def run(arguments: argparse.Namespace) -> None:
         )
         if official is not None and listed < official:
             notes.append(f"{split}: {official - listed:,} of the {official:,} official videos are not in the list")
-        labels = [record.label for record in records]
-        outside = [r for r in records if r.label < 0 or (count is not None and r.label >= count)]
-        if outside:
-            notes.append(
-                f"{split}: {len(outside):,} labels are not in 0 to {count - 1}, the first of {outside[0].path}"
-            )
-        if count is not None and (empty := set(range(count)) - set(labels)):
-            notes.append(f"{split}: {len(empty):,} of the {count} classes have no video, the first is {min(empty)}")
-        for entry in [entry for entry in good if entry.doubt is not None][:5]:
-            notes.append(f"{split}: {entry.name} decodes, but the decoder says: {entry.doubt}")
+        if count is not None:
+            labels = [record.label for record in records]
+            if (wrong := describe_wrong_labels(records, count)) is not None:
+                wrong_labels = True
+                notes.append(f"{split}: {wrong}")
+            if empty := set(range(count)) - set(labels):
+                notes.append(f"{split}: {len(empty):,} of the {count} classes have no video, the first is {min(empty)}")
+        notes += _on_files(split, good)
     if (test := official_total(cfg.data.name, count, "test")) is not None:
         notes.append(f"test: {test:,} official videos, not checked, as their list has no labels")
+    notes += _on_seeking(everything, manifest, cfg.data.reader)
+    notes += _on_repeats(lists, manifest)
+
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print("frames, size (short side) and frames a second: least, median, most", *notes, sep="\n")
+    print(f"Manifest: {manifest.path}, SHA-256 {manifest.digest}")
+    write_bad(manifest.path.with_name(BAD_FILES), bad)
+    if bad or wrong_labels:
+        sys.exit(1)
+
+
+def _on_files(split: Split, good: Sequence[Entry]) -> list[str]:
+    """What is to be known of the good videos of a list."""
+    doubtful = [entry for entry in good if entry.doubt is not None]
+    notes = [f"{split}: {entry.name} decodes, but the decoder says: {entry.doubt}" for entry in doubtful[:5]]
+    if remarkable := [entry for entry in good if entry.remark is not None]:
+        first = remarkable[0]
+        notes.append(
+            f"{split}: {len(remarkable):,} videos have frames to know of, the first is {first.name}: {first.remark}"
+        )
+    return notes
+
+
+def _on_seeking(records: Sequence[VideoRecord], manifest: Manifest, reader: str) -> list[str]:
+    """How many videos are decoded from their start for every clip, and what that costs."""
+    from rubiks.data.estimate import describe_decoding_from_start, estimate, is_decoded_from_start
+
+    names = {manifest.name_of(record.path): record for record in records}
+    videos = {name: entry for name, entry in manifest.entries.items() if name in names and entry.problem is None}
+    others = {name for name, entry in videos.items() if entry.seek == "none"}
+    single = {name for name, entry in videos.items() if entry.key_frames == 1 < entry.frames} - others
+    slow = [names[name] for name in videos if name in single | others]
+    if not slow:
+        return []
+    cost = estimate(manifest.apply(slow), "jpeg", reader=reader, wanted=is_decoded_from_start)
+    return [describe_decoding_from_start(len(single), len(others), len(videos), cost)] if cost else []
+
+
+def _on_repeats(lists: Mapping[Split, Sequence[VideoRecord]], manifest: Manifest) -> list[str]:
+    """Videos of the same content, which are also written to a file."""
+    from rubiks.data.check import repeated
+
+    notes = []
     groups = repeated(lists, manifest)
     overlap = [group for group in groups if len({split for split, _ in group}) > 1]
     within = [group for group in groups if len({split for split, _ in group}) < len(group)]
@@ -122,17 +169,11 @@ def run(arguments: argparse.Namespace) -> None:
                 f"{what}: {sum(map(len, found)):,} videos in {len(found):,} groups of the same content, the first is "
                 f"{paths}"
             )
-    repeats = manifest.path.with_name(REPEATS)
+    path = manifest.path.with_name(REPEATS)
     if groups:
-        notes.append(f"All videos of the same content are listed in {repeats}")
-
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    print("frames, size (short side) and frames a second: least, median, most", *notes, sep="\n")
-    print(f"Manifest: {manifest.path}, SHA-256 {manifest.digest}")
-    write_list(repeats, [line for group in groups for line in (*map("\t".join, group), "")])
-    write_bad(manifest.path.with_name(BAD_FILES), bad)
-    if bad:
-        sys.exit(1)
+        notes.append(f"All videos of the same content are listed in {path}")
+    write_list(path, [line for group in groups for line in (*map("\t".join, group), "")])
+    return notes
 
 
 def write_bad(path: Path, bad: dict[str, str]) -> None:

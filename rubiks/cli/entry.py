@@ -79,6 +79,12 @@ def setting(key: str, value: object) -> str:
     return f'{key}="{escaped}"'
 
 
+def recipe_name(choices: list[str]) -> str:
+    """The recipe that train.py would take with these choices: the one chosen, else the data set's."""
+    chosen = dict(choice.split("=", 1) for choice in choices if choice.startswith(("data=", "recipe=")))
+    return chosen.get("recipe", chosen.get("data", "builtin"))
+
+
 def compose(choices: list[str]) -> DictConfig:
     """The configuration of train.py with the choices of another command, for example data=ssv2 data.root=/data/ssv2.
 

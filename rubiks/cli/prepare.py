@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def add_to(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prepare, write lists and manifest, and report space and speed."""
     from rubiks import assemble  # with Lightning it takes seconds to import
-    from rubiks.cli.entry import compose, setting
+    from rubiks.cli.entry import compose, recipe_name, setting
     from rubiks.data.manifest import Manifest
     from rubiks.data.prepare import Job, prepare, target_name
     from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource, SomethingSomethingV2, read_lists
@@ -87,6 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
         if os.path.normpath(known.record.path) != os.path.normpath(record.path):
             raise InputError(f"{known.record.path} and {record.path} would both become {name}; rename one of them")
     manifest = Manifest(out)
+    if not manifest.entries.keys() >= jobs.keys():
+        _tell_space([job.record for job in jobs.values()], form, arguments.short_side, out)
     with progress("Preparing", len(jobs)) as advance:
         bad = prepare(list(jobs.values()), manifest, workers, arguments.timeout, advance)
     here = setting("data.root", out)
@@ -100,12 +103,37 @@ def run(arguments: argparse.Namespace) -> None:
         usage = [*_write_lists(source, classes, lists, names, places, out, form, manifest), here]
         usage += [setting(f"data.{key}", cfg.data[key]) for key in ("name", "flip")]
         if classes is None:
-            usage.append(f"data.num_classes={cfg.data.num_classes or '...'}")
-        usage.append("recipe=...")
+            highest = max(record.label for records in lists.values() for record in records)
+            usage.append(f"data.num_classes={cfg.data.num_classes or highest + 1}")
     print(*problems, sep="\n", end="\n" if problems else "")
     write_bad(out / BAD_FILES, bad)
-    _report([job for job in jobs.values() if job.name in manifest.entries], manifest)
+    done = [job for job in jobs.values() if job.name in manifest.entries]
+    if not done:
+        print("No video was prepared")
+        sys.exit(1)
+    _report(done, manifest)
     print("Use it with:", shlex.join(usage))
+    recipe = recipe_name(arguments.data)
+    if (usage[0] != f"data={recipe}" and not kept_layout) or cfg.data.format == "builtin":
+        print(f"and in training also: recipe={recipe}")
+
+
+def _tell_space(records: Sequence[VideoRecord], form: str, short_side: int, out: Path) -> None:
+    """Say beforehand how much more space the copies take, where each frame takes its own."""
+    from rubiks.data.estimate import estimate
+    from rubiks.data.manifest import stamp
+
+    expected = estimate(records, form, short_side) if form in ("jpeg", "frames") else None
+    if expected is None or expected.after <= expected.before:
+        return
+    factor = expected.after / expected.before
+    before = sum(stamp(record)[0] for record in records)
+    print(
+        f"JPEG frames take about {factor:.1f} times the space of these videos ({expected.videos} tried): some "
+        f"{factor * before / 1e9:.3f} GB for {before / 1e9:.3f} GB; free on the disk of {out}: "
+        f"{shutil.disk_usage(out).free / 1e9:.3f} GB. --form h264 takes less",
+        flush=True,
+    )
 
 
 def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -139,8 +167,9 @@ def _write_lists(
 ) -> list[str]:
     """Write labels and lists; the choices that read them."""
     from rubiks.cli.entry import setting
-    from rubiks.data.prepare import PATTERN, target_name, write_csv
+    from rubiks.data.prepare import target_name, write_csv
     from rubiks.data.sources import CsvLists
+    from rubiks.data.writers import PATTERN
     from rubiks.files import write_lines
 
     def target(record: VideoRecord) -> str:
@@ -198,9 +227,6 @@ def _report(jobs: Sequence[Job], manifest: Manifest) -> None:
     """Space, and the time to read 8 frames of some videos before and after."""
     from rubiks.data.manifest import stamp
 
-    if not jobs:
-        print("No video was prepared")
-        return
     before = sum(stamp(job.record)[0] for job in jobs)
     after = sum(manifest.entries[job.name].size for job in jobs)
     some = list(jobs)[:: -(-len(jobs) // _TIMED_VIDEOS)]

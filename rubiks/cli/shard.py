@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the shards, and print the choices to train with."""
     size = size_in_bytes(arguments.size)
     from rubiks import assemble  # with Lightning it takes seconds to import
-    from rubiks.cli.entry import compose, setting
+    from rubiks.cli.entry import compose, recipe_name, setting
     from rubiks.data import shards
 
     cfg = compose(arguments.choices)
@@ -40,7 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     if source.classes is None:
         kept["num_classes"] = count
     choices = [setting(f"data.{key}", value) for key, value in kept.items()]
-    print("To train: python train.py data=shards", shlex.join(choices), "recipe=...")
+    choices.append(f"recipe={recipe_name(arguments.choices)}")
+    print("To train: python train.py data=shards", shlex.join(choices))
 
 
 def size_in_bytes(text: str) -> int:

@@ -32,7 +32,7 @@ ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.
 def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVideo | FrameFolder | ImageFile:
     """Open a record's video for reading, as a context manager; raises VideoError where it cannot be read."""
     if record.pattern is not None:
-        return FrameFolder(record.path, record.num_frames, record.pattern, record.checked)
+        return FrameFolder(record.path, record.num_frames, record.pattern, record.checked, record.first_frame)
     if not record.image and (jpegs := open_jpegs(record.path, record.span)) is not None:
         return jpegs
     content = None if record.span is None else _read_span(record.path, record.span)

@@ -50,7 +50,8 @@ def examine(record: VideoRecord, name: str, use: Use = lambda frame, rate: None)
             return _decode(video, use, Entry(name, size, mtime_ns, _sha256(record.files)))
         rate = video.rate if isinstance(video, JpegVideo) else Fraction(0)
         width, height = _look_at_images(video, rate, use)
-        return Entry(name, size, mtime_ns, _sha256(record.files), len(video), width, height, float(rate))
+        frames = len(video)  # each by itself
+        return Entry(name, size, mtime_ns, _sha256(record.files), frames, width, height, float(rate), frames, "any")
 
 
 def _look_at_images(video: JpegVideo | FrameFolder | ImageFile, rate: Fraction, use: Use) -> tuple[int, int]:

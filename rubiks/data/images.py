@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from functools import cached_property
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from rubiks.data.records import VideoRecord
+from rubiks.data.records import VideoRecord, is_hidden
 from rubiks.data.sources import Split
+from rubiks.data.sources.annotations import nfc
 from rubiks.errors import InputError
 
 
@@ -16,7 +17,7 @@ class ImageFolders:
     """ImageNet's layout, read as torchvision's ImageFolder reads it: `<root>/<split's folder>/<class>/*.jpeg`.
 
     The classes are the names of the training folder's folders, sorted; of the validation folder's where there is no
-    training folder. Images may lie in folders below their class's.
+    training folder. Images may lie in folders below their class's. Hidden files and folders do not count.
 
     Args:
         root: folder of the data set.
@@ -29,7 +30,7 @@ class ImageFolders:
 
     @cached_property
     def classes(self) -> list[str]:
-        return self._classes(self._class_split)
+        return sorted({nfc(name) for name in self._class_folders(self._class_split)})
 
     @property
     def classes_path(self) -> str:
@@ -42,14 +43,15 @@ class ImageFolders:
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
         labels = {name: label for label, name in enumerate(self.classes)}
-        folder, names = self._folders[split], self._classes(split)
+        folder, names = self._folders[split], self._class_folders(split)
         for name in names:
-            if name not in labels:
+            if nfc(name) not in labels:
                 raise InputError(
                     f"{os.path.join(folder, name)}: expected a class of {self.classes_path}, which has "
                     f"no folder {name!r}; set data.train_folder and data.val_folder to splits of one data set"
                 )
-        images = make_dataset(folder, {name: labels[name] for name in names}, IMG_EXTENSIONS, allow_empty=True)
+        found = make_dataset(folder, {name: labels[nfc(name)] for name in names}, IMG_EXTENSIONS, allow_empty=True)
+        images = [(path, label) for path, label in found if f"{os.sep}." not in path[len(folder) :]]  # not hidden
         if not images:
             raise InputError(
                 f"{folder}: expected images ({', '.join(IMG_EXTENSIONS)}) in its folders, found none; set "
@@ -57,13 +59,19 @@ class ImageFolders:
             )
         return [VideoRecord(path, label, image=True) for path, label in images], []
 
-    def _classes(self, split: Split) -> list[str]:
+    def _class_folders(self, split: Split) -> list[str]:
+        """The names of a split's folders, as the disk has them."""
         folder = self._folders[split]
+        remedy = f"set data.root to the folder that holds it, or data.{split}_folder to its name"
         try:
-            return find_classes(folder)[0]
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
         except FileNotFoundError:
-            what = "expected a folder for each class, found none" if os.path.isdir(folder) else "no such folder"
-            remedy = f"set data.root to the folder that holds it, or data.{split}_folder to its name"
+            raise InputError(f"{folder}: no such folder; {remedy}") from None
         except OSError as error:
-            what, remedy = f"cannot be listed: {error.strerror}", f"check data.root and data.{split}_folder"
-        raise InputError(f"{folder}: {what}; {remedy}")
+            raise InputError(
+                f"{folder}: cannot be listed: {error.strerror}; check data.root and data.{split}_folder"
+            ) from error
+        if not names:
+            raise InputError(f"{folder}: expected a folder for each class, found none; {remedy}")
+        return sorted(names)

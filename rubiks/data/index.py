@@ -157,7 +157,7 @@ def _times(rows: list[_Row], length: int, reordered: bool) -> list[int]:
         return []
     in_order = sorted(times)
     # A decoder that puts frames in another order than that of their packets, where the time stamps do not.
-    if reordered and times == in_order:
+    if reordered and length > 2 and times == in_order:
         return []
     return in_order
 

@@ -2,70 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path, PurePath
-from typing import NamedTuple
-
-import av
-from av.video.frame import PictureType, VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from rubiks.data.examine import examine
-from rubiks.data.jpegs import BRAND
 from rubiks.data.manifest import Entry, Manifest, stamp
 from rubiks.data.records import VideoRecord
 from rubiks.data.workers import work
+from rubiks.data.writers import PATTERN, writer
 from rubiks.errors import InputError, VideoError
 from rubiks.files import write_atomically
-
-PATTERN = "{:06d}.jpg"  # of the form frames, TSM's
-
-
-class Coding(NamedTuple):
-    """How the frames of a video file are written; the same frames give the same bytes.
-
-    Attributes:
-        codec, pixels: FFmpeg's names.
-        options: of the codec.
-        brand: of the file (`rubiks.data.jpegs`).
-        step: width and height are multiples of it.
-    """
-
-    codec: str
-    pixels: str
-    options: dict[str, str]
-    brand: str
-    step: int
-
-
-# One thread and no macroblock tree give the same bytes of H.264 always: with the tree, six of 6,000 encodings of the
-# same frames differed, without none of 12,000.
-_CODINGS = {
-    "jpeg": Coding("mjpeg", "yuvj420p", {"qmin": "2", "qmax": "2", "flags": "+bitexact"}, BRAND, 1),
-    "h264": Coding(
-        "libx264",
-        "yuv420p",
-        {
-            "crf": "20",
-            "preset": "veryfast",
-            "tune": "fastdecode",
-            "g": "4",
-            "keyint_min": "4",
-            "bf": "0",
-            "x264-params": "mbtree=0",
-        },
-        "isom",
-        2,
-    ),
-}
-FORMS = (*_CODINGS, "frames")
-_JPEG_QUALITY = 95  # of the form frames
 
 
 @dataclass(frozen=True)
@@ -156,11 +106,11 @@ def _prepare_one(job: Job) -> Entry:
     folder = job.form == "frames"
 
     def write(temporary: Path) -> None:
-        writer = _FramesWriter(temporary, job) if folder else _VideoWriter(temporary, job)
+        writing = writer(temporary, job.form, job.short_side)
         try:
-            source = examine(job.record, job.name, writer.add)
+            source = examine(job.record, job.name, writing.add)
         finally:
-            writer.close()
+            writing.close()
         record = job.written(source.frames, temporary)
         for file in record.files:
             os.utime(file, ns=(mtime_ns, mtime_ns))
@@ -188,84 +138,6 @@ def _write_folder(path: Path, write: Callable[[Path], object]) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-# ---- writers
-
-
-def _smaller(width: int, height: int, short_side: int, step: int = 1) -> tuple[int, int]:
-    """Width and height with the shorter side at most so long, both rounded down to a multiple of `step`."""
-    scale = min(1, short_side / min(width, height))
-    width, height = (max(step, int(side * scale + 1e-6) // step * step) for side in (width, height))
-    return width, height
-
-
-class _VideoWriter:
-    def __init__(self, path: Path, job: Job) -> None:
-        self._coding = _CODINGS[job.form]
-        self._short_side = job.short_side
-        options = {"fflags": "+bitexact", "brand": self._coding.brand}
-        self._container = av.open(str(path), "w", format="mp4", options=options)
-        self._stream: av.VideoStream | None = None
-        self._frames = 0
-
-    def add(self, frame: VideoFrame, rate: Fraction) -> None:
-        codec, pixels, options, _, step = self._coding
-        width, height = _smaller(frame.width, frame.height, self._short_side, step)
-        jpeg = codec == "mjpeg"
-        small = frame.reformat(
-            width,
-            height,
-            format=pixels,
-            interpolation=Interpolation.BILINEAR,
-            # JPEG knows one way to code colours.
-            dst_colorspace=Colorspace.ITU601 if jpeg else None,
-            dst_color_range=ColorRange.JPEG if jpeg else None,
-        )
-        if self._stream is None:
-            stream = self._container.add_stream(codec, rate=rate, options=options)
-            assert isinstance(stream, av.VideoStream)
-            self._stream = stream
-            stream.width, stream.height, stream.pix_fmt = width, height, pixels
-            context = stream.codec_context
-            context.thread_count = 1
-            # How colours were coded, as readers need it.
-            context.color_range, context.colorspace = small.color_range, small.colorspace
-        small.pts, small.time_base, small.pict_type = self._frames, 1 / rate, PictureType.NONE
-        self._frames += 1
-        with _write_errors():
-            self._container.mux(self._stream.encode(small))
-
-    def close(self) -> None:
-        with _write_errors():
-            if self._stream is not None:
-                self._container.mux(self._stream.encode())
-            self._container.close()
-
-
-@contextlib.contextmanager
-def _write_errors() -> Iterator[None]:
-    """FFmpeg's errors in writing, told apart from those of a source that cannot be decoded."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise InputError(f"a video cannot be written: {error.strerror}; check --out and its disk") from None
-
-
-class _FramesWriter:
-    def __init__(self, folder: Path, job: Job) -> None:
-        self._folder = folder
-        self._short_side = job.short_side
-        self._frames = 0
-
-    def add(self, frame: VideoFrame, rate: Fraction) -> None:
-        width, height = _smaller(frame.width, frame.height, self._short_side)
-        image = frame.reformat(width, height, format="rgb24", interpolation=Interpolation.BILINEAR).to_image()
-        self._frames += 1
-        image.save(self._folder / PATTERN.format(self._frames), quality=_JPEG_QUALITY, subsampling=0)
-
-    def close(self) -> None:
-        pass
 
 
 # ---- lists

@@ -47,10 +47,11 @@ class VideoRecord:
         path: the video file, the folder of frames, or the image.
         label: index of the class, from 0.
         num_frames: frame folders: the count that the list gives. None where the reader counts, as for video files.
-        pattern: frame folders: how frame files are named, e.g. "{:06d}.jpg", numbered from 1. None for video files.
+        pattern: frame folders: how frame files are named, e.g. "{:06d}.jpg". None for video files.
         image: whether it is a still image, a video of one frame.
         span: videos and images in a shard: where their bytes are; `path` is then only a name. None for loose files.
         checked: what `rubiks check` found, which spares the reader counting frames.
+        first_frame: frame folders: number of the first frame's file, 1 or 0.
     """
 
     path: str
@@ -60,6 +61,7 @@ class VideoRecord:
     image: bool = False
     span: Span | None = None
     checked: CheckedFile | None = None
+    first_frame: int = 1
 
     @property
     def name(self) -> str:
@@ -73,9 +75,11 @@ class VideoRecord:
         if self.pattern is None:
             yield self.path
             return
-        count = count_frames(self.path, self.pattern) if self.num_frames is None else self.num_frames
+        count = self.num_frames
+        if count is None:
+            count = count_frames(self.path, self.pattern, self.first_frame)
         for number in range(count):  # one by one: a wrong list may say any number
-            yield os.path.join(self.path, self.pattern.format(number + 1))
+            yield os.path.join(self.path, self.pattern.format(self.first_frame + number))
 
 
 Opened = TypeVar("Opened", bound="OpenVideo")
@@ -96,32 +100,46 @@ class OpenVideo:
         self.close()
 
 
-def count_frames(folder: str, pattern: str) -> int:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden: never data, such as the `._name` that macOS writes beside each file."""
+    return name.startswith(".")
+
+
+def count_frames(folder: str, pattern: str, first_frame: int = 1) -> int:
     """How many frames a folder holds that no list counts.
 
     Args:
         folder: the folder.
-        pattern: how frame files are named, e.g. "{:05d}.jpg", numbered from 1.
+        pattern: how frame files are named, e.g. "{:05d}.jpg".
+        first_frame: number of the first frame's file, 1 or 0.
 
     Raises:
         VideoError: there is no such folder, it holds no frames, or their numbers have gaps.
     """
-    first, extension = pattern.format(1), os.path.splitext(pattern)[1]
+    first, extension = pattern.format(first_frame), os.path.splitext(pattern)[1]
     try:
-        names = {name for name in os.listdir(folder) if name.endswith(extension)}
+        names = {name for name in os.listdir(folder) if name.endswith(extension) and not is_hidden(name)}
     except OSError as error:
         raise VideoError(folder, f"is not a folder of frames: {error.strerror}") from error
     if not names:
         raise VideoError(folder, f"holds 0 frames, expected {first} and so on; unpack it again")
-    expected = [pattern.format(number) for number in range(1, len(names) + 1)]
+    expected = [pattern.format(first_frame + number) for number in range(len(names))]
     missing = next((name for name in expected if name not in names), None)
     if missing is not None:
+        other = pattern.format(1 - first_frame)
+        from_other = other in names and (first_frame == 1 or missing == first)
+        remedy = first_frame_hint(1 - first_frame) if from_other else "unpack it again"
         raise VideoError(
             folder,
             f"holds {len(names)} {extension} files but not {missing}, expected {first} to {expected[-1]} without gaps; "
-            "unpack it again",
+            f"{remedy}",
         )
     return len(names)
+
+
+def first_frame_hint(number: int) -> str:
+    """What to do where frames are numbered from another number than was said."""
+    return f"its frames are numbered from {number}; set data.first_frame={number}"
 
 
 def checked_indices(indices: Sequence[int], length: int) -> list[int]:

@@ -14,7 +14,8 @@ import torch
 
 from rubiks.data.batches import collate
 from rubiks.data.dataset import Views
-from rubiks.data.decode import open_video
+from rubiks.data.decode import VideoFile, open_video
+from rubiks.data.estimate import is_decoded_from_start
 from rubiks.data.records import VideoRecord
 from rubiks.errors import InputError, VideoError
 
@@ -30,7 +31,8 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
     Returns:
         `wall_ms` and `cpu_ms`: milliseconds per video by stage, the latter over all threads; `videos_per_core_second`,
         from the CPU time, and `videos_per_second`, from the wall time, both without copy; `videos`, `unreadable`,
-        `clips_per_video`.
+        `clips_per_video`; `single_key_frame` and `seeking_not_proven`, of how many files all frames before those of a
+        clip are decoded too.
 
     Raises:
         InputError: none of the videos can be read.
@@ -46,7 +48,7 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
             wall[stage] += time.perf_counter() - wall_start
             cpu[stage] += time.process_time() - cpu_start
 
-    threads, unreadable = torch.get_num_threads(), 0
+    threads, unreadable, single, unproven = torch.get_num_threads(), 0, 0, 0
     torch.set_num_threads(1)  # as in a worker
     try:
         with contextlib.suppress(VideoError), open_video(records[0], reader) as video:  # imports the library
@@ -58,6 +60,9 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
                 try:
                     with timed("open"):
                         video = open_video(records[index], reader)
+                    if isinstance(video, VideoFile) and is_decoded_from_start(video):
+                        single += video.seek != "none"
+                        unproven += video.seek == "none"
                     with timed("decode"), video:
                         indices = views.frame_indices(len(video), rng)
                         clips = video.frames(indices.ravel().tolist()).unflatten(0, indices.shape)
@@ -83,6 +88,8 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
         "reader": reader,
         "videos": videos,
         "unreadable": unreadable,
+        "single_key_frame": single,
+        "seeking_not_proven": unproven,
         "clips_per_video": len(made),
         "videos_per_core_second": videos / sum(cpu[stage] for stage in reading),
         "videos_per_second": videos / sum(wall[stage] for stage in reading),

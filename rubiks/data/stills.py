@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from rubiks.data.records import CheckedFile, OpenVideo, as_tensor, checked_indices, count_frames
+from rubiks.data.records import CheckedFile, OpenVideo, as_tensor, checked_indices, count_frames, first_frame_hint
 from rubiks.errors import VideoError
 
 
@@ -20,33 +20,45 @@ class FrameFolder(OpenVideo):
     Args:
         path: the folder.
         num_frames: how many frames the list gives it; None to count them.
-        pattern: format of the file names, numbered from 1, e.g. "{:06d}.jpg" (TSM's convention).
+        pattern: format of the file names, e.g. "{:06d}.jpg" (TSM's convention).
         checked: what is known of it; its count is taken unless the folder has grown since.
+        first_frame: number of the first frame's file, 1 or 0.
 
     Raises:
         VideoError: there is no such folder, it has no frames, or those to be counted have gaps.
     """
 
-    def __init__(self, path: str, num_frames: int | None, pattern: str, checked: CheckedFile | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        num_frames: int | None,
+        pattern: str,
+        checked: CheckedFile | None = None,
+        first_frame: int = 1,
+    ) -> None:
         if not os.path.isdir(path):
             raise VideoError(path, "is not a folder of frames" if os.path.exists(path) else "no such folder")
+        listed = num_frames is not None
         if num_frames is None and checked is not None:
-            grown = os.path.exists(os.path.join(path, pattern.format(checked.frames + 1)))
+            grown = os.path.exists(os.path.join(path, pattern.format(first_frame + checked.frames)))
             num_frames = None if grown else checked.frames
         if num_frames is None:
-            num_frames = count_frames(path, pattern)
+            num_frames = count_frames(path, pattern, first_frame)
         if num_frames < 1:
             raise VideoError(path, f"the list gives it {num_frames} frames, expected at least 1")
         self.path = path
         self._length = num_frames
         self._pattern = pattern
+        self._first_frame = first_frame
+        if listed:
+            self._check_numbers()
 
     def __len__(self) -> int:
         """The number of frames."""
         return self._length
 
     def frames(self, indices: Sequence[int]) -> Tensor:
-        """Read frames by number: index 0 is the file numbered 1.
+        """Read frames by number: index 0 is the file of the first frame.
 
         Args:
             indices: T numbers in range(len(self)), in any order, repeats allowed.
@@ -69,7 +81,19 @@ class FrameFolder(OpenVideo):
         return as_tensor(np.stack([images[index] for index in indices]))
 
     def _file(self, index: int) -> str:
-        return self._pattern.format(index + 1)
+        return self._pattern.format(self._first_frame + index)
+
+    def _check_numbers(self) -> None:
+        """Raise VideoError where a list's frames are numbered from 0 and 1 was said, or the other way round."""
+        # N frames have the numbers 0 to N - 1 or 1 to N: whether 0 and N are there tells the two apart.
+        zero, last = (self._pattern.format(number) for number in (0, self._length))
+        there, absent = (zero, last) if self._first_frame == 1 else (last, zero)
+        paths = (os.path.join(self.path, name) for name in (there, absent))
+        if os.path.exists(next(paths)) and not os.path.exists(next(paths)):
+            hint = first_frame_hint(1 - self._first_frame)
+            raise VideoError(
+                self.path, f"the list gives it {self._length} frames: {there} is there, not {absent}; {hint}"
+            )
 
     def _image(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3)."""

@@ -8,7 +8,7 @@ from rubiks.data.sources.hmdb51 import HMDB51
 from rubiks.data.sources.kinetics import Kinetics
 from rubiks.data.sources.lists import CsvLists, FrameLists
 from rubiks.data.sources.something import SomethingSomethingV2, TwentyBNFrames
-from rubiks.data.sources.source import ListedSource, Source, Split, check_labels, read_lists
+from rubiks.data.sources.source import ListedSource, Source, Split, check_labels, describe_wrong_labels, read_lists
 from rubiks.data.sources.ucf101 import UCF101
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "Split",
     "TwentyBNFrames",
     "check_labels",
+    "describe_wrong_labels",
     "read_lists",
 ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
@@ -43,15 +45,22 @@ class AnnotationFile:
     @cached_property
     def path(self) -> str:
         """The path found, or an InputError that says what to set."""
-        if not os.path.isdir(self._root):
-            raise InputError(f"{self._root}: no such folder; set data.root to the data set's folder")
-        if not self._candidates:
-            raise InputError(f"{self.key} is not set; set it to the file's path, absolute or relative to data.root")
+        self.check_root()
         found = next((path for path in self._candidates if os.path.isfile(path)), None)
         if found is None:
-            looked = ", ".join(dict.fromkeys(self._candidates))
-            raise InputError(f"No file for {self.key}; looked for {looked}; set {self.key} to its path")
+            raise InputError(self.absence())
         return found
+
+    def check_root(self) -> None:
+        if not os.path.isdir(self._root):
+            raise InputError(f"{self._root}: no such folder; set data.root to the data set's folder")
+
+    def absence(self) -> str:
+        """What to say where there is no such file."""
+        if not self._candidates:
+            return f"{self.key} is not set; set it to the file's path, absolute or relative to data.root"
+        looked = ", ".join(dict.fromkeys(self._candidates))
+        return f"No file for {self.key}; looked for {looked}; set {self.key} to its path"
 
     def text(self) -> str:
         try:
@@ -79,8 +88,8 @@ class AnnotationFile:
                 yield f"{self.path}, line {number}", line
 
     def class_names(self) -> list[str]:
-        """One class name a line; blank lines do not count."""
-        names = [line.strip() for line in self.lines() if line.strip()]
+        """One class name a line, in NFC; blank lines do not count."""
+        names = [nfc(line.strip()) for line in self.lines() if line.strip()]
         if not names:
             raise InputError(f"{self.path}: holds no class names, expected one a line; set {self.key}")
         if len(set(names)) < len(names):
@@ -100,12 +109,12 @@ class AnnotationFile:
             ) from error
 
     def csv_rows(self) -> Iterator[tuple[str, list[str]]]:
-        """Where a row stands, and its columns; at least one row, none of them blank."""
+        """Where a row stands, and its columns; at least one row. Rows whose columns are all blank are left out."""
         reader = csv.reader(io.StringIO(self.text(), newline=""), strict=True)
         empty = True
         try:
             for row in reader:
-                if any(row):
+                if any(column.strip() for column in row):
                     empty = False
                     yield f"{self.path}, line {reader.line_num}", row
         except csv.Error as error:
@@ -116,42 +125,60 @@ class AnnotationFile:
 
 
 class Folders:
-    """Whether paths exist, by listing each parent folder once: on network disks far faster than asking for each."""
+    """Finds paths on the disk by listing each folder once: on network disks far faster than asking for each path.
+
+    macOS writes an accented letter in a name as two characters (Unicode's form NFD), lists mostly as one (NFC). A path
+    is found whichever way the list and the disk have it.
+    """
 
     def __init__(self) -> None:
-        self._names: dict[str, frozenset[str]] = {}
+        self._names: dict[str, dict[str, str] | None] = {}
 
-    def have(self, path: str) -> bool:
+    def find(self, path: str) -> str | None:
+        """The path as the disk has it; None where it does not exist."""
         folder, name = os.path.split(os.path.normpath(path))
-        if folder not in self._names:
-            try:
-                self._names[folder] = frozenset(os.listdir(folder or "."))
-            except (FileNotFoundError, NotADirectoryError):
-                self._names[folder] = frozenset()
-            except OSError as error:
-                raise InputError(f"{folder}: cannot be listed: {error.strerror}; check data.root") from error
-        return name in self._names[folder]
+        real, names = folder, self._listed(folder)
+        if names is None and not folder.isascii() and (other := self.find(folder)) is not None:
+            real, names = other, self._listed(other)
+        found = None if names is None else names.get(name) or names.get(nfc(name))
+        if found is None:
+            return None
+        return path if (real, found) == (folder, name) else os.path.join(real, found)
 
-    def first(self, stem: str, extensions: Sequence[str]) -> str:
-        """The first of the stem with each extension that exists; where none does, with the first extension."""
-        return next((stem + end for end in extensions if self.have(stem + end)), stem + extensions[0])
+    def first(self, paths: Sequence[str]) -> str | None:
+        """The first of the paths that exists, as the disk has it; None where none does."""
+        return next((found for path in paths if (found := self.find(path)) is not None), None)
 
     def video(self, path: str) -> str:
         """The path, or that of the .mp4 that `rubiks prepare` has written in its place."""
-        stem, extension = os.path.splitext(path)
-        return self.first(stem, (extension, ".mp4"))
+        return self.first((path, os.path.splitext(path)[0] + ".mp4")) or path
+
+    def _listed(self, folder: str) -> dict[str, str] | None:
+        """The names in a folder, by themselves and in NFC; None where there is no such folder."""
+        if folder not in self._names:
+            try:
+                names = os.listdir(folder or ".")
+                self._names[folder] = {nfc(name): name for name in names} | {name: name for name in names}
+            except (FileNotFoundError, NotADirectoryError):
+                self._names[folder] = None
+            except OSError as error:
+                raise InputError(f"{folder}: cannot be listed: {error.strerror}; check data.root") from error
+        return self._names[folder]
 
 
-def split_by_presence(records: Iterable[VideoRecord]) -> tuple[list[VideoRecord], list[str]]:
-    """The records whose path exists, and the paths of the others."""
-    folders = Folders()
+def split_by_presence(
+    records: Iterable[VideoRecord], folders: Folders | None = None
+) -> tuple[list[VideoRecord], list[str]]:
+    """The records whose path exists, with the path as the disk has it, and the paths of the others."""
+    folders = folders or Folders()
     present: list[VideoRecord] = []
     missing: list[str] = []
     for record in records:
-        if folders.have(record.path):
-            present.append(record)
-        else:
+        found = folders.find(record.path)
+        if found is None:
             missing.append(record.path)
+        else:
+            present.append(record if found == record.path else dataclasses.replace(record, path=found))
     return present, missing
 
 
@@ -175,21 +202,22 @@ def unknown_class(where: str, label: str, classes: AnnotationFile) -> InputError
     )
 
 
-def check_number(label: int, classes: Sequence[str] | None, where: str, labels: AnnotationFile) -> None:
-    if label < 0:
-        raise InputError(f"{where}: expected a label from 0, got {label}; correct it")
-    if classes is not None and label >= len(classes):
-        raise InputError(
-            f"{where}: expected a label from 0 to {len(classes) - 1} for the {len(classes)} classes in {labels.path}, "
-            f"got {label}; correct it or set {labels.key}"
-        )
-
-
 def file_name(text: str, where: str, field: str) -> str:
     """The text, unless it would lead to another folder."""
     if not text or re.search(r"[/\\\0]", text) or text in (".", ".."):
         raise InputError(f"{where}: expected {field} to be the name of a file, got {shown(text)}; correct it")
     return text
+
+
+def nfc(text: str) -> str:
+    """The text in Unicode's form NFC, in which names are compared: equal names may differ in their characters."""
+    return unicodedata.normalize("NFC", text)
+
+
+def checked_first_frame(number: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number not in (0, 1):
+        raise InputError(f"data.first_frame must be 0 or 1, the number of a folder's first frame; got {number!r}")
+    return number
 
 
 def integer(text: str) -> int | None:

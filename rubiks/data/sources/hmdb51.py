@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from functools import cached_property
 
-from rubiks.data.records import VideoRecord
-from rubiks.data.sources.annotations import AnnotationFile, Folders, file_name, shown, split_by_presence
+from rubiks.data.records import VideoRecord, is_hidden
+from rubiks.data.sources.annotations import AnnotationFile, Folders, file_name, nfc, shown, split_by_presence
 from rubiks.data.sources.source import Split
 from rubiks.errors import InputError
 
@@ -38,8 +38,13 @@ class HMDB51:
         self.classes_path = os.path.join(root, lists)
         self._videos = os.path.join(root, videos)
 
-    @cached_property
+    @property
     def classes(self) -> list[str]:
+        return list(self._lists)
+
+    @cached_property
+    def _lists(self) -> dict[str, str]:
+        """The paths of the split's lists by class, in label order."""
         try:
             names = os.listdir(self.classes_path)
         except OSError as error:
@@ -47,21 +52,22 @@ class HMDB51:
                 f"{self.classes_path}: cannot be listed: {error.strerror}; set data.root to the data set's folder, or "
                 f"data.lists to the folder of the files CLASS{self._ending}"
             ) from error
-        classes = sorted(name.removesuffix(self._ending) for name in names if name.endswith(self._ending))
-        if not classes:
+        names = [name for name in names if name.endswith(self._ending) and not is_hidden(name)]
+        if not names:
             raise InputError(
                 f"{self.classes_path}: expected files CLASS{self._ending}, found none; set data.lists to their folder"
             )
-        return classes
+        lists = {nfc(name.removesuffix(self._ending)): os.path.join(self.classes_path, name) for name in names}
+        return dict(sorted(lists.items()))
 
     def annotation_files(self) -> dict[str, str]:
         """The paths of the split's lists, by class."""
-        return {name: os.path.join(self.classes_path, name + self._ending) for name in self.classes}
+        return dict(self._lists)
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
         folders = Folders()
         records = []
-        for label, (name, path) in enumerate(self.annotation_files().items()):
+        for label, (name, path) in enumerate(self._lists.items()):
             for where, line in AnnotationFile(self._root, os.path.abspath(path), "data.lists").numbered_lines():
                 video, _, flag = line.strip().rpartition(" ")
                 if not video or flag not in ("0", "1", "2"):
@@ -77,4 +83,4 @@ class HMDB51:
                 f"{self.classes_path}: the files CLASS{self._ending} list no {split} videos, flag {_FLAGS[split]}; "
                 "unpack the official files again"
             )
-        return split_by_presence(records)
+        return split_by_presence(records, folders)

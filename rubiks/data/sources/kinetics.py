@@ -13,6 +13,7 @@ from rubiks.data.sources.annotations import (
     file_name,
     integer,
     lists_no_videos,
+    nfc,
     shown,
     unknown_class,
 )
@@ -53,10 +54,7 @@ class Kinetics(ListedSource):
 
     @property
     def _class_file(self) -> AnnotationFile:
-        if self._labels.given is not None:
-            return self._labels
-        train = self._lists["train"]
-        return train if train.given is not None or train.exists() else self._lists["val"]
+        return self._labels if self._labels.given is not None else self._naming_list
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
         file = self._lists[split]
@@ -71,7 +69,7 @@ class Kinetics(ListedSource):
             paths = [
                 os.path.join(place, stem + extension) for place in places for extension in (".mp4", ".mkv", ".webm")
             ]
-            found = next((path for path in paths if folders.have(path)), None)
+            found = folders.first(paths)
             if found is None:
                 missing.append(paths[0])
             else:
@@ -108,6 +106,6 @@ class Kinetics(ListedSource):
                     f"got {shown(times[0])} and {shown(times[1])}; correct it"
                 )
             empty = False
-            yield where, label, f"{file_name(video, where, 'youtube_id')}_{start:06d}_{end:06d}"
+            yield where, nfc(label), f"{file_name(video, where, 'youtube_id')}_{start:06d}_{end:06d}"
         if empty:
             raise lists_no_videos(file)

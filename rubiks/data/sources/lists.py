@@ -8,15 +8,19 @@ from functools import cached_property
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources.annotations import (
     AnnotationFile,
-    check_number,
+    Folders,
+    checked_first_frame,
     integer,
+    nfc,
     not_empty,
     shown,
     split_by_presence,
     unknown_class,
 )
-from rubiks.data.sources.source import ListedSource, Split
+from rubiks.data.sources.source import ListedSource, Split, check_numbers
 from rubiks.errors import InputError
+
+_HEADERS = (["path", "label"], ["video", "label"])  # of csv files
 
 
 class FrameLists(ListedSource):
@@ -30,7 +34,8 @@ class FrameLists(ListedSource):
         train_list: text file, absolute or relative to root or to the working directory; None where not needed.
         val_list: the same for validation.
         labels: text file with one class name a line, in label order; None where there is none.
-        pattern: format of the frames' file names, which are numbered from 1.
+        pattern: format of the frames' file names.
+        first_frame: number of a folder's first frame, 1 or 0.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class FrameLists(ListedSource):
         val_list: str | None = None,
         labels: str | None = None,
         pattern: str = "{:05d}.jpg",
+        first_frame: int = 1,
     ) -> None:
         super().__init__(
             AnnotationFile(root, labels, "data.labels"),
@@ -48,6 +54,7 @@ class FrameLists(ListedSource):
         )
         self._root = root
         self._pattern = _checked_pattern(pattern)
+        self._first_frame = checked_first_frame(first_frame)
 
     @cached_property
     def classes(self) -> list[str] | None:
@@ -56,6 +63,7 @@ class FrameLists(ListedSource):
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
         file = self._lists[split]
         records = []
+        numbers = []
         for where, line in file.numbered_lines():
             fields = line.rsplit(maxsplit=2)
             count, label = (integer(field) for field in fields[1:]) if len(fields) == 3 else (None, None)
@@ -64,13 +72,18 @@ class FrameLists(ListedSource):
                     f"{where}: expected `folder num_frames label`, the last two whole numbers, got {shown(line)}; "
                     f"set {file.key} to a list of frame folders or correct the line"
                 )
-            check_number(label, self.classes, where, self._labels)
-            records.append(VideoRecord(os.path.join(self._root, fields[0].lstrip()), label, count, self._pattern))
+            numbers.append((where, label))
+            path = os.path.join(self._root, fields[0].lstrip())
+            records.append(VideoRecord(path, label, count, self._pattern, first_frame=self._first_frame))
+        check_numbers(numbers, self.classes, self._labels)
         return split_by_presence(not_empty(records, file))
 
 
 class CsvLists(ListedSource):
-    """Videos in csv files with a row `path,label` each and an optional header `path,label`.
+    """Videos in csv files with a row `path,label` each and an optional header, `path,label` or `video,label`.
+
+    A first row that looks like another header is an error: its label would be a class without videos, and where all
+    other labels are numbers, would make names of them.
 
     A label is a number from 0 or a class name. With a labels file, a label that is one of its lines is that name, and
     any other must be a number. Without one, the training list decides (the validation list where no training list is
@@ -104,22 +117,22 @@ class CsvLists(ListedSource):
 
     @property
     def _class_file(self) -> AnnotationFile:
-        if self._labels.given is not None:
-            return self._labels
-        return self._lists["train" if self._lists["train"].given is not None else "val"]
+        return self._labels if self._labels.given is not None else self._naming_list
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
         labels = {name: label for label, name in enumerate(self.classes or ())}
         numbers = self.classes is None or self._class_file is self._labels
         records = []
+        numbered = []
         for where, path, text in self._rows(self._lists[split]):
             label = labels.get(text)
             if label is None:
                 label = integer(text) if numbers else None
                 if label is None:
                     raise self._unknown(where, text)
-                check_number(label, self.classes, where, self._labels)
+                numbered.append((where, label))
             records.append(VideoRecord(os.path.join(self._root, path), label))
+        check_numbers(numbered, self.classes, self._labels)
         return split_by_presence(records)
 
     def rows(self, split: Split) -> list[tuple[str, str]]:
@@ -134,20 +147,35 @@ class CsvLists(ListedSource):
             )
         return unknown_class(where, label, self._class_file)
 
-    @staticmethod
-    def _rows(file: AnnotationFile) -> list[tuple[str, str, str]]:
+    def _rows(self, file: AnnotationFile) -> list[tuple[str, str, str]]:
         """Per video: where it stands, its path and its label."""
         videos = []
+        header = False
         for index, (where, row) in enumerate(file.csv_rows()):
-            if index == 0 and [column.strip().lower() for column in row] == ["path", "label"]:
+            columns = [column.strip() for column in row]
+            if index == 0 and [column.lower() for column in columns] in _HEADERS:
+                header = True
                 continue
-            if len(row) != 2 or not all(column.strip() for column in row):
+            if len(columns) != 2 or not all(columns):
                 raise InputError(
                     f"{where}: expected two columns `path,label` (a comma within quotes), got {shown(','.join(row))}; "
                     f"set {file.key} to such a csv file or correct the row"
                 )
-            videos.append((where, row[0], row[1].strip()))
+            videos.append((where, row[0], nfc(columns[1])))
+        if not header:
+            self._check_first_row(videos)
         return not_empty(videos, file)
+
+    def _check_first_row(self, videos: list[tuple[str, str, str]]) -> None:
+        """Raise InputError where the first row is no video but a header of other columns."""
+        where, path, label = videos[0]
+        if os.path.splitext(path.strip())[1] or any(label == other for _, _, other in videos[1:]):
+            return
+        if Folders().find(os.path.join(self._root, path)) is None:
+            raise InputError(
+                f"{where}: {shown(f'{path},{label}')} looks like a header (there is no such file), whose columns must "
+                "be `path,label` or `video,label`; rename them, or remove the line"
+            )
 
 
 def _checked_pattern(pattern: str) -> str:

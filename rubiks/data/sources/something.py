@@ -10,8 +10,10 @@ from rubiks.data.records import VideoRecord
 from rubiks.data.sources.annotations import (
     AnnotationFile,
     Folders,
+    checked_first_frame,
     file_name,
     integer,
+    nfc,
     not_empty,
     shown,
     split_by_presence,
@@ -73,7 +75,7 @@ class SomethingSomethingV2(ListedSource):
                     f"{self._labels.path}, {template!r}: expected a number of its own from 0 to {len(templates) - 1}, "
                     f"got {shown(number)}; set data.labels to the official labels file"
                 )
-            names[label] = template
+            names[label] = nfc(template)
         return [names[label] for label in range(len(names))]
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
@@ -87,7 +89,7 @@ class SomethingSomethingV2(ListedSource):
         for number, entry in enumerate(entries, start=1):
             where = f"{file.path}, entry {number}"
             video, template = self._fields(entry, where, file.key)
-            name = template.replace("[", "").replace("]", "")
+            name = nfc(template.replace("[", "").replace("]", ""))
             if name not in labels:
                 raise InputError(
                     f"{where}: the template {shown(template)} is not in the labels file {self._labels.path}; "
@@ -95,7 +97,7 @@ class SomethingSomethingV2(ListedSource):
                 )
             path = os.path.join(self._videos, file_name(video, where, "id") + ".webm")
             records.append(VideoRecord(folders.video(path), labels[name]))
-        return split_by_presence(not_empty(records, file))
+        return split_by_presence(not_empty(records, file), folders)
 
     @staticmethod
     def _fields(entry: Any, where: str, key: str) -> tuple[str, str]:
@@ -126,6 +128,7 @@ class TwentyBNFrames(ListedSource):
         train_list: csv list, absolute or relative to root or to the working directory; None for the official name.
         val_list: the same for validation.
         labels: the same for the labels file.
+        first_frame: number of a folder's first frame, 1 or 0.
     """
 
     PATTERN = "{:05d}.jpg"
@@ -138,6 +141,7 @@ class TwentyBNFrames(ListedSource):
         train_list: str | None = None,
         val_list: str | None = None,
         labels: str | None = None,
+        first_frame: int = 1,
     ) -> None:
         def file(given: str | None, key: str, name: str) -> AnnotationFile:
             return AnnotationFile(root, given, key, (f"{release}-{name}.csv",), "labels")
@@ -148,6 +152,7 @@ class TwentyBNFrames(ListedSource):
             file(val_list, "data.val_list", "validation"),
         )
         self._videos = os.path.join(root, videos)
+        self._first_frame = checked_first_frame(first_frame)
 
     @cached_property
     def classes(self) -> list[str]:
@@ -165,9 +170,13 @@ class TwentyBNFrames(ListedSource):
                     f"{where}: expected `id;label`, got {shown(line)}; set {file.key} to an official list with labels "
                     "(the test list has none)"
                 )
-            if name not in labels:
+            label = labels.get(nfc(name))
+            if label is None:
                 raise unknown_class(where, name, self._labels)
-            path = folders.first(os.path.join(self._videos, file_name(video, where, "id")), ("", ".mp4"))
-            pattern = None if path.endswith(".mp4") else self.PATTERN
-            records.append(VideoRecord(path, labels[name], pattern=pattern))
-        return split_by_presence(not_empty(records, file))
+            folder = os.path.join(self._videos, file_name(video, where, "id"))
+            path = folders.first((folder, folder + ".mp4")) or folder
+            if path.endswith(".mp4"):
+                records.append(VideoRecord(path, label))
+            else:
+                records.append(VideoRecord(path, label, pattern=self.PATTERN, first_frame=self._first_frame))
+        return split_by_presence(not_empty(records, file), folders)

@@ -11,6 +11,7 @@ from rubiks.data.sources.annotations import (
     Folders,
     file_name,
     integer,
+    nfc,
     not_empty,
     shown,
     split_by_presence,
@@ -60,7 +61,7 @@ class UCF101(ListedSource):
     def classes(self) -> list[str]:
         names: list[str] = []
         for where, line in self._labels.numbered_lines():
-            number, _, name = line.strip().partition(" ")
+            number, _, name = nfc(line.strip()).partition(" ")
             if integer(number) != len(names) + 1 or not name or name in names:
                 raise InputError(
                     f"{where}: expected `{len(names) + 1} class`, a class of its own, got {shown(line)}; "
@@ -84,13 +85,14 @@ class UCF101(ListedSource):
                     f"{where}: expected `class/video.avi` and, for training, the class's number, got {shown(line)}; "
                     f"set {file.key} to an official list or correct the line"
                 )
-            if name not in labels:
+            label = labels.get(nfc(name))
+            if label is None:
                 raise unknown_class(where, name, self._labels)
-            if number and integer(number) != labels[name] + 1:
+            if number and integer(number) != label + 1:
                 raise InputError(
-                    f"{where}: expected {labels[name] + 1}, the number of {name} in {self._labels.path}, "
+                    f"{where}: expected {label + 1}, the number of {name} in {self._labels.path}, "
                     f"got {shown(number)}; set {file.key} and data.labels to files of one release"
                 )
             path = os.path.join(self._videos, name, file_name(video, where, "the video"))
-            records.append(VideoRecord(folders.video(path), labels[name]))
-        return split_by_presence(not_empty(records, file))
+            records.append(VideoRecord(folders.video(path), label))
+        return split_by_presence(not_empty(records, file), folders)
