@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
     warnings.filterwarnings("ignore", "GPU available but not used")  # device=cpu says so
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with PyTorch 2.14 and later
 
+    threading.excepthook = _in_thread
     begun = False
 
     def run(cfg: DictConfig) -> None:
@@ -101,6 +103,12 @@ def compose(choices: list[str]) -> DictConfig:
             return hydra.compose("train", choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error, folder, "train")) from None
+
+
+def _in_thread(failure: threading.ExceptHookArgs) -> None:
+    """Print what a thread failed with, but for PyTorch's that pins memory: it fails with a worker, which is told."""
+    if failure.thread is None or "_pin_memory_loop" not in failure.thread.name:
+        threading.__excepthook__(failure)
 
 
 def _fail(message: str) -> NoReturn:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from rubiks.errors import VideoError
+from rubiks.data.limits import NoRoom, describe_full, describe_lost, no_room, space
+from rubiks.errors import InputError, VideoError
 
 Sample = dict[str, Any] | VideoError
 
@@ -97,17 +101,79 @@ def _runs(process: int) -> bool:
 
 
 class Loader(DataLoader):
-    """A `DataLoader` that tells how long its user has waited for it.
+    """A `DataLoader` that tells how long its user has waited for it, and why its workers fail.
+
+    With workers, it is to be given ``persistent_workers=True``, a `WorkerCollate` and `start_worker`.
 
     Attributes:
         waited: the seconds for the latest batch.
+
+    Raises:
+        InputError: from its iterator, if shared memory is full, or a worker was killed from outside or has crashed.
     """
 
     waited = 0.0
+    _waiting: ClassVar[bool] = False  # for a batch, in this process
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # PyTorch names a class of its own
-        start = time.perf_counter()
-        for batch in super().__iter__():
+        batches = None
+        while True:
+            start = time.perf_counter()
+            try:
+                Loader._waiting = True
+                if batches is None:
+                    batches = super().__iter__()
+                    _hear_of_workers_while_waiting()
+                self._check_workers()
+                batch = next(batches, None)
+            except (RuntimeError, OSError, EOFError) as error:
+                Loader._waiting = False
+                if not isinstance(error, RuntimeError):  # a worker that ends closes its sockets a moment before
+                    wait([worker.sentinel for worker in self._workers()], timeout=1.0)
+                self._check_workers()
+                reason = no_room(error)
+                if reason is None:
+                    raise
+                raise self._full(NoRoom(reason, 0, space())) from None
+            finally:
+                Loader._waiting = False
+            if batch is None:
+                return
+            if isinstance(batch, NoRoom):
+                raise self._full(batch)
             self.waited = time.perf_counter() - start
             yield batch
-            start = time.perf_counter()
+
+    def _workers(self) -> list[Any]:
+        return getattr(self._iterator, "_workers", [])
+
+    def _check_workers(self) -> None:
+        """Raise InputError if a signal has ended a worker."""
+        for worker in self._workers():
+            if worker.exitcode is not None and worker.exitcode < 0:
+                raise InputError(describe_lost(worker.pid, -worker.exitcode)) from None
+
+    def _full(self, found: NoRoom) -> InputError:
+        batches = self.num_workers * ((self.prefetch_factor or 0) + 1)
+        return InputError(describe_full(found.reason, found.size, found.space, batches))
+
+
+class _WhileWaiting:
+    """PyTorch's handler of SIGCHLD, but only while a batch is waited for.
+
+    It raises an error wherever the process happens to be: in a step of the optimiser, or while it writes a checkpoint.
+    """
+
+    def __init__(self, handler: Callable[[int, Any], Any]) -> None:
+        self._handler = handler
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if Loader._waiting:
+            self._handler(number, frame)
+
+
+def _hear_of_workers_while_waiting() -> None:
+    handler = signal.getsignal(signal.SIGCHLD)
+    in_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    if in_main and callable(handler) and not isinstance(handler, _WhileWaiting):
+        signal.signal(signal.SIGCHLD, _WhileWaiting(handler))

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 
 from rubiks.data.batches import Loader, PinnedCollate, collate
 from rubiks.data.dataset import EpochSampler, VideoDataset, Views
+from rubiks.data.limits import WorkerCollate, start_worker
 from rubiks.data.records import VideoRecord
 from rubiks.data.workers import cores
 from rubiks.errors import InputError
@@ -113,6 +114,7 @@ class VideoDataModule(pl.LightningDataModule):
         sampler = EpochSampler(len(dataset), training, self.seed, rank, world_size, labels)
         batch_size = self.batch_size if training else self.eval_batch_size
         pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        own_collate = PinnedCollate(PREFETCH) if pinned and self.workers > 0 else collate
         return Loader(
             dataset,
             batch_size=batch_size,
@@ -123,7 +125,8 @@ class VideoDataModule(pl.LightningDataModule):
             persistent_workers=self.workers > 0,
             prefetch_factor=PREFETCH if self.workers > 0 else None,
             pin_memory=pinned,
-            collate_fn=PinnedCollate(PREFETCH) if pinned and self.workers > 0 else collate,
+            collate_fn=WorkerCollate(own_collate) if self.workers > 0 else own_collate,
+            worker_init_fn=start_worker if self.workers > 0 else None,
         )
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

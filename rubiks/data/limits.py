@@ -1,0 +1,153 @@
+"""What the machine's limits do to a loader's workers, and what a user is told: full shared memory, and kills."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from rubiks.errors import VideoError
+
+_SHM = "/dev/shm"  # where Linux keeps shared memory
+_CRASHES = (signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)  # a process's own doing
+_REMEDY = "fewer loader processes (data.workers=N) or a smaller batch (recipe.batch_size, in evaluation batch_size)"
+
+
+class Space(NamedTuple):
+    """Bytes of /dev/shm."""
+
+    total: int
+    free: int
+
+
+def space() -> Space | None:
+    """Of /dev/shm; None where there is none."""
+    try:
+        found = shutil.disk_usage(_SHM)
+    except OSError:
+        return None
+    return Space(found.total, found.free)
+
+
+@dataclass(frozen=True)
+class NoRoom:
+    """What a worker returns in place of a batch for which there is no shared memory.
+
+    Attributes:
+        reason: the system's.
+        size: bytes of the batch's views.
+        space: of /dev/shm, as the worker found it.
+    """
+
+    reason: str
+    size: int
+    space: Space | None
+
+
+class WorkerCollate:
+    """A collate function for a loader's workers, which returns `NoRoom` where shared memory does not suffice.
+
+    All of a batch's tensors lie in shared memory before it is returned. A thread of the worker would move the small
+    ones there otherwise; if that fails, the batch is lost, and the process that trains waits for it for ever.
+
+    Args:
+        collate: makes a batch of samples.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any] | NoRoom:
+        try:
+            batch = self.collate(samples)
+            for value in batch.values():
+                if isinstance(value, Tensor):
+                    value.share_memory_()
+        except (RuntimeError, OSError) as error:
+            reason = no_room(error)
+            if reason is None:
+                raise
+            size = sum(sample["views"].nbytes for sample in samples if not isinstance(sample, VideoError))
+            return NoRoom(reason, size, space())
+        return batch
+
+
+def start_worker(number: int) -> None:
+    """A `DataLoader`'s `worker_init_fn`: what a worker does about signals."""
+    for crash in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+        signal.signal(crash, signal.SIG_DFL)  # PyTorch's handlers print lines of their own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which may still want the worker's batches
+
+
+def no_room(error: BaseException) -> str | None:
+    """The system's reason if shared memory could not be had; None for other errors."""
+    if isinstance(error, OSError):
+        return os.strerror(errno.ENOSPC) if error.errno == errno.ENOSPC else None
+    # PyTorch has the system's number in its text alone.
+    text = r"unable to (?:allocate shared memory|mmap|write to file|resize file|stretch file).*\((\d+)\)"
+    found = re.search(text, str(error))
+    number = int(found[1]) if found else 0
+    return os.strerror(number) if number in (errno.ENOSPC, errno.ENOMEM) else None
+
+
+def describe_full(reason: str, size: int, left: Space | None, batches: int) -> str:
+    """What to tell where shared memory is full.
+
+    Args:
+        reason: the system's.
+        size: bytes of a batch; 0 where that is not known.
+        left: of /dev/shm.
+        batches: how many lie there at a time, at most.
+    """
+    room = "" if left is None else f"{_SHM} has {_mib(left.total)}, {_mib(left.free)} of it free; "
+    room += f"a batch takes {_mib(size)}, and " if size else ""
+    return (
+        f"shared memory is full ({reason}): {room}up to {batches} batches are there at a time. Give a container more "
+        f"by docker run --ipc=host or --shm-size=8g, or choose {_REMEDY}; data.workers=0 needs none"
+    )
+
+
+def describe_lost(process: int, number: int) -> str:
+    """What to tell of a worker that a signal has ended."""
+    name = next((known.name for known in signal.Signals if known == number), f"signal {number}")
+    who = f"a loader process (id {process})"
+    if number == signal.SIGBUS:  # a page of a mapped file cannot be had
+        left = space()
+        room = "" if left is None else f": {_SHM} has {_mib(left.total)}, {_mib(left.free)} of it free"
+        return (
+            f"{who} ended with a bus error, as where shared memory is full{room}. Give a container more by docker run "
+            f"--ipc=host or --shm-size=8g, or choose {_REMEDY}"
+        )
+    if number in _CRASHES:
+        return (
+            f"{who} crashed ({name}), as decoders do on some damaged videos: rubiks check finds these, and "
+            "data.reader=NAME has another library read them"
+        )
+    if number != signal.SIGKILL:
+        return f"{who} was killed from outside ({name})"
+    return (
+        f"{who} was killed from outside (SIGKILL), most often by the system for lack of memory, of which all processes "
+        f"here may take {memory() / 2**30:,.1f} GiB: {_REMEDY} needs less"
+    )
+
+
+def memory() -> int:
+    """Bytes that the processes here may take together: the machine's, or a container's limit."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max"
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

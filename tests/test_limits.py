@@ -1,0 +1,242 @@
+"""What a user is told where the machine's limits end a loader's workers: shared memory that is full, and kills."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from commands import Commands
+from conftest import ROOT, assert_rejected
+from torch.utils.data import Dataset
+
+from rubiks.data import builtin, limits
+from rubiks.data.batches import Loader, PinnedCollate, collate
+from rubiks.data.limits import NoRoom, Space, WorkerCollate, start_worker
+
+FULL = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+pytestmark = pytest.mark.filterwarnings("ignore:.*number of training batches.*", "ignore:.*does not have many workers")
+
+
+class Samples(Dataset):
+    """Sixty samples; a worker that is asked for the one numbered `fatal` calls `act`."""
+
+    def __init__(self, fatal: int = -1, act=None) -> None:
+        self.fatal, self.act = fatal, act
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, number: int) -> dict:
+        if number == self.fatal:
+            self.act()
+        return {"views": torch.full((1, 2, 3, 64, 64), number, dtype=torch.uint8), "label": [number], "index": number}
+
+
+def make_loader(data: Dataset, collate_fn=collate, workers: int = 2) -> Loader:
+    return Loader(
+        data,
+        batch_size=3,
+        num_workers=workers,
+        persistent_workers=True,
+        prefetch_factor=2,
+        collate_fn=WorkerCollate(collate_fn),
+        worker_init_fn=start_worker,
+    )
+
+
+def end_by(number: int):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def segmentation_fault() -> None:
+    ctypes.string_at(1)
+
+
+@pytest.mark.parametrize(
+    ("act", "parts"),
+    [
+        (end_by(signal.SIGKILL), ("killed from outside (SIGKILL)", "lack of memory", "GiB", "data.workers=N")),
+        (end_by(signal.SIGHUP), ("killed from outside (SIGHUP)",)),
+        (segmentation_fault, ("crashed (SIGSEGV)", "rubiks check", "data.reader=")),
+        (end_by(signal.SIGBUS), ("bus error", "/dev/shm has 64.0 MiB, 0.2 MiB of it free", "--shm-size=8g")),
+    ],
+)
+@pytest.mark.parametrize("fatal", [0, 40])
+def test_a_signal_that_ends_a_worker_is_one_message(monkeypatch, capfd, act, parts, fatal):
+    monkeypatch.setattr(limits, "space", lambda: Space(2**26, 2**18))
+    loader = make_loader(Samples(fatal, act))
+    assert_rejected(lambda: list(loader), *parts)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_defect_in_a_worker_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError, match=r"(?s)in DataLoader worker process.*Traceback.*__getitem__"):
+        list(make_loader(Samples(5, lambda: 1 / 0)))
+
+
+def test_the_end_of_a_worker_is_told_where_a_batch_is_waited_for():
+    """Not within a step of the optimiser, nor while a checkpoint is written."""
+    loader = make_loader(Samples())
+    steps = iter(loader)
+    next(steps)
+    victim = loader._iterator._workers[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()  # with which SIGCHLD has come
+    assert victim.exitcode == -signal.SIGKILL
+    assert_rejected(lambda: next(steps), f"loader process (id {victim.pid}) was killed")
+
+
+def test_ctrl_c_leaves_the_workers_to_their_parent():
+    """A terminal sends it to all; the parent may want to end a validation first."""
+    loader = make_loader(Samples())
+    numbers = []
+    for batch in loader:
+        numbers += batch["index"].tolist()
+        for worker in loader._iterator._workers:
+            os.kill(worker.pid, signal.SIGINT)
+    assert numbers == list(range(60))
+
+
+@pytest.mark.parametrize("collate_fn", [collate, PinnedCollate(2)])
+def test_a_workers_batch_lies_in_shared_memory_altogether(collate_fn):
+    samples = [Samples()[number] for number in range(3)]
+    batch = WorkerCollate(collate_fn)(samples)
+    assert all(batch[name].is_shared() for name in ("views", "label", "index"))
+    assert torch.equal(batch["views"], torch.stack([sample["views"] for sample in samples]))
+
+
+@pytest.mark.parametrize(("text", "caught"), [(FULL, True), ("unable to mmap 9 bytes: ... (12)", True), ("no", False)])
+def test_a_worker_that_finds_no_room_says_so_in_place_of_a_batch(text, caught):
+    def fail(samples):
+        raise RuntimeError(text)
+
+    samples = [Samples()[number] for number in range(3)]
+    if not caught:
+        with pytest.raises(RuntimeError):
+            WorkerCollate(fail)(samples)
+        return
+    found = WorkerCollate(fail)(samples)
+    assert isinstance(found, NoRoom)
+    assert found.size == 3 * 2 * 3 * 64 * 64
+
+
+def test_memory_is_that_of_a_container():
+    assert 0 < limits.memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---- with a /dev/shm of a few pages
+
+
+@pytest.fixture(scope="module")
+def small_shm():
+    """Words that begin a command, in a place of its own where /dev/shm has so many bytes."""
+    mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o "size=$0" tmpfs /dev/shm && exec "$@"']
+    try:
+        subprocess.run([*mount, "4096", "true"], check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"unshare -m and mount are not permitted here: {error}")
+    return lambda size: [*mount, str(size)]
+
+
+# Of one batch the views take 49 pages, label and index one each; semaphores take eleven.
+EACH_SIZE = """
+import subprocess, sys
+import torch
+sys.path[:0] = {path!r}
+from test_limits import PinnedCollate, Samples, collate, make_loader
+from rubiks.errors import InputError
+
+class Large(Samples):
+    def __getitem__(self, number):
+        return {{**super().__getitem__(number), "views": torch.zeros(1, 1, 3, 150, 148, dtype=torch.uint8)}}
+
+for pages in [20, *range(59, 64), *range(110, 115)]:
+    subprocess.run(["mount", "-o", f"remount,size={{4096 * pages}}", "/dev/shm"], check=True)
+    for collate_fn in (collate, PinnedCollate(2)):
+        try:
+            for batch in make_loader(Large(), collate_fn, workers=1):
+                pass
+        except InputError as error:
+            assert str(error).startswith("shared memory is full (No space left on device): /dev/shm has 0."), error
+            assert "up to 3 batches" in str(error)
+        else:
+            raise AssertionError(f"{{pages}} pages suffice")
+print("done")
+"""
+
+
+def test_shared_memory_of_any_size_that_does_not_suffice_is_one_message(small_shm):
+    """Too small for views, or for one of the small tensors: never a wait that does not end."""
+    script = EACH_SIZE.format(path=[str(ROOT / "tests"), str(ROOT)])
+    ended = subprocess.run(
+        [*small_shm(4096), sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
+SMALL = ("device=cpu", "data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4")
+
+
+@pytest.fixture(scope="module")
+def builtin_data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("builtin")
+    builtin.generate(root, "plain", 24, 8, 0, progress=False)
+    return f"data.root={root}"
+
+
+def one_error(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if "number of training batches" not in line and line[:2] != "  "]
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: "), stderr
+    return lines[0]
+
+
+def test_train_and_eval_tell_of_full_shared_memory(small_shm, builtin_data, monkeypatch, capsys, tmp_path):
+    Commands(monkeypatch, capsys, tmp_path).train(*SMALL[1:], builtin_data, "recipe.epochs=1", "run=first")
+
+    def run(name, size, *choices):
+        words = [sys.executable, str(ROOT / f"{name}.py"), *SMALL, builtin_data, "data.workers=2", *choices]
+        ended = subprocess.run([*small_shm(size), *words], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        assert ended.returncode == 2, ended.stderr
+        return one_error(ended.stderr)
+
+    # A batch has 8 * 4 * 3 * 32 * 32 bytes, 96 KiB.
+    told = run("train", 120 * 1024, "recipe.batch_size=8", "logger=csv", "run=second")
+    for part in ("/dev/shm has 0.1 MiB", "a batch takes 0.1 MiB", "up to 6 batches", "--ipc=host", "--shm-size=8g"):
+        assert part in told
+    told = run("eval", 100 * 1024, "batch_size=8", "ckpt=outputs/first")
+    assert "shared memory is full" in told
+
+
+def test_a_worker_killed_in_training_ends_it_at_once(builtin_data, tmp_path):
+    choices = [*SMALL, builtin_data, "data.workers=2", "recipe.batch_size=8", "recipe.epochs=1000", "logger=csv"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *choices, "run=killed"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    guard = threading.Timer(60, process.kill)
+    guard.start()
+    try:
+        next(line for line in process.stdout if line.startswith("epoch 1/"))
+        workers = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        assert len(workers) == 4  # two that train, two that validate
+        os.kill(workers[0], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=20)
+    finally:
+        guard.cancel()
+        process.kill()
+        process.wait()
+    assert process.returncode == 2, stderr
+    assert f"a loader process (id {workers[0]}) was killed from outside (SIGKILL)" in one_error(stderr)
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    assert (tmp_path / "outputs" / "killed" / "checkpoints" / "last.ckpt").is_file()
