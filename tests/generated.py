@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 from av.stream import Disposition
 from videos import cut_without_encoding, moving_square, rotated
 
@@ -108,12 +109,13 @@ def patched(write: Write, change: Callable[[bytes], bytes]) -> Write:
     return rewrite
 
 
-def shown_with(a: int, b: int, c: int, d: int) -> Callable[[bytes], bytes]:
+def shown_with(a: float, b: float, c: float, d: float) -> Callable[[bytes], bytes]:
     """Gives an mp4 file a display matrix."""
 
     def change(content: bytes) -> bytes:
         start = content.index(b"tkhd") + 44  # after version, times, number, duration, layer and volume
-        matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+        first, second = ((round(x * (1 << 16)), round(y * (1 << 16)), 0) for x, y in ((a, b), (c, d)))
+        matrix = struct.pack(">9i", *first, *second, 0, 0, 1 << 30)
         return content[:start] + matrix + content[start + len(matrix) :]
 
     return change
@@ -130,6 +132,18 @@ def _equal_times(packets: list[av.Packet]) -> list[av.Packet]:
     for first, second in zip(packets[6::10], packets[7::10], strict=False):
         second.pts, second.dts = first.pts, max(first.dts, min(second.dts, first.pts))
     return packets
+
+
+def _jitter(packets: list[av.Packet]) -> list[av.Packet]:
+    for number, packet in enumerate(packets):
+        packet.pts += number % 3 * 120
+    return packets
+
+
+def _turned_by_sei(packets: list[av.Packet]) -> list[av.Packet]:
+    """A display orientation within H.264, which the first frame alone has."""
+    change = BitStreamFilterContext("h264_metadata=display_orientation=insert:rotate=90", packets[0].stream)
+    return [new for packet in packets for new in change.filter(packet)]
 
 
 def _without_order(packets: list[av.Packet]) -> list[av.Packet]:
@@ -214,17 +228,17 @@ def packed_b_frames(path: Path) -> None:
     remuxed(encoded("mpeg4", b_frames=1, images=images, options={"b_strategy": "0"}), pack)(path)
 
 
-def two_sizes(codec: str) -> Write:
+def two_sizes(codec: str, pixels: str = "yuv420p") -> Write:
     """The second half has frames of another size, which the container does not know of."""
 
     def write(path: Path) -> None:
         options = {"preset": "veryfast", "x264-params": "repeat-headers=1"} if codec == "libx264" else {}
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=RATE, options=options)
-            stream.width, stream.height, stream.pix_fmt = 80, 64, "yuv420p"
+            stream.width, stream.height, stream.pix_fmt = 80, 64, pixels
             for start, height, width in ((0, 64, 80), (30, 96, 128)):
                 encoder = av.CodecContext.create(codec, "w")
-                encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+                encoder.width, encoder.height, encoder.pix_fmt = width, height, pixels
                 encoder.time_base, encoder.framerate, encoder.gop_size = Fraction(1, RATE), Fraction(RATE), 10
                 encoder.options = options
                 for number, image in enumerate(moving_square(30, height, width)):
@@ -240,6 +254,15 @@ def _mux(container: av.container.OutputContainer, stream: av.VideoStream, packet
     for packet in packets:
         packet.stream = stream
         container.mux(packet)
+
+
+def joined(path: Path) -> None:
+    """Two recordings, one after the other, whose times are the same but for a part of a second."""
+    parts = []
+    for times, images in ((range(30), moving_square(30)), (range(1, 31), 255 - moving_square(30))):
+        encoded("h264", b_frames=0, times=times, images=images)(path)
+        parts.append(path.read_bytes())
+    path.write_bytes(b"".join(parts))
 
 
 def with_cover(path: Path) -> None:
@@ -302,6 +325,11 @@ FILES: dict[str, Write] = {
     "h264 begins within.mkv": remuxed(x264(_OPEN), _from_second_key),
     "h264 begins within.mp4": remuxed(x264(_OPEN), _from_second_key),
     "h264 all samples sync.mp4": patched(_CLOSED, lambda content: content.replace(b"stss", b"free")),
+    "h264 jitter.mkv": remuxed(encoded("h264", b_frames=0), _jitter),
+    "h264 jitter.mp4": remuxed(encoded("h264", b_frames=0), _jitter),
+    "h264 joined.ts": joined,
+    "h264 half its rate.mkv": encoded("h264", b_frames=2, times=range(0, 2 * FRAMES, 2)),
+    "h264 text after it.mp4": patched(_CLOSED, lambda content: content + b"TAG title of the clip"),
     "h264 cut.mp4": cut,
     "h264 two sizes.mkv": two_sizes("libx264"),
     "h264 two sizes.ts": two_sizes("libx264"),
@@ -311,6 +339,10 @@ FILES: dict[str, Write] = {
     "h264 turned by 270.mp4": patched(_CLOSED, shown_with(0, -1, 1, 0)),
     "h264 mirrored.mp4": patched(_CLOSED, shown_with(-1, 0, 0, 1)),
     "h264 flipped.mp4": patched(_CLOSED, shown_with(1, 0, 0, -1)),
+    "h264 turned by 60.mp4": patched(_CLOSED, shown_with(0.5, 0.866, -0.866, 0.5)),
+    "h264 turned by 200.mp4": patched(_CLOSED, shown_with(-0.94, -0.342, 0.342, -0.94)),
+    "h264 turned by SEI.mp4": remuxed(_CLOSED, _turned_by_sei),
+    "h264 turned by SEI.mkv": remuxed(_CLOSED, _turned_by_sei),
     "h264 transposed.mp4": patched(_CLOSED, shown_with(0, 1, 1, 0)),
     "h264 transposed back.mp4": patched(_CLOSED, shown_with(0, -1, -1, 0)),
     "hevc closed.mp4": x265("open-gop=0"),
@@ -318,6 +350,10 @@ FILES: dict[str, Write] = {
     "hevc begins within.mkv": remuxed(x265("open-gop=1:bframes=2"), _from_second_key),
     "vp8.webm": encoded("vp8"),
     "vp8 hidden frames.webm": remuxed(encoded("vp8"), _hide),
+    "vp8 odd height.webm": encoded("vp8", images=moving_square(FRAMES, 63, 97)),
+    "vp8 another size announced.webm": patched(
+        encoded("vp8"), lambda content: content.replace(b"\xb0\x81\x50", b"\xb0\x81\x7f")
+    ),
     "vp8 one key frame.webm": encoded("vp8", gop=1000),
     "vp9.webm": encoded("vp9"),
     "vp9.mp4": encoded("vp9"),
@@ -326,6 +362,9 @@ FILES: dict[str, Write] = {
     "vp9 hidden frames.webm": remuxed(encoded("vp9"), _hidden_packets),
     "vp9 two sizes.webm": two_sizes("libvpx-vp9"),
     "vp8 two sizes.webm": two_sizes("libvpx"),
+    "vp9 odd height.webm": encoded("vp9", images=moving_square(FRAMES, 63, 97)),
+    "vp9 odd width.webm": encoded("vp9", images=moving_square(FRAMES, 64, 97)),
+    "vp9 4:4:4 two sizes.webm": two_sizes("libvpx-vp9", "yuv444p"),
     "vp9 one key frame.webm": encoded("vp9", gop=1000),
     "vp9 uneven.webm": encoded("vp9", times=_UNEVEN),
     "av1.mp4": encoded("av1"),

@@ -151,6 +151,15 @@ class TestVideoFile:
         write_video(path, moving_square(5))
         assert_same_as_in_order(path, [4, 0])
 
+    @pytest.mark.parametrize("name", ["a:b.mp4", "http:x.mp4", "concat:a|b.mp4", "file:x.mp4", "-i.mp4", "%d #?.mp4"])
+    def test_names_that_look_like_something_else(self, tmp_path, clips, name, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        Path(name).write_bytes((clips / "h264.mp4").read_bytes())
+        expected = decode_in_order(clips / "h264.mp4")[[30, 2]]
+        for reader in ("auto", "pyav"):
+            with open_video(VideoRecord(name, 0), reader) as video:
+                np.testing.assert_array_equal(as_images(video.frames([30, 2])), expected)
+
     def test_closing_frees_the_reader_also_after_an_error(self, clips):
         video = VideoFile(str(clips / "h264.mp4"))
         library = weakref.ref(video._library)
@@ -221,6 +230,16 @@ class TestBadVideoFiles:
         path.write_bytes(contents[kind])
         assert "Invalid data" in reason(path)
         assert capfd.readouterr().err == ""
+
+    def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path, reason):
+        os.mkfifo(tmp_path / "pipe.mp4")
+        assert "a pipe or a device" in reason(tmp_path / "pipe.mp4")
+
+    def test_a_playlist_is_no_video(self, tmp_path, clips, reason):
+        (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{clips / 'h264.mp4'}'\n")
+        assert "is a playlist" in reason(tmp_path / "list.mp4") or "Operation not permitted" in reason(
+            tmp_path / "list.mp4"
+        )
 
     def test_sound_only(self, tmp_path, reason):
         path = tmp_path / "sound.mp4"

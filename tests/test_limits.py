@@ -229,6 +229,8 @@ def test_a_worker_killed_in_training_ends_it_at_once(builtin_data, tmp_path):
     try:
         next(line for line in process.stdout if line.startswith("epoch 1/"))
         workers = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        workers = [worker for worker in workers if Path(f"/proc/{worker}/cmdline").read_bytes() == command]
         assert len(workers) == 4  # two that train, two that validate
         os.kill(workers[0], signal.SIGKILL)
         _, stderr = process.communicate(timeout=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -113,30 +114,26 @@ class Loader(DataLoader):
     """
 
     waited = 0.0
-    _waiting: ClassVar[bool] = False  # for a batch, in this process
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # PyTorch names a class of its own
         batches = None
         while True:
             start = time.perf_counter()
             try:
-                Loader._waiting = True
                 if batches is None:
-                    batches = super().__iter__()
-                    _hear_of_workers_while_waiting()
+                    with _own_handler_of_children():
+                        batches = super().__iter__()
                 self._check_workers()
                 batch = next(batches, None)
             except (RuntimeError, OSError, EOFError) as error:
-                Loader._waiting = False
-                if not isinstance(error, RuntimeError):  # a worker that ends closes its sockets a moment before
-                    wait([worker.sentinel for worker in self._workers()], timeout=1.0)
+                workers = getattr(self._iterator, "_workers", [])
+                for ended in wait([worker.sentinel for worker in workers], timeout=1.0):
+                    next(worker for worker in workers if worker.sentinel == ended).join()
                 self._check_workers()
                 reason = no_room(error)
                 if reason is None:
                     raise
                 raise self._full(NoRoom(reason, 0, space())) from None
-            finally:
-                Loader._waiting = False
             if batch is None:
                 return
             if isinstance(batch, NoRoom):
@@ -144,12 +141,9 @@ class Loader(DataLoader):
             self.waited = time.perf_counter() - start
             yield batch
 
-    def _workers(self) -> list[Any]:
-        return getattr(self._iterator, "_workers", [])
-
     def _check_workers(self) -> None:
         """Raise InputError if a signal has ended a worker."""
-        for worker in self._workers():
+        for worker in getattr(self._iterator, "_workers", []):
             if worker.exitcode is not None and worker.exitcode < 0:
                 raise InputError(describe_lost(worker.pid, -worker.exitcode)) from None
 
@@ -158,22 +152,17 @@ class Loader(DataLoader):
         return InputError(describe_full(found.reason, found.size, found.space, batches))
 
 
-class _WhileWaiting:
-    """PyTorch's handler of SIGCHLD, but only while a batch is waited for.
+@contextlib.contextmanager
+def _own_handler_of_children() -> Iterator[None]:
+    """Keep the handler of SIGCHLD as it is.
 
-    It raises an error wherever the process happens to be: in a step of the optimiser, or while it writes a checkpoint.
+    PyTorch's, once a worker has ended, raises an error wherever the process happens to be: in a step of the optimiser,
+    while it writes a checkpoint, or halfway through a batch of another worker. Without it a lost worker is noticed
+    before the next batch, or, by PyTorch's own look, within five seconds of waiting for one.
     """
-
-    def __init__(self, handler: Callable[[int, Any], Any]) -> None:
-        self._handler = handler
-
-    def __call__(self, number: int, frame: Any) -> None:
-        if Loader._waiting:
-            self._handler(number, frame)
-
-
-def _hear_of_workers_while_waiting() -> None:
     handler = signal.getsignal(signal.SIGCHLD)
-    in_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
-    if in_main and callable(handler) and not isinstance(handler, _WhileWaiting):
-        signal.signal(signal.SIGCHLD, _WhileWaiting(handler))
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)

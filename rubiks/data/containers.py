@@ -6,6 +6,14 @@ import os
 import struct
 from typing import BinaryIO
 
+# That an MP4 file may end with.
+_BOXES = frozenset(
+    (
+        *(b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"free", b"skip", b"wide", b"uuid", b"meta", b"udta", b"pnot"),
+        *(b"styp", b"sidx", b"ssix", b"prft", b"emsg", b"pdin", b"bloc", b"pict", b"PICT", b"junk"),
+    )
+)
+
 
 def promised_bytes(path: str) -> int | None:
     """Bytes that an MP4, Matroska, WebM or AVI file says it has; None for others and those that do not say."""
@@ -31,7 +39,7 @@ def _end_of_boxes(file: BinaryIO) -> int | None:
             return None
         if size == 1:
             size = int.from_bytes(file.read(8), "big")
-        if size < 8 or not kind.isalnum():  # something else follows the video
+        if size < 8 or kind not in _BOXES:  # something else follows the video
             return end
         end += size
         file.seek(end)

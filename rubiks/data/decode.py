@@ -28,6 +28,8 @@ from rubiks.errors import VideoError
 # For av.open. Tags that are no UTF-8 are an error for PyAV before 19, unless told otherwise.
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
+_PLAYLISTS = ("concat", "dash", "hls", "imf")
+
 
 def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVideo | FrameFolder | ImageFile:
     """Open a record's video for reading, as a context manager; raises VideoError where it cannot be read."""
@@ -128,7 +130,9 @@ class VideoFile(OpenVideo):
         container = av.open(self._file(), "r", **ANY_TAGS)
         stream = video_stream(container)
         reason = None
-        if stream is None:
+        if container.format.name in _PLAYLISTS:
+            reason = "is a playlist, expected a video file"
+        elif stream is None:
             cover = "only a picture, as of a cover" if container.streams.video else "only sound or data"
             reason = f"holds no video, {cover}"
         elif stream.codec_context is None:
@@ -141,7 +145,8 @@ class VideoFile(OpenVideo):
         return container, stream
 
     def _file(self) -> str | io.BytesIO:
-        return self.path if self._content is None else io.BytesIO(self._content)
+        # FFmpeg takes the beginning of a:b.mp4 for a protocol.
+        return os.path.abspath(self.path) if self._content is None else io.BytesIO(self._content)
 
     def _close_container(self) -> None:
         if self._container is not None:
@@ -206,6 +211,8 @@ def _check_file(path: str) -> int:
         raise VideoError(path, f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISDIR(status.st_mode):
         raise VideoError(path, "is a folder, expected a video file; for folders of frames use data=frames")
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(path, "is no file but a pipe or a device, expected a video file")
     if status.st_size == 0:
         raise VideoError(path, "is empty, 0 bytes")
     if not os.access(path, os.R_OK):

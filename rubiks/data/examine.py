@@ -30,6 +30,7 @@ Use = Callable[[VideoFrame, Fraction], object]
 _STILL_RATE = Fraction(30)  # folders of frames name none
 # Frames that duration x rate may promise and the video not hold: rates of uneven videos are averages.
 _SLACK = 0.1
+_INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")  # have an entry for each frame in their index
 _EVEN = 0.9  # of the intervals between frames are equal, or a video has no rate to speak of
 
 
@@ -89,7 +90,7 @@ def _decode(video: VideoFile, use: Use, entry: Entry) -> Entry:
                         use(found.add_frame(frame), rate or _STILL_RATE)
                 for frame in stream.decode(None):
                     use(found.add_frame(frame), rate or _STILL_RATE)
-                _compare(found, video, container, stream, rate)
+                _compare(found, video, container, stream)
     except (av.FFmpegError, ValueError) as error:  # the latter is PyAV's own, for what it does not support
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise VideoError(path, f"cannot be decoded at frame {len(found.times)}: {reason}") from error
@@ -143,18 +144,20 @@ class _Found:
         return shown
 
 
-def _compare(found: _Found, video: VideoFile, container: InputContainer, stream: VideoStream, rate: Fraction) -> None:
+def _compare(found: _Found, video: VideoFile, container: InputContainer, stream: VideoStream) -> None:
     """Raise VideoError where the frames found are not those promised."""
     path, frames = video.path, len(found.times)
     if frames != len(video):
         raise VideoError(path, f"{frames} of the {len(video)} frames of its index can be decoded")
-    # What AVI announces are also chunks without data; its index has those with.
-    announced = len(stream.index_entries) if container.format.name == "avi" else stream.frames
-    if found.packets < announced:
-        raise VideoError(path, f"holds {found.packets} of the {announced} frames that its container promises")
-    expected = _seconds(container, stream) * rate
-    if expected - frames > max(2, _SLACK * expected) and not _is_uneven(found.times):
-        raise VideoError(path, f"holds {frames} frames, but its duration and rate promise {expected:.0f}")
+    if container.format.name in _INDEXED:
+        # Not `stream.frames`, which counts chunks without data too, and what an edit list drops.
+        announced = sum(entry.size > 0 for entry in stream.index_entries)
+        if found.packets < announced:
+            raise VideoError(path, f"holds {found.packets} of the {announced} frames that its container promises")
+    else:
+        expected = _expected(found.times, container, stream)
+        if expected - frames > max(2, _SLACK * expected):
+            raise VideoError(path, f"holds {frames} frames, but its duration and rate promise {expected:.0f}")
     if found.corrupt:
         raise VideoError(path, f"{found.corrupt} of its {frames} frames are damaged")
     ratio = stream.sample_aspect_ratio
@@ -162,25 +165,25 @@ def _compare(found: _Found, video: VideoFile, container: InputContainer, stream:
         found.remarks.append(f"its pixels are {ratio.numerator}:{ratio.denominator}, not square, and left as they are")
 
 
-def _seconds(container: InputContainer, stream: VideoStream) -> float:
-    """How long the video says it is; 0 where it does not."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    if not container.duration or len(container.streams) > 1:
-        return 0.0
-    # Matroska counts from 0, wherever the first frame is.
-    begin = max(0, container.start_time or 0) if container.format.name == "matroska,webm" else 0
-    return (container.duration - begin) / av.time_base
-
-
-def _is_uneven(times: list[int | None]) -> bool:
-    """Whether frames come at intervals of many lengths, so that a rate says little of their number."""
+def _expected(times: list[int | None], container: InputContainer, stream: VideoStream) -> float:
+    """How many frames the time from the first to the last, or the file's duration, promises at their usual interval; 0
+    where they come at intervals of many lengths."""
     known = [time for time in times if time is not None]
-    if len(known) < 3:
-        return False
+    if len(known) < 3 or not stream.time_base:
+        return 0.0
     steps = np.diff(known)
-    # Matroska rounds to milliseconds, of which a frame may take few.
-    return bool(np.mean(np.abs(steps - np.median(steps)) <= 0.3 * np.median(steps)) < _EVEN)
+    usual = float(np.median(steps))  # containers often name another rate
+    # Matroska rounds to milliseconds, of which a frame may take few. Recordings of a screen pause, more than once.
+    even = np.abs(steps - usual) <= 0.3 * usual
+    if usual <= 0 or even.mean() < _EVEN or (~even).sum() > 2:
+        return 0.0
+    expected = (known[-1] - known[0]) / usual + 1
+    if container.duration and len(container.streams) == 1:  # sound may be longer
+        duration = float(Fraction(container.duration, av.time_base) / stream.time_base)
+        # Matroska counts from 0, wherever the first frame is.
+        begin = max(0, known[0]) if container.format.name == "matroska,webm" else 0
+        expected = max(expected, (duration - begin) / usual)
+    return expected
 
 
 def _sha256(paths: Iterable[str]) -> str:

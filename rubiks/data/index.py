@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import av
@@ -18,7 +19,7 @@ from av.video.stream import VideoStream
 
 from rubiks.data.packets import Packet, packet_reader
 from rubiks.data.records import Seek
-from rubiks.data.screen import Turn, turn_of
+from rubiks.data.screen import turn_of
 
 # Where decord (0.6.0) and torchcodec return the frames of a decode from the start, if the packets too allow it. In AVI,
 # MPEG-TS and MPEG-PS, whose time stamps are incomplete, and for MPEG-4 part 2 and HEVC with B-frames, decord returns
@@ -26,7 +27,8 @@ from rubiks.data.screen import Turn, turn_of
 _FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")
 _CODECS = ("h264", "vp8", "vp9")
 _PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
-_TURNS = (None, Turn(True, True, False), Turn(False, True, True), Turn(True, False, True))  # quarter turns, no mirrors
+_HALF_HEIGHT = ("yuv420p", "yuvj420p")  # of which odd heights get other colours
+_TURNS = ((True, True, False), (False, True, True), (True, False, True))  # quarter turns, no mirrors
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,16 @@ def read_index(container: InputContainer, stream: VideoStream) -> Index:
     """
     codec = stream.codec_context
     read = packet_reader(codec.codec.canonical_name, codec.extradata, codec.codec.intra_only)
-    rows = [
-        _Row(packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, read(bytes(packet)))
-        for packet in packets_with_data(container, stream)
-    ]
-    length = _length(rows)
-    times = [] if length is None else _times(rows, length, codec.has_b_frames)
+    reordered = bool(codec.has_b_frames)
+    rows, once = [], False
+    for packet in packets_with_data(container, stream):
+        rows.append(
+            _Row(packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, read(bytes(packet)))
+        )
+        # A header or a palette for what follows, which a demuxer hands out a single time.
+        once = once or packet.has_sidedata("new_extradata") or packet.has_sidedata("palette")
+    length = _length(rows, reordered)
+    times = [] if length is None or once else _times(rows, length, reordered)
     packets = {(row.pts, row.size): position for position, row in enumerate(rows)}
     if not times or len(packets) < len(rows):
         return Index(length, "none", False, [], [], {}, {})
@@ -119,7 +125,7 @@ def read_index(container: InputContainer, stream: VideoStream) -> Index:
         {row.pts: position for position, row in enumerate(rows) if row.shown and row.pts is not None},
         packets,
     )
-    if _any_library(container, stream, rows, index) and _first_turn(container, stream, index) in _TURNS:
+    if _any_library(container, stream, rows, index) and _shown_by_libraries(container, stream, index):
         return replace(index, seek="any")
     return index
 
@@ -139,27 +145,42 @@ class _Row(NamedTuple):
         return bool(self.said.frames) and not self.is_discarded
 
 
-def _length(rows: list[_Row]) -> int | None:
+def _length(rows: list[_Row], reordered: bool) -> int | None:
     """Frames that are shown; None where the packets do not tell."""
     if not rows or any(row.said.frames is None for row in rows):
         return None
+    known = [row.pts for row in rows if row.pts is not None]
+    if known and len(known) < len(rows):  # FFmpeg gives none to frames whose references were cut off
+        return None
     # What refers to frames before the first is not shown, or damaged.
-    start = rows[0].pts
-    if not rows[0].said.entry or (start is not None and any(row.pts is not None and row.pts < start for row in rows)):
+    if not rows[0].said.entry or (known and min(known) < known[0]):
+        return None
+    # A decoder that does not expect frames in another order than that of their packets drops some where it begins.
+    if not reordered and not _increase([row.pts for row in rows if row.shown and row.pts is not None]):
         return None
     return sum(row.shown for row in rows)
 
 
 def _times(rows: list[_Row], length: int, reordered: bool) -> list[int]:
-    """When each frame is shown, in order; empty where that does not tell them apart."""
+    """When each frame is shown, in order; empty where that does not tell them apart, or is not the decoder's order."""
     times = [row.pts for row in rows if row.shown and row.pts is not None]
-    if len(set(times)) < length or not all(row.said.timed for row in rows):
+    if not times or len(set(times)) < length or not all(row.said.timed for row in rows):
         return []
-    in_order = sorted(times)
-    # A decoder that puts frames in another order than that of their packets, where the time stamps do not.
-    if reordered and length > 2 and times == in_order:
+    if reordered and length > 2 and _increase(times):  # as decoding times would: frames come in another order
         return []
-    return in_order
+    first, latest = min(times), float("-inf")  # the latter of those so far
+    for row in rows:
+        assert row.pts is not None  # `_length` has seen to it
+        # Times go back where files were joined, or an edit list shows a part again.
+        if first < row.pts < latest and (row.said.entry or row.is_discarded):
+            return []
+        if row.shown:
+            latest = max(latest, row.pts)
+    return sorted(times)
+
+
+def _increase(times: list[int]) -> bool:
+    return all(first < second for first, second in pairwise(times))
 
 
 def _entries(rows: list[_Row], stream: VideoStream) -> list[Entry]:
@@ -200,10 +221,15 @@ def _any_library(container: InputContainer, stream: VideoStream, rows: list[_Row
     return True
 
 
-def _first_turn(container: InputContainer, stream: VideoStream, index: Index) -> Turn | None:
-    """How players turn the first frame; a mirror, which libraries do not know, also where it cannot be decoded."""
+def _shown_by_libraries(container: InputContainer, stream: VideoStream, index: Index) -> bool:
+    """Whether libraries show the first frame as players do: they know quarter turns that an mp4 file gives alone."""
+    announced = stream.codec_context.width, stream.codec_context.height
     container.seek(index.entries[0].target, stream=stream)
     try:
-        return turn_of(next(decode(container, stream)))
+        frame = next(decode(container, stream))
     except (av.FFmpegError, ValueError, StopIteration):
-        return Turn(False, True, False)
+        return False
+    if (frame.width, frame.height) != announced or (frame.height % 2 and frame.format.name in _HALF_HEIGHT):
+        return False
+    turn = turn_of(frame)
+    return turn is None or (container.format.name == _FORMATS[0] and turn.exact and turn[:3] in _TURNS)

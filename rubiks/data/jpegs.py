@@ -37,6 +37,8 @@ def open_jpegs(path: str, span: Span | None = None) -> JpegVideo | None:
         VideoError: it is of this form, and damaged or cut off.
     """
     name, offset, size = span or (path, 0, None)
+    if not os.path.isfile(name):  # opening a pipe would wait for its writer
+        return None
     try:
         file = open(name, "rb")  # noqa: SIM115  closed with the video
     except (OSError, ValueError):

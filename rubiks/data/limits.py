@@ -95,8 +95,7 @@ def no_room(error: BaseException) -> str | None:
     # PyTorch has the system's number in its text alone.
     text = r"unable to (?:allocate shared memory|mmap|write to file|resize file|stretch file).*\((\d+)\)"
     found = re.search(text, str(error))
-    number = int(found[1]) if found else 0
-    return os.strerror(number) if number in (errno.ENOSPC, errno.ENOMEM) else None
+    return os.strerror(int(found[1])) if found else None
 
 
 def describe_full(reason: str, size: int, left: Space | None, batches: int) -> str:

@@ -18,8 +18,8 @@ class Packet(NamedTuple):
     Attributes:
         frames: frames of it that are shown; None where its bytes do not tell.
         entry: decoding can begin here: no frame that is shown after its own needs an earlier packet.
-        layout: of H.264, VP8 and VP9, something that changes where the size of the frames may change; None where it
-            says nothing.
+        layout: of H.264, VP8 and VP9, something that changes where the size of the frames or their turn may change;
+            None where it says nothing.
         timed: the packet's time stamp is that of its frame.
     """
 
@@ -89,8 +89,10 @@ def _h264(extradata: bytes) -> ReadPacket:
     in_boxes = extradata[:1] == b"\1"  # AVCDecoderConfigurationRecord
     length_size = (extradata[4] & 3) + 1 if in_boxes and len(extradata) > 4 else 0
     progressive: dict[bytes, bool] = {}  # by sequence parameter set
+    turned = 0
 
     def read(data: bytes) -> Packet:
+        nonlocal turned
         pictures, keys, recovers = 0, True, False
         for unit in _split(data, length_size):
             kind = unit[0] & 31
@@ -98,14 +100,18 @@ def _h264(extradata: bytes) -> ReadPacket:
                 pictures += len(unit) > 1 and unit[1] >> 7  # its first slice begins with macroblock 0
                 keys &= kind == 5
             elif kind == 6:
-                recovers |= _recovers(unit)
+                messages = _messages(unit)
+                recovers |= 6 in messages and _recovers(messages[6])
+                turned += 47 in messages  # a display orientation, which libraries do not know
             elif kind == 7:
                 progressive[unit] = _is_progressive(unit)
             elif kind == 2:  # slices in parts
                 return UNKNOWN
         # Two fields may come as two packets, of which a decoder makes one frame.
         known = pictures == 1 and bool(progressive) and all(progressive.values())
-        return Packet(1 if known else None, (keys or recovers) and pictures == 1, bytes([len(progressive) & 255]))
+        return Packet(
+            1 if known else None, (keys or recovers) and pictures == 1, bytes([len(progressive) & 255, turned & 255])
+        )
 
     for unit in _parameter_sets(extradata, in_boxes):
         if unit[0] & 31 == 7:
@@ -125,9 +131,9 @@ def _parameter_sets(extradata: bytes, in_boxes: bool) -> Iterator[bytes]:
         place += 2 + size
 
 
-def _recovers(unit: bytes) -> bool:
-    """Whether supplemental information says that this frame and all that are shown after it are exact from here on."""
-    data, place = _unescaped(unit[1:]), 0
+def _messages(unit: bytes) -> dict[int, bytes]:
+    """Supplemental information, by its kind."""
+    data, place, found = _unescaped(unit[1:]), 0, {}
     try:
         while place + 2 < len(data):
             fields = []  # the kind and the size of the message
@@ -137,13 +143,20 @@ def _recovers(unit: bytes) -> bool:
                     value, place = value + 255, place + 1
                 fields.append(value + data[place])
                 place += 1
-            if fields[0] == 6:
-                bits = _Bits(data[place : place + fields[1]])
-                return bits.golomb() == 0 and bits.take(1) == 1 and bits.take(1) == 0
+            found[fields[0]] = data[place : place + fields[1]]
             place += fields[1]
-    except IndexError:
+    except IndexError:  # cut off
         pass
-    return False
+    return found
+
+
+def _recovers(message: bytes) -> bool:
+    """Whether a recovery point says that this frame and all that are shown after it are exact from here on."""
+    bits = _Bits(message)
+    try:
+        return bits.golomb() == 0 and bits.take(1) == 1 and bits.take(1) == 0
+    except IndexError:
+        return False
 
 
 def _unescaped(data: bytes) -> bytes:
@@ -255,8 +268,8 @@ def _vp9(extradata: bytes) -> ReadPacket:
         inter, shown, resilient = bits.take(1), bool(bits.take(1)), bits.take(1)
         if not inter:
             bits.take(24)
-            if profile:
-                return shown, True, b"of another profile"
+            if profile:  # whose size is elsewhere
+                return shown, True, None
             return shown, True, bits.take(36).to_bytes(5, "big")  # colours, width, height
         intra = 0 if shown else bits.take(1)
         if not resilient:

@@ -11,11 +11,16 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 
 class Turn(NamedTuple):
-    """How a player turns frames: rows and columns are exchanged, then left and right, then top and bottom."""
+    """How a player turns frames: rows and columns are exchanged, then left and right, then top and bottom.
+
+    Attributes:
+        exact: whether it is what the file says, and not the nearest to that.
+    """
 
     transposed: bool
     mirrored: bool
     flipped: bool
+    exact: bool
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) as shown; a view."""
@@ -33,42 +38,42 @@ def turn_of(frame: VideoFrame) -> Turn | None:
     if matrix is None:
         return None
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)[:36])
-    turn = Turn(True, c < 0, b < 0) if abs(b) + abs(c) > abs(a) + abs(d) else Turn(False, a < 0, d < 0)
-    return turn if any(turn) else None
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Turn(True, c < 0, b < 0, a == d == 0)
+    return Turn(False, a < 0, d < 0, b == c == 0) if a < 0 or d < 0 or b or c else None
 
 
 class Screen:
     """Turns and mirrors frames as their file's display matrix says, and scales them to one size, as FFmpeg does.
-    Pixels that are not square stay as they are.
 
-    The size is that of the first frame that comes: where sizes may change, it must be the video's first.
+    Pixels that are not square stay as they are. Size and turn are those of the first frame that comes: where they may
+    change, it must be the video's first.
     """
 
     def __init__(self) -> None:
         self._size: tuple[int, int] | None = None  # as coded
+        self._turn: Turn | None = None
         self._rgb = VideoReformatter()  # sets the conversion up once, not for every frame
 
     def image(self, frame: VideoFrame) -> np.ndarray:
         """uint8 (H, W, 3), RGB."""
-        width, height = self._sized(frame)
-        rgb = self._rgb.reformat(frame, width, height, format="rgb24", interpolation=self._interpolation(frame))
-        image, turn = rgb.to_ndarray(), turn_of(frame)
-        return image if turn is None else turn(image)
+        width, height = self._begin(frame)
+        same = (frame.width, frame.height) == (width, height)
+        interpolation = Interpolation.BILINEAR if same else Interpolation.BICUBIC
+        image = self._rgb.reformat(frame, width, height, format="rgb24", interpolation=interpolation).to_ndarray()
+        return image if self._turn is None else self._turn(image)
 
     def frame(self, frame: VideoFrame) -> VideoFrame:
         """The frame in its own pixel format, or, where it is turned or mirrored, in RGB."""
-        if turn_of(frame) is not None:
+        width, height = self._begin(frame)
+        if self._turn is not None:
             return VideoFrame.from_ndarray(np.ascontiguousarray(self.image(frame)), format="rgb24")
-        width, height = self._sized(frame)
         if (frame.width, frame.height) == (width, height):
             return frame
         return frame.reformat(width, height, interpolation=Interpolation.BICUBIC)
 
-    def _sized(self, frame: VideoFrame) -> tuple[int, int]:
+    def _begin(self, frame: VideoFrame) -> tuple[int, int]:
+        """The size of all frames."""
         if self._size is None:
-            self._size = frame.width, frame.height
+            self._size, self._turn = (frame.width, frame.height), turn_of(frame)
         return self._size
-
-    def _interpolation(self, frame: VideoFrame) -> Interpolation:
-        same = (frame.width, frame.height) == self._size
-        return Interpolation.BILINEAR if same else Interpolation.BICUBIC

@@ -39,7 +39,7 @@ class Seeker:
         images: dict[int, np.ndarray] = {}
         packets: Iterator[Packet | None] = iter(())
         position = -1  # of the packet that comes next
-        wanted = set(times) if self._index.steady else {self._index.times[0], *times}  # the first gives the size
+        wanted = set(times) if self._index.steady else {self._index.times[0], *times}  # the first gives size and turn
         for time in sorted(wanted):
             entry = self._index.entry_before(time)
             if position < 0 or entry.position > position:
@@ -52,6 +52,8 @@ class Seeker:
                     if skipping:
                         codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
                 for frame in self._stream.decode(packet):
+                    if frame.is_corrupt:  # a decoder patches it with others, from the start and from here
+                        raise LookupError(frame.pts)
                     if frame.pts in wanted:
                         images[frame.pts] = screen.image(frame)
         return images
