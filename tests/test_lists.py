@@ -446,6 +446,7 @@ def test_a_validation_list_needs_no_training_list(name, tmp_path):
     assert word in absent["train"]
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.parametrize("name", ["csv", "frames"])
 def test_evaluation_and_check_with_one_list(name, commands, rubiks_command, tmp_path):
     for number in range(2):

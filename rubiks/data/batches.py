@@ -142,9 +142,12 @@ class Loader(DataLoader):
             yield batch
 
     def _check_workers(self) -> None:
-        """Raise InputError if a signal has ended a worker."""
-        for worker in getattr(self._iterator, "_workers", []):
+        """Raise InputError if a signal has ended a worker, and end the others, for which PyTorch would wait."""
+        workers = getattr(self._iterator, "_workers", [])
+        for worker in workers:
             if worker.exitcode is not None and worker.exitcode < 0:
+                for other in workers:
+                    other.kill()
                 raise InputError(describe_lost(worker.pid, -worker.exitcode)) from None
 
     def _full(self, found: NoRoom) -> InputError:

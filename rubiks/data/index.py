@@ -108,8 +108,8 @@ def read_index(container: InputContainer, stream: VideoStream) -> Index:
         rows.append(
             _Row(packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, read(bytes(packet)))
         )
-        # A header or a palette for what follows, which a demuxer hands out a single time.
-        once = once or packet.has_sidedata("new_extradata") or packet.has_sidedata("palette")
+        if packet.is_keyframe:  # a header or a palette for what follows, which a demuxer hands out a single time
+            once = once or packet.has_sidedata("new_extradata") or packet.has_sidedata("palette")
     length = _length(rows, reordered)
     times = [] if length is None or once else _times(rows, length, reordered)
     packets = {(row.pts, row.size): position for position, row in enumerate(rows)}
