@@ -134,7 +134,8 @@ def _on_files(split: Split, good: Sequence[Entry]) -> list[str]:
     if remarkable := [entry for entry in good if entry.remark is not None]:
         first = remarkable[0]
         notes.append(
-            f"{split}: {len(remarkable):,} videos have frames to know of, the first is {first.name}: {first.remark}"
+            f"{split}: {len(remarkable):,} videos have pixels that are not square, or frames of several sizes; the "
+            f"first is {first.name}: {first.remark}"
         )
     return notes
 

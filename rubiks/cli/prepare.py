@@ -88,6 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
         if os.path.normpath(known.record.path) != os.path.normpath(record.path):
             raise InputError(f"{known.record.path} and {record.path} would both become {name}; rename one of them")
     manifest = Manifest(out)
+    if manifest.outdated:
+        print(f"{manifest.path}: {manifest.outdated:,} entries are of another version, whose videos are written anew")
     if not manifest.entries.keys() >= jobs.keys():
         _tell_space([job.record for job in jobs.values()], form, arguments.short_side, out)
     with progress("Preparing", len(jobs)) as advance:

@@ -30,6 +30,8 @@ Use = Callable[[VideoFrame, Fraction], object]
 _STILL_RATE = Fraction(30)  # folders of frames name none
 # Frames that duration x rate may promise and the video not hold: rates of uneven videos are averages.
 _SLACK = 0.1
+_CUT_OFF = 4  # and the last B-frames of one that was cut without encoding it anew
+_ROUNDED = 0.02  # what a ratio of pixels may be off by, where a video was scaled to whole ones
 _INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")  # have an entry for each frame in their index
 _EVEN = 0.9  # of the intervals between frames are equal, or a video has no rate to speak of
 
@@ -156,12 +158,12 @@ def _compare(found: _Found, video: VideoFile, container: InputContainer, stream:
             raise VideoError(path, f"holds {found.packets} of the {announced} frames that its container promises")
     else:
         expected = _expected(found.times, container, stream)
-        if expected - frames > max(2, _SLACK * expected):
+        if expected - frames > max(_CUT_OFF, _SLACK * expected):
             raise VideoError(path, f"holds {frames} frames, but its duration and rate promise {expected:.0f}")
     if found.corrupt:
         raise VideoError(path, f"{found.corrupt} of its {frames} frames are damaged")
     ratio = stream.sample_aspect_ratio
-    if ratio and ratio != 1:
+    if ratio and abs(ratio - 1) > _ROUNDED:
         found.remarks.append(f"its pixels are {ratio.numerator}:{ratio.denominator}, not square, and left as they are")
 
 
