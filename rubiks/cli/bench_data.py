@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rubiks import assemble  # with Lightning it takes seconds to import
     from rubiks.cli.entry import compose
     from rubiks.data import speed
-    from rubiks.data.estimate import describe_decoding_from_start, estimate, is_decoded_from_start
+    from rubiks.data.estimate import describe_decoding_from_start, estimate
     from rubiks.data.readers import check_reader
 
     assemble.whole_number("--videos", arguments.videos, 1)
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not arguments.json:
             print(speed.describe(row), flush=True)
     slow = facts["rows"][0]["single_key_frame"], facts["rows"][0]["seeking_not_proven"]
-    cost = estimate(chosen, "jpeg", reader=readers[0], wanted=is_decoded_from_start) if any(slow) else None
+    cost = estimate(chosen, "jpeg", reader=readers[0], from_start=True) if any(slow) else None
     if cost is not None:
         facts["decoded_from_start"] = describe_decoding_from_start(*slow, facts["rows"][0]["videos"], cost)
     if arguments.json:

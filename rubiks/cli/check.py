@@ -142,7 +142,7 @@ def _on_files(split: Split, good: Sequence[Entry]) -> list[str]:
 
 def _on_seeking(records: Sequence[VideoRecord], manifest: Manifest, reader: str) -> list[str]:
     """How many videos are decoded from their start for every clip, and what that costs."""
-    from rubiks.data.estimate import describe_decoding_from_start, estimate, is_decoded_from_start
+    from rubiks.data.estimate import describe_decoding_from_start, estimate
 
     names = {manifest.name_of(record.path): record for record in records}
     videos = {name: entry for name, entry in manifest.entries.items() if name in names and entry.problem is None}
@@ -151,7 +151,7 @@ def _on_seeking(records: Sequence[VideoRecord], manifest: Manifest, reader: str)
     slow = [names[name] for name in videos if name in single | others]
     if not slow:
         return []
-    cost = estimate(manifest.apply(slow), "jpeg", reader=reader, wanted=is_decoded_from_start)
+    cost = estimate(manifest.apply(slow), "jpeg", reader=reader, from_start=True)
     return [describe_decoding_from_start(len(single), len(others), len(videos), cost)] if cost else []
 
 

@@ -167,5 +167,6 @@ def _own_handler_of_children() -> Iterator[None]:
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        in_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+        if in_main and handler is not None:  # None: one that Python has not set
             signal.signal(signal.SIGCHLD, handler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +16,13 @@ from rubiks.data.decode import VideoFile, open_video
 from rubiks.data.manifest import stamp
 from rubiks.data.prepare import Job
 from rubiks.data.records import OpenVideo, VideoRecord
+from rubiks.data.workers import work
 from rubiks.data.writers import writer
-from rubiks.errors import VideoError
 
 _FRAMES = 8  # of a clip
-_VIDEOS = 5
+_VIDEOS = 5  # are enough
+_LOOKED_AT = 50  # to find them
+_SECONDS = 20.0  # limit of one
 
 
 class Estimate(NamedTuple):
@@ -39,47 +41,56 @@ class Estimate(NamedTuple):
     rate_after: float
 
 
+class _Trial(NamedTuple):
+    record: VideoRecord
+    form: str
+    short_side: int
+    reader: str
+    from_start: bool
+
+
 def estimate(
-    records: Sequence[VideoRecord],
-    form: str,
-    short_side: int = 256,
-    reader: str = "auto",
-    wanted: Callable[[OpenVideo], bool] = lambda video: True,
+    records: Sequence[VideoRecord], form: str, short_side: int = 256, reader: str = "auto", from_start: bool = False
 ) -> Estimate | None:
-    """Write a clip of some videos as `rubiks prepare` would, and read both.
+    """Write a clip of some videos as `rubiks prepare` would, and read both, in a process that can be lost.
 
     Args:
         records: the videos, of which some are tried, spread over the list.
         form: of the prepared video, one of whose frames each take their own space: jpeg or frames.
         short_side: pixels that the shorter side has at most.
         reader: what reads video files.
-        wanted: which videos count; up to 50 are opened to find some.
+        from_start: only videos that are decoded from their start count (`is_decoded_from_start`).
 
     Returns:
         None where no video that counts can be read.
     """
-    tried, before, after, seconds = 0, 0, 0.0, np.zeros(2)
-    for record in _spread(records, 50):
-        try:
-            with open_video(record, reader) as video:
-                if not wanted(video):
-                    continue
-                length = len(video)
-            clip = [(2 * place + 1) * length // (2 * _FRAMES) for place in range(_FRAMES)]
-            with tempfile.TemporaryDirectory() as folder:
-                copy = _written(record, clip, Path(folder), form, short_side)
-                after += stamp(copy)[0] * length / _FRAMES
-                seconds += [_seconds(record, clip, reader), _seconds(copy, range(_FRAMES), reader)]
-        except VideoError:  # told where it is read in earnest
-            continue
-        tried += 1
-        before += stamp(record)[0] if record.span is None else record.span.size
-        if tried == _VIDEOS:
+    trials = [_Trial(record, form, short_side, reader, from_start) for record in _spread(records, _LOOKED_AT)]
+    results: list[tuple[float, ...]] = []
+    for _, found in work(_try, trials, lambda trial: trial.record.path, 1, _SECONDS):
+        if isinstance(found, tuple):  # others are told where they are read in earnest
+            results.append(found)
+        if len(results) == _VIDEOS:
             break
-    if not tried:
+    if not results:
         return None
-    rate_before, rate_after = (tried / seconds).tolist()
-    return Estimate(tried, before, after, rate_before, rate_after)
+    before, after, *seconds = (sum(column) for column in zip(*results, strict=True))
+    rate_before, rate_after = (len(results) / each for each in seconds)
+    return Estimate(len(results), int(before), after, rate_before, rate_after)
+
+
+def _try(trial: _Trial) -> tuple[float, float, float, float] | None:
+    """Bytes and seconds of the original and of its copy; None for a video that does not count."""
+    record, form, short_side, reader, from_start = trial
+    with open_video(record, reader) as video:
+        if from_start and not is_decoded_from_start(video):
+            return None
+        length = len(video)
+    clip = [(2 * place + 1) * length // (2 * _FRAMES) for place in range(_FRAMES)]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = _written(record, clip, Path(folder), form, short_side)
+        before = stamp(record)[0] if record.span is None else record.span.size
+        after = stamp(copy)[0] * length / _FRAMES
+        return before, after, _seconds(record, clip, reader), _seconds(copy, range(_FRAMES), reader)
 
 
 def is_decoded_from_start(video: OpenVideo) -> bool:
