@@ -146,6 +146,14 @@ def _turned_by_sei(packets: list[av.Packet]) -> list[av.Packet]:
     return [new for packet in packets for new in change.filter(packet)]
 
 
+def _swapped(packets: list[av.Packet]) -> list[av.Packet]:
+    """Two frames of each group have each other's times."""
+    by_time = sorted(packets, key=lambda packet: packet.pts)
+    for first, second in zip(by_time[5::12], by_time[6::12], strict=False):
+        first.pts, second.pts = second.pts, first.pts
+    return packets
+
+
 def _without_order(packets: list[av.Packet]) -> list[av.Packet]:
     """In the order of the packets, whatever the order of the frames."""
     times = sorted(packet.pts for packet in packets)
@@ -325,6 +333,7 @@ FILES: dict[str, Write] = {
     "h264 begins within.mkv": remuxed(x264(_OPEN), _from_second_key),
     "h264 begins within.mp4": remuxed(x264(_OPEN), _from_second_key),
     "h264 all samples sync.mp4": patched(_CLOSED, lambda content: content.replace(b"stss", b"free")),
+    "h264 swapped times.mkv": remuxed(_CLOSED, _swapped),
     "h264 jitter.mkv": remuxed(encoded("h264", b_frames=0), _jitter),
     "h264 jitter.mp4": remuxed(encoded("h264", b_frames=0), _jitter),
     "h264 joined.ts": joined,

@@ -166,7 +166,12 @@ def _times(rows: list[_Row], length: int, reordered: bool) -> list[int]:
     times = [row.pts for row in rows if row.shown and row.pts is not None]
     if not times or len(set(times)) < length or not all(row.said.timed for row in rows):
         return []
-    if reordered and length > 2 and _increase(times):  # as decoding times would: frames come in another order
+    shown = sorted((row for row in rows if row.shown), key=lambda row: row.pts or 0)
+    places = [row.said.order for row in shown if row.said.order is not None]
+    if len(places) == length:
+        if not _increase(places):
+            return []
+    elif reordered and length > 2 and _increase(times):  # as decoding times would: frames come in another order
         return []
     first, latest = min(times), float("-inf")  # the latter of those so far
     for row in rows:

@@ -21,12 +21,14 @@ class Packet(NamedTuple):
         layout: of H.264, VP8 and VP9, something that changes where the size of the frames or their turn may change;
             None where it says nothing.
         timed: the packet's time stamp is that of its frame.
+        order: of H.264, its frame's place in the order of showing; None where that is not known.
     """
 
     frames: int | None
     entry: bool
     layout: bytes | None = None
     timed: bool = True
+    order: int | None = None
 
 
 UNKNOWN = Packet(None, False)
@@ -88,34 +90,36 @@ def _split(data: bytes, length_size: int) -> Iterator[bytes]:
 def _h264(extradata: bytes) -> ReadPacket:
     in_boxes = extradata[:1] == b"\1"  # AVCDecoderConfigurationRecord
     length_size = (extradata[4] & 3) + 1 if in_boxes and len(extradata) > 4 else 0
-    progressive: dict[bytes, bool] = {}  # by sequence parameter set
+    sets: dict[bytes, _Sequence | None] = {}  # sequence parameter sets
+    places = _Places()
     turned = 0
 
     def read(data: bytes) -> Packet:
         nonlocal turned
-        pictures, keys, recovers = 0, True, False
+        pictures, keys, recovers, order = 0, True, False, None
         for unit in _split(data, length_size):
             kind = unit[0] & 31
             if kind in (1, 5):
-                pictures += len(unit) > 1 and unit[1] >> 7  # its first slice begins with macroblock 0
                 keys &= kind == 5
+                if len(unit) > 1 and unit[1] >> 7:  # its first slice begins with macroblock 0
+                    pictures += 1
+                    order = places.of(unit, next(iter(sets.values()))) if len(sets) == 1 else None
             elif kind == 6:
                 messages = _messages(unit)
                 recovers |= 6 in messages and _recovers(messages[6])
                 turned += 47 in messages  # a display orientation, which libraries do not know
             elif kind == 7:
-                progressive[unit] = _is_progressive(unit)
+                sets[unit] = _sequence(unit)
             elif kind == 2:  # slices in parts
                 return UNKNOWN
         # Two fields may come as two packets, of which a decoder makes one frame.
-        known = pictures == 1 and bool(progressive) and all(progressive.values())
-        return Packet(
-            1 if known else None, (keys or recovers) and pictures == 1, bytes([len(progressive) & 255, turned & 255])
-        )
+        known = pictures == 1 and bool(sets) and all(one is not None and one.progressive for one in sets.values())
+        layout = bytes([len(sets) & 255, turned & 255])
+        return Packet(1 if known else None, (keys or recovers) and pictures == 1, layout, order=order)
 
     for unit in _parameter_sets(extradata, in_boxes):
         if unit[0] & 31 == 7:
-            progressive[unit] = _is_progressive(unit)
+            sets[unit] = _sequence(unit)
     return read
 
 
@@ -164,26 +168,43 @@ def _unescaped(data: bytes) -> bytes:
     return data.replace(b"\0\0\3", b"\0\0")
 
 
-def _is_progressive(unit: bytes) -> bool:
-    """frame_mbs_only_flag of a sequence parameter set: no frame is coded as two fields."""
+class _Sequence(NamedTuple):
+    """What a sequence parameter set says.
+
+    Attributes:
+        progressive: no frame is coded as two fields.
+        planes: colours are coded as pictures of their own.
+        number_bits: of a picture's frame_num.
+        order_type, order_bits: how its place in the order of showing is written.
+    """
+
+    progressive: bool
+    planes: bool
+    number_bits: int
+    order_type: int
+    order_bits: int
+
+
+def _sequence(unit: bytes) -> _Sequence | None:
+    """Of a sequence parameter set; None where it cannot be read."""
     bits = _Bits(_unescaped(unit[1:]))
+    planes, order_bits = False, 0
     try:
         profile = bits.take(8)
         bits.take(16)
         bits.golomb()
         if profile in (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135):
-            chroma = bits.golomb()
-            if chroma == 3:
-                bits.take(1)
+            if bits.golomb() == 3:
+                planes = bool(bits.take(1))
             bits.golomb(), bits.golomb()
             bits.take(1)
             if bits.take(1):  # scaling lists, which encoders hardly ever write
-                return False
-        bits.golomb()
-        order = bits.golomb()
-        if order == 0:
-            bits.golomb()
-        elif order == 1:
+                return None
+        number_bits = bits.golomb() + 4
+        order_type = bits.golomb()
+        if order_type == 0:
+            order_bits = bits.golomb() + 4
+        elif order_type == 1:
             bits.take(1)
             bits.golomb(), bits.golomb()
             for _ in range(bits.golomb()):
@@ -191,9 +212,48 @@ def _is_progressive(unit: bytes) -> bool:
         bits.golomb()
         bits.take(1)
         bits.golomb(), bits.golomb()
-        return bool(bits.take(1))
+        return _Sequence(bool(bits.take(1)), planes, number_bits, order_type, order_bits)
     except IndexError:
-        return False
+        return None
+
+
+class _Places:
+    """Pictures' places in the order of showing: their picture order counts, which begin anew at an IDR picture.
+
+    Source: H.264, 8.2.1. Where a picture begins them anew otherwise, places and times disagree, as they should.
+    """
+
+    def __init__(self) -> None:
+        self._group = self._high = self._low = self._count = 0
+
+    def of(self, unit: bytes, sequence: _Sequence | None) -> int | None:
+        """From a picture's first slice; None where its place is not to be had so."""
+        if sequence is None or sequence.order_type == 1:
+            return None
+        bits = _Bits(_unescaped(unit[1:24]))
+        is_idr = unit[0] & 31 == 5
+        try:
+            bits.golomb(), bits.golomb(), bits.golomb()
+            bits.take(2 * sequence.planes + sequence.number_bits)
+            if is_idr:
+                bits.golomb()
+            low = bits.take(sequence.order_bits)
+        except IndexError:
+            return None
+        if is_idr:
+            self._group += 1 << 40
+            self._high = self._low = 0
+        if sequence.order_type == 2:  # in the order of decoding
+            self._count += 1
+            return self._group + self._count
+        full, high = 1 << sequence.order_bits, self._high
+        if self._low - low >= full // 2:
+            high += full
+        elif low - self._low > full // 2:
+            high -= full
+        if unit[0] >> 5 & 3:  # others refer to it
+            self._high, self._low = high, low
+        return self._group + high + low
 
 
 def _hevc(extradata: bytes) -> ReadPacket:
