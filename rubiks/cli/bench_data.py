@@ -60,13 +60,13 @@ def run(arguments: argparse.Namespace) -> None:
         if not arguments.json:
             print(speed.describe(row), flush=True)
     slow = facts["rows"][0]["single_key_frame"], facts["rows"][0]["seeking_not_proven"]
-    cost = estimate(chosen, "jpeg", reader=readers[0], from_start=True) if any(slow) else None
-    if cost is not None:
+    if any(slow):
+        cost = estimate(chosen, "jpeg", reader=readers[0], from_start=True)
         facts["decoded_from_start"] = describe_decoding_from_start(*slow, facts["rows"][0]["videos"], cost)
     if arguments.json:
         print(json.dumps(facts, indent=1))
     else:
-        if cost is not None:
+        if any(slow):
             print(facts["decoded_from_start"])
         rates = ", ".join(f"{phase} {rate:,.0f}" for phase, rate in needs.items()) or "not known"
         print(f"clips/s of tier={cfg.tier.name} variant={cfg.variant.name} by {origin}: {rates}")

@@ -146,13 +146,13 @@ def _on_seeking(records: Sequence[VideoRecord], manifest: Manifest, reader: str)
 
     names = {manifest.name_of(record.path): record for record in records}
     videos = {name: entry for name, entry in manifest.entries.items() if name in names and entry.problem is None}
-    others = {name for name, entry in videos.items() if entry.seek == "none"}
+    others = {name for name, entry in videos.items() if entry.seek == "none" and entry.frames > 1}
     single = {name for name, entry in videos.items() if entry.key_frames == 1 < entry.frames} - others
     slow = [names[name] for name in videos if name in single | others]
     if not slow:
         return []
     cost = estimate(manifest.apply(slow), "jpeg", reader=reader, from_start=True)
-    return [describe_decoding_from_start(len(single), len(others), len(videos), cost)] if cost else []
+    return [describe_decoding_from_start(len(single), len(others), len(videos), cost)]
 
 
 def _on_repeats(lists: Mapping[Split, Sequence[VideoRecord]], manifest: Manifest) -> list[str]:
