@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from generated import FILES
 from test_decode import as_images
+from videos import usable
 
 from rubiks.data import index
 from rubiks.data.decode import VideoFile, open_video
 from rubiks.data.examine import examine
-from rubiks.data.readers import check_reader
 from rubiks.data.records import CheckedFile, VideoRecord
 from rubiks.data.screen import Screen
 from rubiks.errors import InputError
@@ -57,11 +57,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["auto", "decord", "torchcodec", "pyav"])
 def reader(request):
-    try:
-        check_reader(request.param)
-    except InputError as error:
-        pytest.skip(str(error))
-    return request.param
+    return usable(request.param)
 
 
 _truths: dict[Path, np.ndarray] = {}

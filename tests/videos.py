@@ -11,6 +11,9 @@ import av
 import numpy as np
 import pytest
 
+from rubiks.data.readers import check_reader
+from rubiks.errors import InputError
+
 CLIPS = Path(__file__).resolve().parents[1].parent / "shared" / "videos"
 
 _OPTIONS = {"libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}, "libx264": {"preset": "ultrafast"}}
@@ -21,6 +24,15 @@ def real_clip(name: str) -> str:
     if not (CLIPS / name).is_file():
         pytest.skip(f"no clip {name}")
     return str(CLIPS / name)
+
+
+def usable(reader: str) -> str:
+    """The reader's name; skips the test, with the reason, where its library is not there to use."""
+    try:
+        check_reader(reader)
+    except InputError as error:
+        pytest.skip(str(error))
+    return reader
 
 
 def moving_square(num_frames: int, height: int = 64, width: int = 80) -> np.ndarray:

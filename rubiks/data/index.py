@@ -17,7 +17,8 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from rubiks.data.packets import Packet, packet_reader
+from rubiks.data.bitstream import Packet
+from rubiks.data.packets import packet_reader
 from rubiks.data.records import Seek
 from rubiks.data.screen import turn_of
 
