@@ -1,7 +1,7 @@
 """Evaluate RubiksNet under a named protocol.
 
-python eval.py                                          the newest run of tier tiny on the built-in data set
-python eval.py protocol=two_clip tier=large data=ssv2 data.root=/data/ssv2 ckpt=ssv2_large.pth.tar
+python eval.py                                          the newest run on the built-in data set
+python eval.py protocol=two_clip data=ssv2 data.root=/data/ssv2 ckpt=ssv2_large.pth.tar
 python eval.py --help                                   everything that can be set
 """
 
@@ -17,14 +17,18 @@ from omegaconf import DictConfig
 
 from rubiks import __version__, assemble
 from rubiks.cli.entry import launch
+from rubiks.cli.stopping import stoppable
 from rubiks.evaluation import report
 from rubiks.evaluation.collect import CollectPredictions
+from rubiks.files import check_writable
 from rubiks.models import RubiksNet
 from rubiks.training.module import VideoClassifier
 
 
 def evaluate(cfg: DictConfig) -> None:
-    folder = assemble.run_folder(cfg)
+    results_file = assemble.run_folder(cfg) / "results.json"
+    check_writable(results_file)
+    predictions_file = assemble.predictions_file(cfg)
     pl.seed_everything(assemble.whole_number("seed", cfg.seed, 0), verbose=False)
     saved = assemble.evaluated_checkpoint(cfg)
     net = RubiksNet.from_saved(saved)
@@ -82,14 +86,14 @@ def evaluate(cfg: DictConfig) -> None:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     report.print_table(results)
-    report.write_results(folder / "results.json", results)
-    print(f"Results in {folder / 'results.json'}")
-    if cfg.save_predictions is not None:
+    report.write_results(results_file, results)
+    print(f"Results in {results_file}")
+    if predictions_file is not None:
         names = [videos[index].name for index in predictions.indices.tolist()]
-        path = Path(cfg.save_predictions)
-        report.write_predictions(path, predictions.logits, predictions.labels, names)
-        print(f"Predictions in {path}")
+        report.write_predictions(predictions_file, predictions.logits, predictions.labels, names)
+        print(f"Predictions in {predictions_file}")
 
 
 if __name__ == "__main__":
-    launch(evaluate, Path(__file__).parent / "conf", "eval")
+    with stoppable("The evaluation"):
+        launch(evaluate, Path(__file__).parent / "conf", "eval")

@@ -37,8 +37,10 @@ from rubiks.data.views import TrainingViews
 from rubiks.data.workers import LONGEST
 from rubiks.errors import InputError
 from rubiks.evaluation.protocols import FRAME_ORDERS, Protocol
+from rubiks.files import check_writable
 from rubiks.models import VARIANTS, RubiksNet, checkpoint, inflation
 from rubiks.models.checkpoint import SavedNetwork
+from rubiks.models.rubiksnet import STRIDE
 from rubiks.training.aq import AttentionSchedule
 from rubiks.training.callbacks import ProgressLines, Throughput
 from rubiks.training.checkpointing import AtomicCheckpointIO, SaveOnInterrupt
@@ -218,7 +220,10 @@ def datamodule(
 ) -> VideoDataModule:
     """The loader of the chosen data set."""
     devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else torch.cuda.device_count()
-    workers = default_workers(max(1, devices)) if cfg.data.workers == "auto" else cfg.data.workers
+    devices = max(1, devices)
+    workers = default_workers(devices) if cfg.data.workers == "auto" else cfg.data.workers
+    if train:
+        check_batch_statistics(cfg, len(train), batch_size, devices)
     return VideoDataModule(
         train,
         val,
@@ -234,6 +239,24 @@ def datamodule(
         timeout(cfg),
         balanced,
     )
+
+
+def check_batch_statistics(cfg: DictConfig, videos: int, batch_size: int, devices: int) -> None:
+    """Raise InputError where a training batch gives batch norm a single value per channel, which has no variance.
+
+    So few are left in the last stage alone, of one clip of one frame in the batch of a process.
+    """
+    processes = devices * cfg.trainer.num_nodes
+    if processes > 1 and cfg.trainer.sync_batchnorm:
+        return
+    videos_per_batch = min(batch_size, videos // processes)
+    if videos_per_batch * cfg.data.clips_per_video * cfg.data.num_frames == 1 and cfg.data.size <= STRIDE:
+        short = f" (of {videos:,} videos, on {processes} processes)" if videos_per_batch < batch_size else ""
+        raise InputError(
+            f"data.size={cfg.data.size}, data.num_frames=1, data.clips_per_video=1 and recipe.batch_size={batch_size}"
+            f"{short} leave batch norm a single value per channel in the last stage, too few to train; raise data.size "
+            f"above {STRIDE}, or one of the others above 1"
+        )
 
 
 def training_views(cfg: DictConfig, classes: list[str], crop_scales: tuple[float, ...]) -> TrainingViews:
@@ -421,16 +444,17 @@ def same_names(names: list[str], others: list[str]) -> bool:
 
 
 def evaluated_checkpoint(cfg: DictConfig) -> SavedNetwork:
-    """The checkpoint that `ckpt` names."""
+    """The checkpoint that `ckpt` names, which decides on tier and variant."""
     path = cfg.ckpt
+    chosen = {key: cfg[key].name for key in ("tier", "variant") if key in cfg}
     if path == "latest":
-        wanted = f"data={cfg.data.name} tier={cfg.tier.name} variant={cfg.variant.name}"
         named = runs.Run(run_folder(cfg))  # run=NAME may name a training run: then that one is meant
-        run = named if named.checkpoint() else runs.newest(cfg.data.name, cfg.tier.name, cfg.variant.name)
+        run = named if named.checkpoint() else runs.newest(cfg.data.name, **chosen)
         if run is None:
+            wanted = " ".join(f"{key}={name}" for key, name in {"data": cfg.data.name, **chosen}.items())
             raise InputError(
                 f"ckpt=latest: no run of {wanted} with a checkpoint in {runs.OUTPUTS.resolve()}. "
-                f"Train one (python train.py with the same data, tier and variant), or give ckpt=FILE"
+                "Train one with train.py, or give ckpt=FILE"
             )
         path = run.checkpoint()
     elif path is not None and Path(path).is_dir():
@@ -441,8 +465,24 @@ def evaluated_checkpoint(cfg: DictConfig) -> SavedNetwork:
     if path is None:
         raise InputError("ckpt is empty; give a checkpoint file, a run's folder, or latest")
     saved = checkpoint.read(path)
-    check_same_network(cfg, saved, "ckpt")
+    wrong = [f"{key}={name}" for key, name in chosen.items() if name != getattr(saved, key)]
+    if wrong:
+        raise InputError(
+            f"ckpt={saved.path} holds tier={saved.tier} variant={saved.variant}, but {' '.join(wrong)} is chosen; "
+            "leave tier and variant out, they come from the checkpoint"
+        )
     return saved
+
+
+def predictions_file(cfg: DictConfig) -> Path | None:
+    """Where an evaluation's scores go, if anywhere."""
+    name = cfg.save_predictions
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).suffix != ".npz":
+        raise InputError(f"save_predictions must be the name of an .npz file, for example scores.npz; got {name!r}")
+    check_writable(name)
+    return Path(name)
 
 
 # ---- runs and training
@@ -458,7 +498,7 @@ def run_folder(cfg: DictConfig) -> Path:
 
 def choices_for_evaluation() -> list[str]:
     """Those of the command line's choices that an evaluation of the run needs too."""
-    shared = ("tier", "variant", "data", "device", "precision")
+    shared = ("data", "device", "precision")  # tier and variant come from the checkpoint
     training = ("data.clips_per_video", "data.balanced")  # keys that eval.py does not have
     choices = [choice for choice in HydraConfig.get().overrides.task if choice.partition("=")[0] not in training]
     return [choice for choice in choices if re.split("[.=]", choice)[0] in shared]

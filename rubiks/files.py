@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,6 +30,20 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     finally:
         with contextlib.suppress(OSError):  # the error above is the one to tell
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise InputError where `write_atomically` could not write the file; leaves nothing behind."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        trial = folder / f".{path.name}.{os.getpid()}.tmp"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:

@@ -47,28 +47,27 @@ class Run:
         """Epochs of the run if it came to its end, else None."""
         return json.loads(self.finished.read_text())["epochs"] if self.finished.is_file() else None
 
-    def matches(self, data: str, tier: str, variant: str) -> bool:
-        """Whether the run was trained on this data set, with this tier and variant."""
+    def matches(self, data: str, **chosen: str) -> bool:
+        """Whether the run was trained on this data set, with the tier and variant chosen, where they are."""
         if not self.config.is_file():
             return False
         try:
             config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            names = tuple(config[key]["name"] for key in ("data", "tier", "variant"))
+            return all(config[key]["name"] == name for key, name in {"data": data, **chosen}.items())
         except (yaml.YAMLError, KeyError, TypeError):
             return False
-        return names == (data, tier, variant)
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to evaluate: the best, or the last where training ended before a validation."""
         return next((path for path in (self.best, self.last) if path.is_file()), None)
 
 
-def newest(data: str, tier: str, variant: str, outputs: Path = OUTPUTS) -> Run | None:
-    """The run of this data set, tier and variant whose checkpoint was written last."""
+def newest(data: str, outputs: Path = OUTPUTS, **chosen: str) -> Run | None:
+    """The run of this data set, and of the tier and variant chosen, whose checkpoint was written last."""
     folders = [path for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
     written = {}
     for run in map(Run, folders):
         path = run.checkpoint()
-        if path is not None and run.matches(data, tier, variant):
+        if path is not None and run.matches(data, **chosen):
             written[run] = path.stat().st_mtime
     return max(written, key=lambda run: written[run], default=None)

@@ -411,19 +411,6 @@ class TestImageFile:
         assert error.value.path == str(path)
 
 
-@pytest.mark.parametrize(
-    ("record", "name"),
-    [
-        (VideoRecord("videos/a.b/78687.webm", 0), "78687"),
-        (VideoRecord("/data/x y_000010_000020.mp4", 0), "x y_000010_000020"),
-        (VideoRecord("frames/v_1.5/", 0, 8, "{:05d}.jpg"), "v_1.5"),
-        (VideoRecord("train/n01440764/n01440764_18.JPEG", 0, image=True), "n01440764_18"),
-    ],
-)
-def test_record_name(record, name):
-    assert record.name == name
-
-
 def test_a_reader_that_is_unknown_or_missing_is_named(monkeypatch):
     with pytest.raises(InputError, match=r"data\.reader must be one of auto, decord, pyav, torchcodec; got 'opencv'"):
         check_reader("opencv")

@@ -59,8 +59,8 @@ def csv_source(tmp_path, train, val="a.mp4,0\n", **keys):
 def test_headers(header, tmp_path):
     source = csv_source(tmp_path, f"{header}\na.mp4,1\nb.mp4,0\n", f"{header}\na.mp4,0\n")
     assert source.classes is None
-    assert names_and_labels(source.records("train")[0]) == [("a", 1), ("b", 0)]
-    assert names_and_labels(source.records("val")[0]) == [("a", 0)]
+    assert names_and_labels(source.records("train")[0]) == [("a.mp4", 1), ("b.mp4", 0)]
+    assert names_and_labels(source.records("val")[0]) == [("a.mp4", 0)]
     assert source.rows("train") == [("a.mp4", "1"), ("b.mp4", "0")]
 
 
@@ -101,7 +101,7 @@ def test_the_list_with_a_header_of_another_project(shared, tmp_path):
     source = CsvLists(str(tmp_path), str(shared / "cases/header_video_label.csv"))
     assert source.classes is None
     present, missing = source.records("train")
-    assert names_and_labels(present) == [("v0", 0)]
+    assert names_and_labels(present) == [("v0.mp4", 0)]
     assert len(missing) == 149
 
 
@@ -188,7 +188,7 @@ def test_hidden_files_are_no_images(tmp_path):
     for root in (tmp_path, tmp_path / ".hidden"):  # what lies in a hidden folder is hidden only from those outside
         source = ImageFolders(write(root, dict.fromkeys((*files, "val/dog/e.jpg"))))
         assert source.classes == ["dog"]
-        assert names_and_labels(source.records("train")[0]) == [("a", 0)]
+        assert names_and_labels(source.records("train")[0]) == [("train/dog/a.jpg", 0)]
     only = ImageFolders(write(tmp_path / "only", {"train/.cache/c.jpg": None}))
     assert_rejected(lambda: only.classes, "expected a folder for each class, found none")
 
@@ -215,7 +215,7 @@ def test_paths_are_found_in_either_form(listed, on_disk, tmp_path):
     assert missing == [os.path.join(str(tmp_path), lines[2])]
     assert all(os.path.exists(record.path) for record in present)
     (record,), _ = FrameLists(str(tmp_path), "t.txt").records("train")
-    assert record == VideoRecord(f"{path}.mp4", 0, 3, "{:05d}.jpg")
+    assert record == VideoRecord(f"{path}.mp4", 0, 3, "{:05d}.jpg", listed=lines[0])
 
 
 @pytest.mark.parametrize("listed", [NFC, NFD])
@@ -275,7 +275,7 @@ def test_a_class_in_both_forms_is_one(tmp_path):
     files = [f"train/{NFC}/a.jpg", f"train/{NFD}/b.jpg", "train/dog/c.jpg"]
     source = ImageFolders(write(tmp_path, {**dict.fromkeys(files), "t.csv": f"a.mp4,{NFC}\na.mp4,{NFD}\n"}))
     assert source.classes == [NFC, "dog"]
-    assert sorted(names_and_labels(source.records("train")[0])) == [("a", 0), ("b", 0), ("c", 1)]
+    assert set(names_and_labels(source.records("train")[0])) == set(zip(files, (0, 0, 1), strict=True))
     assert CsvLists(str(tmp_path), "t.csv").classes == [NFC]
     (tmp_path / "names.txt").write_text(f"{NFC}\n{NFD}\n")
     assert_rejected(lambda: FrameLists(str(tmp_path), labels="names.txt").classes, "more than once")

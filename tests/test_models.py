@@ -160,7 +160,7 @@ def damage(tmp_path, how):
         ("empty", "not a RubiksNet checkpoint"),
         ("text", "not a RubiksNet checkpoint"),
         ("missing file", "no checkpoint at"),
-        ("code", "not a RubiksNet checkpoint"),
+        ("code", "could run code"),
         ("other", "weights"),
         ("list", "list"),
         ("tier", "huge"),

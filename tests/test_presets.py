@@ -154,8 +154,8 @@ def test_training_reads_and_evaluation_reads_every_layout(name, classes, layouts
 
 def test_other_splits(layouts):
     ucf, hmdb = UCF101(str(layouts / "ucf101"), 2), HMDB51(str(layouts / "hmdb51"), 2)
-    assert [record.name for record in ucf.records("val")[0]] == ["v_Archery_g08_c01"]
-    assert [record.name for record in hmdb.records("train")[0]] == ["b_kick_ball_f_0"]
+    assert [record.name for record in ucf.records("val")[0]] == ["Archery/v_Archery_g08_c01.avi"]
+    assert [record.name for record in hmdb.records("train")[0]] == ["kick_ball/b_kick_ball_f_0.avi"]
     assert [record.label for record in hmdb.records("val")[0]] == [0, 1]
 
 

@@ -30,7 +30,7 @@ def loose(tmp_path_factory):
     (folder / "b" / "empty.mp4").touch()
     (folder / "b" / "text.mp4").write_text("no video")
     names = ("b/2.webm", "a/1.mp4", "b/text.mp4", "b/1.mp4", "a/c/4.mp4", "b/empty.mp4", "b/3.avi")
-    records = [VideoRecord(str(folder / name), label % 3) for label, name in enumerate(names)]
+    records = [VideoRecord(str(folder / name), label % 3, listed=f"../{name}") for label, name in enumerate(names)]
     return [*records, VideoRecord(str(folder / "a" / "5.png"), 2, image=True)]
 
 
@@ -55,6 +55,15 @@ def test_labels_classes_names_and_missing_videos_are_those_of_the_list(loose, wr
     ]
     assert len({record.path for record in records}) == len(records)
     assert len({record.span.file for record in records}) > 1
+
+
+def test_shards_that_were_written_before_names_were_kept(loose, tmp_path):
+    list(shards.write(tmp_path, {"val": (loose, [])}, None, 10**9))
+    index = json.loads((tmp_path / "index.json").read_text())
+    for video in index["splits"]["val"]["videos"]:
+        del video[6:]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert [record.name for record in Shards(str(tmp_path)).records("val")[0]][:2] == ["b/2.webm", "a/1.mp4"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

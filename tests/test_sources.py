@@ -55,7 +55,7 @@ class TestSomethingSomethingV2:
         source = SomethingSomethingV2(root=ssv2)
         assert source.classes == ["Approaching something with your camera", "Holding something next to something"]
         records, missing = source.records("val")
-        assert records[1] == VideoRecord(os.path.join(ssv2, VIDEOS, "7.webm"), 1)
+        assert records[1] == VideoRecord(os.path.join(ssv2, VIDEOS, "7.webm"), 1, listed="7")
         assert names_and_labels(records) == [("2", 0), ("7", 1)]
         assert missing == []
         assert names_and_labels(source.records("train")[0]) == [("7", 1), ("2", 0)]
@@ -178,9 +178,9 @@ class TestKinetics:
         records, missing = source.records("train")
         found = ["train/zumba/--aa_x_000000_000010.mp4", "train/air_drumming/b-b_000007_000017.webm"]
         assert records == [
-            VideoRecord(str(tmp_path / found[0]), 2),
-            VideoRecord(str(tmp_path / found[1]), 1),
-            VideoRecord(str(tmp_path / "ccc_000003_000013.mp4"), 0),
+            VideoRecord(str(tmp_path / found[0]), 2, listed="--aa_x_000000_000010"),
+            VideoRecord(str(tmp_path / found[1]), 1, listed="b-b_000007_000017"),
+            VideoRecord(str(tmp_path / "ccc_000003_000013.mp4"), 0, listed="ccc_000003_000013"),
         ]
         assert missing == []
         records, missing = source.records("val")
@@ -262,10 +262,10 @@ class TestFrameLists:
         assert source.classes is None
         records, missing = source.records("val")
         assert records == [
-            VideoRecord(str(tmp_path / "a"), 1, 30, "{:06d}.jpg"),
-            VideoRecord(str(tmp_path / "class x" / "ünï b"), 0, 8, "{:06d}.jpg"),
+            VideoRecord(str(tmp_path / "a"), 1, 30, "{:06d}.jpg", listed="a"),
+            VideoRecord(str(tmp_path / "class x" / "ünï b"), 0, 8, "{:06d}.jpg", listed="class x/ünï b"),
         ]
-        assert [record.name for record in records] == ["a", "ünï b"]
+        assert [record.name for record in records] == ["a", "class x/ünï b"]
         assert missing == [str(tmp_path / "gone")]
 
     def test_class_names(self, frame_root):
@@ -329,26 +329,26 @@ class TestCsvLists:
         source, records, missing = self.records(tmp_path, f'a.mp4,1\n"b, c.mp4", 0\n\n{absolute},12\ngone.mp4,0\n')
         assert source.classes is None
         assert records == [
-            VideoRecord(str(tmp_path / "a.mp4"), 1),
-            VideoRecord(str(tmp_path / "b, c.mp4"), 0),
-            VideoRecord(str(absolute), 12),
+            VideoRecord(str(tmp_path / "a.mp4"), 1, listed="a.mp4"),
+            VideoRecord(str(tmp_path / "b, c.mp4"), 0, listed="b, c.mp4"),
+            VideoRecord(str(absolute), 12, listed=str(absolute)),
         ]
         assert missing == [str(tmp_path / "gone.mp4")]
 
     def test_header_and_byte_order_mark(self, tmp_path):
         source, records, _ = self.records(tmp_path, "\ufeffpath,label\r\na.mp4,jump\r\nsub/ü.mp4,run\r\n")
         assert source.classes == ["jump", "run"]
-        assert names_and_labels(records) == [("a", 0), ("ü", 1)]
+        assert names_and_labels(records) == [("a.mp4", 0), ("sub/ü.mp4", 1)]
 
     def test_the_training_list_numbers_the_names(self, tmp_path):
         source, records, _ = self.records(tmp_path, "a.mp4,run\n", train="a.mp4,run\na.mp4,crawl\na.mp4,7\n")
         assert source.classes == ["7", "crawl", "run"]
-        assert names_and_labels(records) == [("a", 2)]
+        assert names_and_labels(records) == [("a.mp4", 2)]
 
     def test_labels_file(self, tmp_path):
         source, records, _ = self.records(tmp_path, "a.mp4,run\nsub/ü.mp4,0\na.mp4,2\n", labels="jump\nrun\n0\n")
         assert source.classes == ["jump", "run", "0"]
-        assert names_and_labels(records) == [("a", 1), ("ü", 2), ("a", 2)]  # the name 0 before the number 0
+        assert names_and_labels(records) == [("a.mp4", 1), ("sub/ü.mp4", 2), ("a.mp4", 2)]  # the name 0 before the number 0
 
     @pytest.mark.parametrize(
         ("val", "more", "parts"),
@@ -389,7 +389,7 @@ class TestImageFolders:
         assert [(record.path, record.label) for record in records] == expected.samples
         assert all(record.image for record in records)
         assert missing == []
-        assert names_and_labels(source.records("val")[0]) == [("d", 1)]
+        assert names_and_labels(source.records("val")[0]) == [("val/dog/d.jpeg", 1)]
 
     def test_splits_of_other_names(self, tmp_path):
         files = [name.replace("train/", "x/training set/") for name in self.FILES]
@@ -399,7 +399,7 @@ class TestImageFolders:
     def test_validation_alone(self, tmp_path):
         source = ImageFolders(write(tmp_path, {"val/dog/d.jpeg": None, "val/cat/e.jpeg": None}))
         assert source.classes == ["cat", "dog"]
-        assert names_and_labels(source.records("val")[0]) == [("e", 0), ("d", 1)]
+        assert names_and_labels(source.records("val")[0]) == [("val/cat/e.jpeg", 0), ("val/dog/d.jpeg", 1)]
 
     @pytest.mark.parametrize(
         ("files", "split", "parts"),

@@ -48,6 +48,7 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
         folder = HydraConfig.get().runtime.output_dir
         message = None
         try:
+            _check_added(cfg, config_name, HydraConfig.get().overrides.task)
             job(cfg)
         except (InputError, OmegaConfBaseException) as error:
             message = str(error)
@@ -55,17 +56,26 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             message = f"no space left on the device that holds {error.filename or folder}; free some and start again"
-        with contextlib.suppress(OSError):  # Hydra makes the folder in any case; one with files stays
-            os.rmdir(folder)
+        finally:
+            with contextlib.suppress(OSError):  # Hydra makes the folder in any case; one with files stays
+                os.rmdir(folder)
         if message is not None:
             _fail(message)
 
     try:
+        _check_signs(sys.argv[1:], config_folder, config_name)
         hydra.main(config_path=str(config_folder.resolve()), config_name=config_name, version_base="1.3")(run)()
     except KeyboardInterrupt:
         sys.exit(130)
+    except InputError as error:
+        _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(_explain(error, config_folder, config_name))
+        _fail(_explain(error, config_folder, config_name, sys.argv[1:]))
+    except ValueError as error:  # Hydra's, of a group's choice that is no name
+        if begun:
+            raise
+        groups = [argument for argument in sys.argv[1:] if (config_folder / argument.partition("=")[0]).is_dir()]
+        _fail(f"{' '.join(groups)}: {error}; a choice is the name of a file in conf, without .yaml")
     except OSError as error:
         if begun:
             raise
@@ -98,11 +108,14 @@ def compose(choices: list[str]) -> DictConfig:
     if folder is None:
         raise InputError(f"no folder conf with train.yaml: run this in the project's folder, not in {Path.cwd()}")
     try:
+        _check_signs(choices, folder, "train")
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
-            return hydra.compose("train", choices)
+            cfg = hydra.compose("train", choices)
+            _check_added(cfg, "train", choices)
+            return cfg
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explain(error, folder, "train")) from None
+        raise InputError(_explain(error, folder, "train", choices)) from None
 
 
 def _in_thread(failure: threading.ExceptHookArgs) -> None:
@@ -116,40 +129,94 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _explain(error: Exception, config_folder: Path, config_name: str) -> str:
+def _check_signs(choices: list[str], config_folder: Path, config_name: str) -> None:
+    """Raise InputError for a choice that removes a key, ~KEY, or adds a group, +GROUP=; Hydra's own keys may be."""
+    for choice in choices:
+        sign, key, value = _parts(choice)
+        if not sign or key.startswith("hydra"):
+            continue
+        if sign == "~":
+            raise InputError(f"{choice}: no key can be removed, as all are needed; give {key} another value instead")
+        if not key or (config_folder / key.partition("@")[0]).is_dir():
+            known = _known(config_folder, config_name, [])
+            if key in known:
+                raise InputError(f"{choice}: there is such a group already; choose without {sign}, {key}={value}")
+            raise InputError(_unknown(key or choice, known))
+
+
+def _check_added(cfg: DictConfig, config_name: str, choices: list[str]) -> None:
+    """Raise InputError for a key that +KEY=VALUE has added, which nothing would read.
+
+    Lightning's Trainer takes more arguments than are listed; they are checked when it is made.
+    """
+    if not any(choice.startswith("+") for choice in choices):
+        return
+    known = _composed_keys(config_name, [choice for choice in choices if not choice.startswith("+")])
+    unknown = [key for key in _keys(cfg) if key not in known and not key.startswith("trainer.")]
+    if unknown:
+        typed = (_parts(choice)[1] for choice in choices)
+        raise InputError(_unknown(next((key for key in typed if key in unknown), unknown[0]), known))
+
+
+def _parts(choice: str) -> tuple[str, str, str]:
+    """+KEY=VALUE in its parts: "+", "++", "~" or nothing; the key; the value."""
+    left, _, value = choice.partition("=")
+    key = left.lstrip("+~")
+    return left.removesuffix(key), key, value
+
+
+def _explain(error: Exception, config_folder: Path, config_name: str, choices: list[str]) -> str:
     """Hydra's message, and for an unknown key the keys that there are."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.msg and cause.msg.splitlines()[0] not in lines[0]:
         lines.append(cause.msg.splitlines()[0])
     message = "\n".join(lines)
+    if present := re.search(r"An item is already at '([^']+)'", message):
+        return f"+{present.group(1)}: there is such a key already; set it without +"
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|does not exist)", message)
     if unknown is None:
         return message
     key = unknown.group(1) or unknown.group(2)
     with contextlib.suppress(HydraException, OmegaConfBaseException):
-        choices = _keys(config_folder, config_name)
-        section = [choice for choice in choices if choice.rpartition(".")[0] == key.rpartition(".")[0]]
-        near = difflib.get_close_matches(key, choices, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        listed = ", ".join(sorted(section or {choice.partition(".")[0] for choice in choices}))
-        return f"{key} is not a key of the configuration.{hint} The choices are {listed}"
+        others = [choice for choice in choices if _parts(choice)[1] != key]
+        return _unknown(key, _known(config_folder, config_name, others))
     return message
 
 
-def _keys(config_folder: Path, config_name: str) -> list[str]:
-    """Every key of the configuration with the groups as chosen on the command line, sections included."""
+def _unknown(key: str, known: list[str]) -> str:
+    """That there is no such key, one that is like it, and those that there are in its section."""
+    section = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    listed = ", ".join(sorted(section or {other.partition(".")[0] for other in known}))
+    return f"{key} is not a key of the configuration.{hint} The choices are {listed}"
+
+
+def _known(config_folder: Path, config_name: str, choices: list[str]) -> list[str]:
+    """Every key of the configuration with those of the choices that are of groups."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_folder.resolve()), version_base="1.3"):
         groups = {path.name for path in config_folder.iterdir() if path.is_dir()}
-        chosen = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in groups]
-        tree = OmegaConf.to_container(hydra.compose(config_name, chosen), resolve=False)
+        return _composed_keys(config_name, [choice for choice in choices if choice.partition("=")[0] in groups])
+
+
+def _composed_keys(config_name: str, choices: list[str]) -> list[str]:
+    """Every key of the configuration with these choices, and the groups of which none is chosen."""
+    cfg = hydra.compose(config_name, choices, return_hydra_config=True)
+    keys = [key for key in _keys(cfg) if key.partition(".")[0] != "hydra"]
+    return keys + [group for group in cfg.hydra.runtime.choices if "/" not in group and group not in keys]
+
+
+def _keys(cfg: DictConfig) -> list[str]:
+    """Every key of a configuration, sections included."""
+    tree = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(tree, dict)
     keys: list[str] = []
 
     def walk(node: dict, prefix: str) -> None:
         for name, value in node.items():
-            keys.append(prefix + name)
+            keys.append(f"{prefix}{name}")
             if isinstance(value, dict):
                 walk(value, f"{prefix}{name}.")
 

@@ -25,7 +25,7 @@ class ImageFolders:
     """
 
     def __init__(self, root: str, train_folder: str = "train", val_folder: str = "val") -> None:
-        self._root = root
+        self._given = {"train": train_folder, "val": val_folder}
         self._folders = {"train": os.path.join(root, train_folder), "val": os.path.join(root, val_folder)}
 
     @cached_property
@@ -57,7 +57,10 @@ class ImageFolders:
                 f"{folder}: expected images ({', '.join(IMG_EXTENSIONS)}) in its folders, found none; set "
                 f"data.root or data.{split}_folder"
             )
-        return [VideoRecord(path, label, image=True) for path, label in images], []
+        names = [os.path.join(self._given[split], os.path.relpath(path, folder)) for path, _ in images]
+        return [
+            VideoRecord(path, label, image=True, listed=name) for (path, label), name in zip(images, names, strict=True)
+        ], []
 
     def _class_folders(self, split: Split) -> list[str]:
         """The names of a split's folders, as the disk has them."""

@@ -52,6 +52,7 @@ class VideoRecord:
         span: videos and images in a shard: where their bytes are; `path` is then only a name. None for loose files.
         checked: what `rubiks check` found, which spares the reader counting frames.
         first_frame: frame folders: number of the first frame's file, 1 or 0.
+        listed: how the data set's list names the video, by an id or a path. None where it does not: then by `path`.
     """
 
     path: str
@@ -62,12 +63,12 @@ class VideoRecord:
     span: Span | None = None
     checked: CheckedFile | None = None
     first_frame: int = 1
+    listed: str | None = None
 
     @property
     def name(self) -> str:
-        """The video's name in reports and predictions: the file name without its extension, or the folder's name."""
-        name = os.path.basename(os.path.normpath(self.path))
-        return name if self.pattern is not None else os.path.splitext(name)[0]
+        """The video's name in predictions: another for each video of a list."""
+        return self.path if self.listed is None else self.listed
 
     @property
     def files(self) -> Iterator[str]:

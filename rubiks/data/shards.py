@@ -71,8 +71,8 @@ class Shards:
                 got = "no such file" if there is None else f"{there:,} bytes"
                 raise InputError(f"{path}: expected a shard of {size:,} bytes, got {got}; copy it here again")
         records = [
-            VideoRecord(name, label, image=image, span=Span(shards[shard][0], offset, size))
-            for name, label, image, shard, offset, size in content["videos"]
+            VideoRecord(name, label, image=image, span=Span(shards[shard][0], offset, size), listed=(*listed, None)[0])
+            for name, label, image, shard, offset, size, *listed in content["videos"]  # older shards have no `listed`
         ]
         return records, content["missing"]
 
@@ -108,7 +108,7 @@ def write(
                 for number, member in zip(part, tar, strict=True):
                     record = records[number]
                     place = len(shards), member.offset_data, member.size
-                    videos.append((member.name, record.label, record.image, *place))
+                    videos.append((member.name, record.label, record.image, *place, record.listed))
             shards.append((path.name, path.stat().st_size))
             yield f"{path}: {len(part):,} videos, {shards[-1][1] / 1e6:,.1f} MB"
         index["splits"][split] = {"shards": shards, "videos": videos, "missing": missing}

@@ -64,7 +64,7 @@ def write_results(path: str | os.PathLike, results: dict[str, Any]) -> None:
 
 
 def write_predictions(path: str | os.PathLike, logits: Tensor, labels: Tensor, names: list[str]) -> None:
-    """An .npz file of logits float32 (videos, classes), labels int64 (videos,) and the videos' names."""
+    """An .npz file of logits float32 (videos, classes), labels int64 (videos,) and names as the list has them."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:

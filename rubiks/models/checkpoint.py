@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import pickletools
+import re
+import tarfile
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +23,8 @@ from rubiks.models.tiers import TIERS, VARIANTS
 # Our training checkpoints keep the network's weights in Lightning's state dict, and what describes it under this key.
 META_KEY = "rubiks"
 NET_PREFIX = "net."
+# What DataParallel and DistributedDataParallel, and torch.compile, put before the names within a network.
+_WRAPPERS = ("module", "_orig_mod")
 # The log of the released AQ model calls the variant by this name.
 VARIANT_ALIASES = {"attention": "rubiks3d-aq"}
 
@@ -56,11 +64,11 @@ def read(path: str | os.PathLike) -> SavedNetwork:
     content = _load(path)
     if isinstance(content.get(META_KEY), dict) and isinstance(content.get("state_dict"), dict):
         meta = content[META_KEY]
-        state = content["state_dict"]
+        state = _unwrapped(path, content["state_dict"])
         weights = {key.removeprefix(NET_PREFIX): value for key, value in state.items() if key.startswith(NET_PREFIX)}
     elif isinstance(content.get("model"), Mapping):
         meta = content
-        weights = content["model"]
+        weights = _unwrapped(path, content["model"])
     else:
         raise _not_ours(path, f"its keys are {', '.join(map(str, list(content)[:8])) or 'none'}")
     try:
@@ -90,22 +98,75 @@ def read(path: str | os.PathLike) -> SavedNetwork:
     )
 
 
+def _unwrapped(path: str, state: Mapping[Any, Any]) -> dict[str, Any]:
+    """A state dict under the names that it has without DataParallel, DistributedDataParallel and torch.compile."""
+    unwrapped: dict[str, Any] = {}
+    for key, value in state.items():
+        name = ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
+        if name in unwrapped:
+            raise _not_ours(path, f"its state dict holds {name} twice, once as {key}")
+        unwrapped[name] = value
+    return unwrapped
+
+
 def _load(path: str) -> dict:
     if not os.path.isfile(path):
         raise InputError(f"no checkpoint at {path}: give the path of a .ckpt or .pth.tar file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # weights_only refuses everything but plain data; the first line says what it met
-        raise _not_ours(path, str(error).splitlines()[0]) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise _not_ours(path, f"damaged or of another format ({reason})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of another kind can fail in any way
+        if isinstance(error, OSError) and error.filename is not None:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
     if not isinstance(content, dict):
         raise _not_ours(path, f"it holds a {type(content).__name__}")
     return content
+
+
+def _unreadable(path: str, error: Exception) -> InputError:
+    """What a file is that torch.load refuses as plain data, and what to do."""
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))  # the first class or function that is no plain data
+    pickled = False
+    with contextlib.suppress(OSError, zipfile.BadZipFile, tarfile.TarError):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = {name.rpartition("/")[2] for name in archive.namelist()}
+            if any(name.endswith(".npy") for name in names):
+                return _not_ours(path, "it is a NumPy file")
+            if "constants.pkl" in names:
+                return _runs_code(path, "a TorchScript module")
+            pickled = "data.pkl" in names and isinstance(error, pickle.UnpicklingError)
+        elif tarfile.is_tarfile(path):
+            with tarfile.open(path) as old:
+                pickled = "pickle" in old.getnames()  # as the first versions of PyTorch wrote
+        else:
+            with open(path, "rb") as file:
+                if file.read(6) == b"\x93NUMPY":
+                    return _not_ours(path, "it is a NumPy file")
+                file.seek(0)
+                pickled = refused is not None or _is_pickle(file)
+    if pickled:
+        return _runs_code(path, f"a pickle of {refused.group(1)}" if refused else "a pickle")
+    return _not_ours(path, "it is damaged or of another format")
+
+
+def _is_pickle(file: IO[bytes]) -> bool:
+    """Whether a file begins with a pickle; it is not run."""
+    try:
+        for _ in pickletools.genops(file):
+            pass
+    except Exception:  # any, as the bytes may be anything
+        return False
+    return True
+
+
+def _runs_code(path: str, what: str) -> InputError:
+    return InputError(
+        f"{path} is {what}, which is not loaded because it could run code; save the network with "
+        "net.save_pretrained(FILE), or give a checkpoint of train.py"
+    )
 
 
 def _not_ours(path: str, why: str) -> InputError:

@@ -17,6 +17,8 @@ from rubiks.nn import AttentionShift, ChannelShift, RubiksBlock
 from rubiks.nn.attention import harden
 from rubiks.nn.recording import Recorder
 
+STRIDE = 32  # of the whole network: S pixels a side become ceil(S / 32)
+
 
 class Backbone(nn.Module):
     """Everything before the classifier, under the official names."""

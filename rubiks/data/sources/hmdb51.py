@@ -76,8 +76,8 @@ class HMDB51:
                         "unpack the official files again or correct the line"
                     )
                 if flag == _FLAGS[split]:
-                    video = os.path.join(self._videos, name, file_name(video.strip(), where, "the video"))
-                    records.append(VideoRecord(folders.video(video), label))
+                    video = os.path.join(name, file_name(video.strip(), where, "the video"))
+                    records.append(VideoRecord(folders.video(os.path.join(self._videos, video)), label, listed=video))
         if not records:
             raise InputError(
                 f"{self.classes_path}: the files CLASS{self._ending} list no {split} videos, flag {_FLAGS[split]}; "

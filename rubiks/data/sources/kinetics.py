@@ -73,7 +73,7 @@ class Kinetics(ListedSource):
             if found is None:
                 missing.append(paths[0])
             else:
-                records.append(VideoRecord(found, labels[label]))
+                records.append(VideoRecord(found, labels[label], listed=stem))
         if not records:
             raise InputError(
                 f"{file.path}: none of its {len(missing)} videos was found; looked for {os.path.basename(missing[0])} "

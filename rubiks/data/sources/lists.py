@@ -73,8 +73,9 @@ class FrameLists(ListedSource):
                     f"set {file.key} to a list of frame folders or correct the line"
                 )
             numbers.append((where, label))
-            path = os.path.join(self._root, fields[0].lstrip())
-            records.append(VideoRecord(path, label, count, self._pattern, first_frame=self._first_frame))
+            folder = fields[0].lstrip()
+            path = os.path.join(self._root, folder)
+            records.append(VideoRecord(path, label, count, self._pattern, first_frame=self._first_frame, listed=folder))
         check_numbers(numbers, self.classes, self._labels)
         return split_by_presence(not_empty(records, file))
 
@@ -131,7 +132,7 @@ class CsvLists(ListedSource):
                 if label is None:
                     raise self._unknown(where, text)
                 numbered.append((where, label))
-            records.append(VideoRecord(os.path.join(self._root, path), label))
+            records.append(VideoRecord(os.path.join(self._root, path), label, listed=path))
         check_numbers(numbered, self.classes, self._labels)
         return split_by_presence(records)
 

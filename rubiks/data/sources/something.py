@@ -96,7 +96,7 @@ class SomethingSomethingV2(ListedSource):
                     f"set data.labels and {file.key} to files of the same release"
                 )
             path = os.path.join(self._videos, file_name(video, where, "id") + ".webm")
-            records.append(VideoRecord(folders.video(path), labels[name]))
+            records.append(VideoRecord(folders.video(path), labels[name], listed=video))
         return split_by_presence(not_empty(records, file), folders)
 
     @staticmethod
@@ -176,7 +176,9 @@ class TwentyBNFrames(ListedSource):
             folder = os.path.join(self._videos, file_name(video, where, "id"))
             path = folders.first((folder, folder + ".mp4")) or folder
             if path.endswith(".mp4"):
-                records.append(VideoRecord(path, label))
+                records.append(VideoRecord(path, label, listed=video))
             else:
-                records.append(VideoRecord(path, label, pattern=self.PATTERN, first_frame=self._first_frame))
+                records.append(
+                    VideoRecord(path, label, pattern=self.PATTERN, first_frame=self._first_frame, listed=video)
+                )
         return split_by_presence(not_empty(records, file), folders)

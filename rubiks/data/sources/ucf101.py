@@ -93,6 +93,6 @@ class UCF101(ListedSource):
                     f"{where}: expected {label + 1}, the number of {name} in {self._labels.path}, "
                     f"got {shown(number)}; set {file.key} and data.labels to files of one release"
                 )
-            path = os.path.join(self._videos, name, file_name(video, where, "the video"))
-            records.append(VideoRecord(folders.video(path), label))
+            path = os.path.join(name, file_name(video, where, "the video"))
+            records.append(VideoRecord(folders.video(os.path.join(self._videos, path)), label, listed=path))
         return split_by_presence(not_empty(records, file), folders)
