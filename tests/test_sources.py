@@ -348,7 +348,11 @@ class TestCsvLists:
     def test_labels_file(self, tmp_path):
         source, records, _ = self.records(tmp_path, "a.mp4,run\nsub/ü.mp4,0\na.mp4,2\n", labels="jump\nrun\n0\n")
         assert source.classes == ["jump", "run", "0"]
-        assert names_and_labels(records) == [("a.mp4", 1), ("sub/ü.mp4", 2), ("a.mp4", 2)]  # the name 0 before the number 0
+        assert names_and_labels(records) == [
+            ("a.mp4", 1),
+            ("sub/ü.mp4", 2),
+            ("a.mp4", 2),
+        ]  # the name 0 before the number 0
 
     @pytest.mark.parametrize(
         ("val", "more", "parts"),
