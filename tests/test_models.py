@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import os
+import pickle
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 import recipe
 import torch
 import torch.nn.functional as F
-from conftest import OFFICIAL
+from conftest import OFFICIAL, assert_rejected
 
 from rubiks import RubiksNet
 from rubiks.errors import InputError
@@ -174,6 +179,109 @@ def test_bad_files_are_named(tmp_path, how, words):
         RubiksNet.load_pretrained(path)
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+WRITTEN_BY_OTHERS = {
+    "module": lambda net, path: torch.save(net, path),
+    "module, old format": lambda net, path: torch.save(net, path, _use_new_zipfile_serialization=False),
+    "object": lambda net, path: torch.save({"net": argparse.Namespace()}, path),
+    "function": lambda net, path: torch.save({"net": os.system}, path),
+    "numpy numbers": lambda net, path: torch.save({"top1": np.float64(1)}, path),
+    "pickle": lambda net, path: path.write_bytes(pickle.dumps({"net": argparse.Namespace()})),
+    "pickle, protocol 0": lambda net, path: path.write_bytes(pickle.dumps(argparse.Namespace(), 0)),
+    "pickle, protocol 2": lambda net, path: path.write_bytes(pickle.dumps(argparse.Namespace(), 2)),
+    "pickle of weights": lambda net, path: path.write_bytes(pickle.dumps(net.state_dict())),
+    "pickle of an array": lambda net, path: path.write_bytes(pickle.dumps(np.zeros(3))),
+    "torchscript": lambda net, path: torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(path),
+    "tar of PyTorch 0.1": lambda net, path: old_tar(path),
+}
+
+
+def old_tar(path):
+    with tarfile.open(path, "w") as tar:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            tar.addfile(tarfile.TarInfo(name))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("what", WRITTEN_BY_OTHERS)
+def test_what_could_run_code_is_named_and_not_loaded(what, tmp_path):
+    path = tmp_path / "net.pt"
+    WRITTEN_BY_OTHERS[what](RubiksNet("tiny", 2), path)
+    kind = "a TorchScript module, " if what == "torchscript" else "a pickle"
+    words = {"module": "rubiks.models.rubiksnet.RubiksNet", "object": "argparse.Namespace", "function": "system"}
+    advice = "not loaded because it could run code; save the network with net.save_pretrained(FILE)"
+    assert_rejected(
+        lambda: RubiksNet.load_pretrained(path), f"{path} is {kind}", words.get(what.partition(",")[0], ""), advice
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "damaged or of another format"),
+        (b"<!DOCTYPE html><html>", "damaged or of another format"),
+        (bytes(range(256)) * 20, "damaged or of another format"),
+        (b"\x80\x02}q\x00(X", "damaged or of another format"),  # half a pickle
+        (b"PK\x03\x04" + bytes(100), "damaged or of another format"),
+        ({"a.txt": b"x"}, "damaged or of another format"),
+        ({"a.npy": b"x"}, "it is a NumPy file"),
+        (b"\x93NUMPY\x01\x00v\x00", "it is a NumPy file"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_in_own_words(content, words, tmp_path):
+    path = tmp_path / "net.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, text in content.items():
+                archive.writestr(name, text)
+    assert_rejected(lambda: RubiksNet.load_pretrained(path), f"{path} is not a RubiksNet checkpoint: it is", words)
+
+
+def test_the_older_format_of_pytorch_is_read(tmp_path):
+    net = RubiksNet("tiny", 2)
+    net.save_pretrained(tmp_path / "new.pth.tar")
+    content = torch.load(tmp_path / "new.pth.tar", weights_only=True)
+    torch.save(content, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
+    loaded = RubiksNet.load_pretrained(tmp_path / "old.pth.tar").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: name.replace("backbone.", "backbone._orig_mod."),
+        lambda name: name if name.startswith("new_fc") else f"module.{name}",
+    ],
+)
+@pytest.mark.parametrize("lightning", ["", "net.", "module.net.", "_orig_mod.net."])
+def test_names_of_wrapped_networks_are_read(rename, lightning, tmp_path):
+    net = RubiksNet("tiny", 2)
+    state = {lightning + rename(name): value for name, value in net.state_dict().items()}
+    described = {"tier": "tiny", "variant": "rubiks3d", "num_classes": 2, "num_frames": 8}
+    content = {"rubiks": described, "state_dict": state | {"val_accuracy.x": torch.zeros(1)}}
+    torch.save(content if lightning else described | {"model": state}, tmp_path / "net.ckpt")
+    loaded = RubiksNet.load_pretrained(tmp_path / "net.ckpt").state_dict()
+    assert list(loaded) == list(net.state_dict())
+    for name, value in net.state_dict().items():
+        assert loaded[name].numpy().tobytes() == value.numpy().tobytes()
+
+
+def test_weights_that_a_file_has_twice_are_refused(tmp_path):
+    net = RubiksNet("tiny", 2)
+    net.save_pretrained(tmp_path / "net.pth.tar")
+    content = torch.load(tmp_path / "net.pth.tar", weights_only=True)
+    content["model"]["module.new_fc.bias"] = torch.ones(2)
+    torch.save(content, tmp_path / "net.pth.tar")
+    assert_rejected(
+        lambda: RubiksNet.load_pretrained(tmp_path / "net.pth.tar"), "new_fc.bias twice", "module.new_fc.bias"
+    )
 
 
 @pytest.mark.parametrize(("tier", "variant"), [("tiny", "rubiks3d"), ("small", "rubiks3d-aq")])

@@ -159,6 +159,15 @@ def test_other_splits(layouts):
     assert [record.label for record in hmdb.records("val")[0]] == [0, 1]
 
 
+def test_frame_folders_and_prepared_files_are_named_by_the_lists_ids(layouts, tmp_path):
+    shutil.copytree(layouts / "jester", tmp_path / "jester")
+    folder = tmp_path / "jester/20bn-jester-v1"
+    shutil.rmtree(folder / "3")
+    (folder / "3.mp4").touch()
+    source = assemble.source(compose(["data=jester", "data.num_classes=2", f"data.root={tmp_path / 'jester'}"]))
+    assert [record.name for record in source.records("train")[0]] == ["1", "3"]
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*")
 def test_the_commands(layouts, tmp_path, monkeypatch, capsys):
     commands = Commands(monkeypatch, capsys, tmp_path)

@@ -31,7 +31,7 @@ def loose(tmp_path_factory):
     (folder / "b" / "text.mp4").write_text("no video")
     names = ("b/2.webm", "a/1.mp4", "b/text.mp4", "b/1.mp4", "a/c/4.mp4", "b/empty.mp4", "b/3.avi")
     records = [VideoRecord(str(folder / name), label % 3, listed=f"../{name}") for label, name in enumerate(names)]
-    return [*records, VideoRecord(str(folder / "a" / "5.png"), 2, image=True)]
+    return [*records, VideoRecord(str(folder / "a" / "5.png"), 2, image=True, listed="5")]
 
 
 CLASSES = ["x", "y", "z"]
