@@ -246,7 +246,7 @@ def check_batch_statistics(cfg: DictConfig, videos: int, batch_size: int, device
 
     So few are left in the last stage alone, of one clip of one frame in the batch of a process.
     """
-    processes = devices * cfg.trainer.num_nodes
+    processes = devices * whole_number("trainer.num_nodes", cfg.trainer.num_nodes, 1)
     if processes > 1 and cfg.trainer.sync_batchnorm:
         return
     videos_per_batch = min(batch_size, videos // processes)
