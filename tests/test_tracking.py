@@ -16,6 +16,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 import yaml
 from commands import BASE, Commands
 from conftest import ROOT, assert_rejected
@@ -143,6 +144,15 @@ def closed_port():
 def silent_port():
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are accepted, and that is all
         yield f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """The quickest for tensors as small as these, above all on cores that are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -356,7 +366,7 @@ def swept(builtin_data, tmp_path_factory):
     arguments = json.dumps([command, str(ROOT / sweep["program"]), values])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"NETRC": str(folder / "netrc"), "WANDB_CONFIG_DIR": str(folder), "WANDB_SWEEP_ID": "sweep1"}
-    environment |= {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    environment |= {"OMP_NUM_THREADS": "1", "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
     agent = [sys.executable, "-c", AGENT, arguments]
     done = subprocess.run(agent, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
