@@ -257,6 +257,15 @@ def test_modes_of_the_environment(mode, kind, lines, server, setting, begin):
     assert (actual, len(said), server.requests) == (kind, lines, 0)
 
 
+@pytest.mark.parametrize("mode", ["online", "run", "shared"])
+def test_modes_of_the_environment_that_need_a_server(mode, server, setting, begin):
+    setting("WANDB_BASE_URL", server.url)
+    setting("WANDB_API_KEY", KEY)
+    setting("WANDB_MODE", mode)
+    assert begin()[0] == "run"
+    assert len(server.runs) == 1
+
+
 def test_the_configuration_overrides_the_environment(server, setting, begin):
     setting("WANDB_BASE_URL", server.url)
     setting("WANDB_API_KEY", KEY)
