@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from rubiks import assemble, runs
+from rubiks import assemble, runs, tracking
 from rubiks.cli.entry import launch
 from rubiks.errors import InputError
 from rubiks.files import write_atomically
@@ -59,9 +59,9 @@ def train(cfg: DictConfig) -> None:
         enable_checkpointing=not rehearsal,
     )
     if not rehearsal:  # everything has been checked: now the run's folder is filled
+        trainer.loggers = tracking.loggers(cfg.logger, run, config, trainer.is_global_zero)
         if trainer.is_global_zero:
             write_atomically(run.config, lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True)))
-        trainer.loggers = assemble.loggers(cfg, run, config)
     if trainer.is_global_zero:
         print(net)
         print(
@@ -76,9 +76,11 @@ def train(cfg: DictConfig) -> None:
     gc.freeze()  # a step causes several collections: they need not go over all that has been imported
     try:
         trainer.fit(module, data, ckpt_path=None if resume is None else resume.path, weights_only=True)
-    except SystemExit:  # Lightning ends the program so on Ctrl-C
-        if trainer.is_global_zero and run.last.is_file():
-            print(f"Interrupted. To go on: python train.py run={run.folder.name} and the same choices as before")
+    except BaseException as error:
+        if trainer.is_global_zero and not rehearsal:
+            if isinstance(error, SystemExit) and run.last.is_file():  # Lightning ends the program so on Ctrl-C
+                print(f"Interrupted. To go on: python train.py run={run.folder.name} and the same choices as before")
+            tracking.end(run, exit_code=1)
         raise
     finally:
         gc.unfreeze()
@@ -111,6 +113,7 @@ def finish(run: runs.Run, trainer: pl.Trainer, epochs: int) -> None:
     if best is not None:
         print(f"Best validation top-1: {best:.1%}, in {run.best}")
     print("To evaluate: python eval.py protocol=two_clip", *assemble.choices_for_evaluation(), f"ckpt={run.folder}")
+    tracking.end(run)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import re
-import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -565,36 +562,3 @@ def training_callbacks(run: runs.Run) -> list[Callback]:
         last,
         SaveOnInterrupt(run.last),
     ]
-
-
-def loggers(cfg: DictConfig, run: runs.Run, config: dict[str, Any]) -> list[Logger]:
-    """CSV and Weights & Biases, as configured."""
-    chosen: list[Logger] = []
-    if cfg.logger.csv:
-        chosen.append(CSVLogger(run.folder, name="csv"))
-    if cfg.logger.wandb is not None:
-        chosen.append(_wandb(cfg.logger.wandb, run, config))
-    return chosen
-
-
-def _wandb(options: DictConfig, run: runs.Run, config: dict[str, Any]) -> WandbLogger:
-    import wandb  # slow to import
-
-    mode = one_of("logger.wandb.mode", options.mode, ("auto", "online", "offline"))
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
-    # The id stays with the run's folder, so that a run that goes on is one run in W&B too.
-    id_file = run.folder / "wandb-id"
-    if not id_file.is_file():
-        id_file.write_text(secrets.token_hex(4))
-    return WandbLogger(
-        name=run.folder.name,
-        project=options.project,
-        entity=options.entity,
-        tags=list(options.tags),
-        id=id_file.read_text().strip(),
-        save_dir=run.folder,
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-        config=config,
-    )

@@ -254,22 +254,6 @@ def test_an_ablation_is_trained_and_evaluated_like_the_rest(variant, builtin_dat
     assert (results["variant"], results["checkpoint"]) == (variant, "outputs/ablation/checkpoints/best.ckpt")
 
 
-def test_wandb_keeps_the_curves_offline(builtin_data, commands, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    commands.train(builtin_data, *SMALL, *QUICK, "logger=default", "run=curves")
-    wandb.finish()
-    (folder,) = tmp_path.glob("outputs/curves/wandb/offline-run-*")
-    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", folder]
-    records = map(json.loads, subprocess.run(inspect, capture_output=True, check=True).stdout.splitlines())
-    history = [record["history"] for record in records if record["type"] == "history"]
-    curves = json.dumps(history)
-    for key in ("train/loss_step", "train/top1", "val/top1", "val/top5", "clips/s", "shifts/offsets"):
-        assert key in curves
-    assert len(history) > 6
-
-
 def test_attention_is_quantised_within_its_budget(builtin_data, commands, tmp_path):
     options = (builtin_data, *SMALL, "variant=rubiks3d-aq")
     output = commands.train(*options, *QUICK, "aq.budget=0.125", "run=aq")

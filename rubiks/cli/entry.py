@@ -24,6 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 import rubiks
 from rubiks.errors import InputError
 
+# Hydra's own arguments with a value.
+_HYDRA = ("--cfg", "--config-dir", "--config-name", "--config-path", "--experimental-rerun", "--info", "--package")
+
 
 def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: str) -> None:
     """Compose the configuration from the command line and run the job with it.
@@ -40,6 +43,7 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with PyTorch 2.14 and later
 
     threading.excepthook = _in_thread
+    _refuse_hyphens(sys.argv[1:])
     begun = False
 
     def run(cfg: DictConfig) -> None:
@@ -116,6 +120,17 @@ def compose(choices: list[str]) -> DictConfig:
             return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error, folder, "train", choices)) from None
+
+
+def _refuse_hyphens(arguments: list[str]) -> None:
+    """End the program where a choice has hyphens before it, with how to write it. Hydra would print its usage."""
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if equals and name.startswith("--") and not any(own.startswith(name) for own in _HYDRA):
+            _fail(
+                f"{argument} is not a choice, which has no hyphens before it: write {argument.lstrip('-')}; in a sweep "
+                "of Weights & Biases use ${args_no_hyphens} in `command`, as scripts/sweep.yaml does"
+            )
 
 
 def _in_thread(failure: threading.ExceptHookArgs) -> None:

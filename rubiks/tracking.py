@@ -1,0 +1,208 @@
+"""Where a training's curves go: CSV, Weights & Biases (W&B), TensorBoard."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from rubiks.errors import InputError
+from rubiks.runs import Run
+
+log = logging.getLogger(__name__)
+
+MODES = ("auto", "online", "offline", "disabled")  # of logger.wandb.mode
+PATIENCE = 5  # seconds for W&B's server to answer before training starts
+
+# What WANDB_MODE may be, and what W&B takes it for. In mode shared, several programs write to one run.
+WANDB_MODES = {
+    "online": "online",
+    "run": "online",
+    "shared": "shared",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+
+
+def loggers(choices: DictConfig, run: Run, config: dict[str, Any], leader: bool) -> list[Logger]:
+    """The loggers of the configuration's section `logger`. W&B's run begins here, in the leading process only.
+
+    Raises:
+        InputError: a choice is wrong, a package is missing, or W&B must be online and cannot be. The run's folder has
+            then been left as it was, unless W&B's server refused the run after it had accepted the key.
+    """
+    for key in ("csv", "tensorboard"):
+        if not isinstance(choices[key], bool):
+            raise InputError(f"logger.{key} must be true or false, got {choices[key]!r}")
+    if choices.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("logger.tensorboard=true needs a package that is not installed: pip install tensorboard")
+    options = _options(choices.wandb)
+
+    chosen: list[Logger] = []
+    if options is not None:
+        experiment = _begin(options, run, config) if leader else None
+        if experiment is not None or not leader:
+            chosen.append(WandbLogger(run.folder.name, run.folder, experiment=experiment))
+    if choices.tensorboard:
+        # One folder for all parts of a run that goes on: one curve.
+        chosen.insert(0, TensorBoardLogger(run.folder, "tensorboard", version="", default_hp_metric=False))
+    if choices.csv:
+        chosen.insert(0, CSVLogger(run.folder, "csv"))
+    return chosen
+
+
+def end(run: Run, exit_code: int = 0) -> None:
+    """End W&B's run, if there is one, and say how to upload what it has kept offline."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code)
+    command = sync_command(run)
+    if command is not None:
+        print(f"To upload the curves to W&B: {command}")
+
+
+def sync_command(run: Run) -> str | None:
+    """The command that uploads all parts of the run that W&B has kept offline; None where there are none."""
+    folder = run.folder / "wandb"
+    parts = folder.glob("offline-run-*/*.wandb")
+    waiting = [part for part in parts if not part.with_name(f"{part.name}.synced").exists()]
+    # Of a folder, `wandb sync` takes every part that it has not uploaded yet, in the order in which they began.
+    return f"wandb sync {shlex.quote(str(folder))}" if waiting else None
+
+
+def _options(section: Any) -> dict[str, Any] | None:
+    """logger.wandb as it was chosen; None without W&B."""
+    if section is None:
+        return None
+    if not isinstance(section, DictConfig):
+        raise InputError(f"logger.wandb must be null or a section with project, entity, tags, mode; got {section!r}")
+    values: Any = OmegaConf.to_container(section, resolve=True)
+    known = {key: values.pop(key, None) for key in ("project", "entity", "tags", "mode")}
+    for key in values:
+        raise InputError(f"logger.wandb.{key} is unknown; logger.wandb has {', '.join(known)}")
+    if known["mode"] not in MODES:
+        raise InputError(f"logger.wandb.mode must be one of {', '.join(MODES)}; got {known['mode']!r}")
+    for key in ("project", "entity"):
+        if not isinstance(known[key], str) and not (key == "entity" and known[key] is None):
+            raise InputError(f"logger.wandb.{key} must be a name, got {known[key]!r}; quote a number: '\"5\"'")
+    tags = known["tags"]
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise InputError(f"logger.wandb.tags must be a list of words, as in logger.wandb.tags=[a,b]; got {tags!r}")
+    return None if known["mode"] == "disabled" else known
+
+
+def _mode(wanted: str) -> tuple[str, str]:
+    """W&B's mode, and the setting that insists on it; empty where none does, and W&B may as well be offline."""
+    variable = os.environ.get("WANDB_MODE")
+    if variable == "":
+        del os.environ["WANDB_MODE"]  # W&B would refuse it
+    elif variable is not None and variable not in WANDB_MODES:
+        raise InputError(
+            f"the environment variable WANDB_MODE must be one of {', '.join(WANDB_MODES)}; got {variable!r}. Unset it "
+            "to leave the choice to logger.wandb.mode"
+        )
+    import wandb  # slow to import
+
+    try:
+        # W&B prints warnings and errors, but no banners, and goes on capturing the screen for the run's page.
+        settings = wandb.setup(wandb.Settings(show_info=False)).settings
+    except ValueError as error:
+        raise InputError(
+            f"an environment variable WANDB_... or W&B's file of settings is wrong: {' '.join(str(error).split())}"
+        ) from None
+    if wanted != "auto":
+        return wanted, f"logger.wandb.mode={wanted}"
+    if variable:
+        return WANDB_MODES[variable], f"WANDB_MODE={variable}"
+    left = WANDB_MODES[settings.mode]
+    if left == "offline":
+        log.info("W&B: offline, because `wandb offline` was run; `wandb online` undoes it")
+    return left, ""
+
+
+def _obstacle(mode: Any) -> str:
+    """Why W&B cannot be online, found out in seconds; empty where it can."""
+    import wandb
+
+    settings = wandb.setup(wandb.Settings(mode=mode)).settings  # WANDB_MODE=offline would forbid the check
+    begun = time.monotonic()
+    try:
+        with _patience():
+            return "" if wandb.login(prompt=False) else "nobody is logged in (`wandb login`, or WANDB_API_KEY)"
+    except wandb.errors.Error as error:
+        late = time.monotonic() - begun >= PATIENCE
+        return f"{settings.base_url} does not answer" if late else str(error)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Let W&B wait for its server for PATIENCE seconds, unless the user has set how long."""
+    name = "WANDB_HTTP_TIMEOUT"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(PATIENCE)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def _begin(options: dict[str, Any], run: Run, config: dict[str, Any]) -> Any:
+    """Begin a run in W&B or go on with it, offline where it cannot be online and need not; None where W&B is off."""
+    mode, insists = _mode(options["mode"])
+    if mode == "disabled":
+        return None
+    import wandb
+
+    problem = "" if mode == "offline" else _obstacle(mode)
+    try:
+        experiment = None if problem else _init(options, run, config, mode)
+    except wandb.errors.Error as error:
+        problem, experiment = str(error), None
+    if experiment is None:
+        problem = " ".join(problem.split())
+        if insists:
+            raise InputError(f"{insists}, but {problem}. To do without W&B's server, choose logger.wandb.mode=offline")
+        log.warning("W&B: offline, because %s", problem)
+        experiment = _init(options, run, config, "offline")
+    elif mode != "offline":
+        log.info("W&B: %s", experiment.url)
+    # As Lightning has it: curves over training steps.
+    experiment.define_metric("trainer/global_step")
+    experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return experiment
+
+
+def _init(options: dict[str, Any], run: Run, config: dict[str, Any], mode: Any) -> Any:
+    import wandb
+
+    # The id stays with the run's folder, so that a run that goes on is one run in W&B too. A sweep's agent sets one.
+    id_file = run.folder / "wandb-id"
+    run_id = os.environ.get("WANDB_RUN_ID") or (id_file.read_text().strip() if id_file.is_file() else "")
+    run_id = run_id or secrets.token_hex(4)
+    id_file.write_text(run_id)
+    where = {"project": options["project"], "entity": options["entity"], "id": run_id}
+    if os.environ.get("WANDB_SWEEP_ID"):
+        where = {}  # W&B knows it from the agent, and warns of what it then ignores
+    return wandb.init(
+        **where,
+        name=run.folder.name,
+        tags=options["tags"],
+        dir=run.folder,
+        mode=mode,
+        resume="allow",  # offline too: `wandb sync` then appends a later part to the earlier ones
+        reinit="finish_previous",  # runs of --multirun
+        config=config,
+    )
