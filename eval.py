@@ -15,18 +15,29 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from rubiks import __version__, assemble
+from rubiks import __version__, assemble, processes, runs, trainers
 from rubiks.cli.entry import launch
-from rubiks.cli.stopping import stoppable
 from rubiks.evaluation import report
 from rubiks.evaluation.collect import CollectPredictions
 from rubiks.files import check_writable
 from rubiks.models import RubiksNet
+from rubiks.stopping import Interrupted, Stop
 from rubiks.training.module import VideoClassifier
 
 
 def evaluate(cfg: DictConfig) -> None:
-    results_file = assemble.run_folder(cfg) / "results.json"
+    stop = Stop()
+    run = assemble.run(cfg)
+    with stop.watching(), run.made():
+        try:
+            _evaluate(cfg, run, stop)
+        except Interrupted as interrupted:
+            interrupted.message = "there are no results yet"
+            raise
+
+
+def _evaluate(cfg: DictConfig, run: runs.Run, stop: Stop) -> None:
+    results_file = run.folder / "results.json"
     check_writable(results_file)
     predictions_file = assemble.predictions_file(cfg)
     pl.seed_everything(assemble.whole_number("seed", cfg.seed, 0), verbose=False)
@@ -48,7 +59,10 @@ def evaluate(cfg: DictConfig) -> None:
     data = assemble.datamodule(cfg, [], videos, protocol, protocol, batch_size, batch_size)
 
     predictions = CollectPredictions()
-    trainer = assemble.trainer(cfg, [predictions], enable_checkpointing=False)
+    trainer = trainers.trainer(cfg, [predictions], stop, enable_checkpointing=False)
+    if trainers.starts_processes(trainer):  # everything has been checked, once
+        processes.run(trainer.num_devices, trainer.num_nodes, run.folder, assemble.choices(), cfg.process_timeout)
+        return
     if trainer.is_global_zero:
         print(f"Evaluating {saved.path} on {len(videos):,} videos", flush=True)
     start = time.perf_counter()
@@ -95,5 +109,4 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with stoppable("The evaluation"):
-        launch(evaluate, Path(__file__).parent / "conf", "eval")
+    launch(evaluate, Path(__file__).parent / "conf", "eval")

@@ -7,29 +7,47 @@ python train.py --help                                  everything that can be s
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 from pathlib import Path
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
 
-from rubiks import assemble, runs, tracking
+from rubiks import assemble, continuing, launched, processes, runs, tracking, trainers
 from rubiks.cli.entry import launch
-from rubiks.errors import InputError
-from rubiks.files import write_atomically
-from rubiks.models import checkpoint
+from rubiks.files import write_atomically, write_lines
+from rubiks.stopping import Interrupted, Stop
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import describe_groups
+from rubiks.training.position import Position
 
 
 def train(cfg: DictConfig) -> None:
-    run = runs.Run(assemble.run_folder(cfg))
+    beat = processes.Beat() if processes.is_child() else None
+    stop = Stop(quiet=not launched.is_first(), timeout=trainers.process_timeout(cfg), beat=beat)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop.watching())
+        rehearsal = bool(cfg.trainer.fast_dev_run)  # leaves nothing behind
+        run = assemble.run(cfg)
+        if not rehearsal and launched.is_first():
+            stack.enter_context(run.locked())
+        try:
+            _train(cfg, run, stop, rehearsal)
+        except Interrupted as interrupted:
+            if run.last.is_file() and not processes.is_child():
+                going_on = f"to go on: {continuing.command(run.folder, assemble.choices())}"
+                interrupted.message = "; ".join(filter(None, [interrupted.message, going_on]))
+            raise
+
+
+def _train(cfg: DictConfig, run: runs.Run, stop: Stop, rehearsal: bool) -> None:
     recipe = assemble.recipe(cfg)
     attention = assemble.attention_schedule(cfg)
-    rehearsal = bool(cfg.trainer.fast_dev_run)  # leaves nothing behind
-    resume = None if rehearsal else unfinished(cfg, run, recipe.epochs)
+    resume = None if rehearsal else assemble.unfinished(cfg, run, recipe.epochs)
+    if resume is not None:  # before the lists are read, which may be others
+        continuing.check(run, resume, {**resume.config, **assemble.plain(cfg)}, assemble.choices())
     pl.seed_everything(assemble.whole_number("seed", cfg.seed, 0), verbose=False)
 
     source = assemble.source(cfg)
@@ -45,23 +63,44 @@ def train(cfg: DictConfig) -> None:
     data = assemble.datamodule(
         cfg, train_videos, val_videos, views, protocol, recipe.batch_size, recipe.batch_size, balanced
     )
-    net = assemble.network(cfg, classes, recipe.dropout)
+    config = {
+        **assemble.plain(cfg),
+        "manifest_sha256": manifest.digest,
+        "train_sha256": assemble.digest(train_videos),
+        "val_sha256": assemble.digest(val_videos),
+    }
+    found = [] if resume is None else continuing.check(run, resume, config, assemble.choices())
+    net = assemble.network(cfg, classes, recipe.dropout, resume is None)
     net.backbone.recorder.enabled = assemble.one_of("cuda_graphs", cfg.cuda_graphs, (True, False))
-    config = {**assemble.plain(cfg), "manifest_sha256": manifest.digest}
     mixing = assemble.mixing(cfg, len(classes))
-    module = VideoClassifier(net, recipe, classes, config, attention, mixing)
 
-    trainer = assemble.trainer(
+    other_score = any(continuing.within(change.key, continuing.SCORE) for change in found)
+    callbacks = [] if rehearsal else trainers.training_callbacks(cfg, run, stop, keep_best=not other_score)
+    trainer = trainers.trainer(
         cfg,
-        [] if rehearsal else assemble.training_callbacks(run),
+        callbacks,
+        stop,
         max_epochs=recipe.epochs,
         accumulate_grad_batches=recipe.accumulate,
         enable_checkpointing=not rehearsal,
     )
-    if not rehearsal:  # everything has been checked: now the run's folder is filled
+    start = (
+        Position()
+        if resume is None
+        else continuing.start(resume, trainer, data, recipe.epochs, trainers.max_steps(cfg))
+    )
+    data.start_at(start.epoch, start.videos)
+    module = VideoClassifier(net, recipe, classes, config, attention, mixing, cfg.seed, start)
+    if trainers.starts_processes(trainer):  # everything has been checked, once
+        timeout = trainers.process_timeout(cfg)
+        processes.run(trainer.num_devices, trainer.num_nodes, run.folder, assemble.choices(), timeout)
+        return
+    if not rehearsal:  # now the run's folder is filled
         trainer.loggers = tracking.loggers(cfg.logger, run, config, trainer.is_global_zero)
         if trainer.is_global_zero:
+            run.finished.unlink(missing_ok=True)
             write_atomically(run.config, lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True)))
+            write_lines(run.choices, assemble.choices())
     if trainer.is_global_zero:
         print(net)
         print(
@@ -71,45 +110,36 @@ def train(cfg: DictConfig) -> None:
         print(describe_groups(net, recipe, trainer.world_size))
         if attention is not None:
             print(attention)
-        print("Rehearsal" if rehearsal else f"{'Going on with' if resume else 'Run in'} {run.folder}", flush=True)
+        for change in found:
+            if not continuing.within(change.key, continuing.SILENT):
+                print(f"Changed since the run was last started: {change}")
+        if other_score:
+            print("Validation is not what it was: the best checkpoint is chosen from here on")
+        going_on = "" if resume is None else f"Going on with {run.folder} after {start}"
+        print("Rehearsal" if rehearsal else going_on or f"Run in {run.folder}", flush=True)
     gc.collect()
     gc.freeze()  # a step causes several collections: they need not go over all that has been imported
     try:
         trainer.fit(module, data, ckpt_path=None if resume is None else resume.path, weights_only=True)
-    except BaseException as error:
+    except BaseException:
         if trainer.is_global_zero and not rehearsal:
-            if isinstance(error, SystemExit) and run.last.is_file():  # Lightning ends the program so on Ctrl-C
-                print(f"Interrupted. To go on: python train.py run={run.folder.name} and the same choices as before")
             tracking.end(run, exit_code=1)
         raise
     finally:
         gc.unfreeze()
     if trainer.is_global_zero and not rehearsal:
-        finish(run, trainer, recipe.epochs)
+        finish(cfg, run, trainer, module.position or start)
 
 
-def unfinished(cfg: DictConfig, run: runs.Run, epochs: int) -> checkpoint.SavedNetwork | None:
-    """The checkpoint that the run goes on from; None for a new run."""
-    done = run.epochs_finished()
-    if done is not None and done >= epochs:
-        raise InputError(
-            f"{run.folder} holds a finished run of {done} epochs; choose another run=, raise recipe.epochs to go on, "
-            "or remove the folder"
-        )
-    if not run.last.is_file():
-        return None
-    saved = checkpoint.read(run.last)
-    assemble.check_same_network(cfg, saved, "run")
-    return saved
-
-
-def finish(run: runs.Run, trainer: pl.Trainer, epochs: int) -> None:
-    """Mark the run as finished, and say what came out and what to do next."""
-    checkpoints = trainer.checkpoint_callback
-    assert isinstance(checkpoints, ModelCheckpoint)
-    best = checkpoints.best_model_score
-    result = {"epochs": epochs, "best_val_top1": None if best is None else round(best.item(), 6)}
-    write_atomically(run.finished, lambda path: path.write_text(json.dumps(result) + "\n"))
+def finish(cfg: DictConfig, run: runs.Run, trainer: pl.Trainer, position: Position) -> None:
+    """Mark the run as finished if it is, and say what came out and what to do next."""
+    best, epochs = trainers.checkpoints(trainer).best, cfg.recipe.epochs
+    if position.epoch < epochs:
+        print(f"Stopped after {position} of {epochs} epochs{trainers.reason(cfg, trainer)}")
+        print(f"To go on: {continuing.command(run.folder, continuing.without_limits(assemble.choices()))}")
+    else:
+        result = {"epochs": epochs, "best_val_top1": None if best is None else round(best, 6)}
+        write_atomically(run.finished, lambda path: path.write_text(json.dumps(result) + "\n"))
     if best is not None:
         print(f"Best validation top-1: {best:.1%}, in {run.best}")
     print("To evaluate: python eval.py protocol=two_clip", *assemble.choices_for_evaluation(), f"ckpt={run.folder}")

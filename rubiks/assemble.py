@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import logging
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.strategies import DDPStrategy
-from torch.nn.parallel import DistributedDataParallel
 
-from rubiks import runs
+from rubiks import launched, processes, runs
 from rubiks.data import builtin, sources
 from rubiks.data.augment import Augment
 from rubiks.data.datamodule import VideoDataModule, default_workers
@@ -39,10 +36,7 @@ from rubiks.models import VARIANTS, RubiksNet, checkpoint, inflation
 from rubiks.models.checkpoint import SavedNetwork
 from rubiks.models.rubiksnet import STRIDE
 from rubiks.training.aq import AttentionSchedule
-from rubiks.training.callbacks import ProgressLines, Throughput
-from rubiks.training.checkpointing import AtomicCheckpointIO, SaveOnInterrupt
 from rubiks.training.mixing import Mixing
-from rubiks.training.pictures import ShiftPictures
 from rubiks.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -389,11 +383,11 @@ def check_known(section: str, values: dict[str, Any], settings: type) -> None:
             raise InputError(f"{section}.{key} is unknown; {section} has {', '.join(known)}")
 
 
-def network(cfg: DictConfig, classes: list[str], dropout: float) -> RubiksNet:
+def network(cfg: DictConfig, classes: list[str], dropout: float, use_init: bool = True) -> RubiksNet:
     """A new network, or one that starts from the weights of `init`."""
     frames = whole_number("data.num_frames", cfg.data.num_frames, 1)
     net = RubiksNet(cfg.tier.name, len(classes), cfg.variant.name, frames, dropout)
-    if cfg.init is not None:
+    if use_init and cfg.init is not None:
         saved = checkpoint.read(cfg.init)
         rule = one_of("init_temporal", cfg.init_temporal, inflation.RULES)
         net.replace_classifier(saved.num_classes)
@@ -445,18 +439,17 @@ def evaluated_checkpoint(cfg: DictConfig) -> SavedNetwork:
     path = cfg.ckpt
     chosen = {key: cfg[key].name for key in ("tier", "variant") if key in cfg}
     if path == "latest":
-        named = runs.Run(run_folder(cfg))  # run=NAME may name a training run: then that one is meant
-        run = named if named.checkpoint() else runs.newest(cfg.data.name, **chosen)
-        if run is None:
+        named = named_run(cfg)  # run=NAME may name a training run: then that one is meant
+        found = named if named and named.checkpoint() else runs.newest(cfg.data.name, **chosen)
+        if found is None:
             wanted = " ".join(f"{key}={name}" for key, name in {"data": cfg.data.name, **chosen}.items())
             raise InputError(
                 f"ckpt=latest: no run of {wanted} with a checkpoint in {runs.OUTPUTS.resolve()}. "
                 "Train one with train.py, or give ckpt=FILE"
             )
-        path = run.checkpoint()
+        path = found.checkpoint()
     elif path is not None and Path(path).is_dir():
-        run = runs.Run(Path(path))
-        path = run.checkpoint()
+        path = runs.Run(Path(path)).checkpoint()
         if path is None:
             raise InputError(f"ckpt={cfg.ckpt} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
     if path is None:
@@ -485,20 +478,62 @@ def predictions_file(cfg: DictConfig) -> Path | None:
 # ---- runs and training
 
 
-def run_folder(cfg: DictConfig) -> Path:
-    """The folder that `run` names."""
+def run(cfg: DictConfig) -> runs.Run:
+    """The run's folder: the one that `run` names, or by default a new one."""
+    given = processes.given_run()
+    if given is not None:
+        return runs.Run(given)
+    named = named_run(cfg)
+    if named is not None:
+        return named
+    if cfg.get("trainer", {}).get("fast_dev_run") or not launched.is_first():  # nothing is written
+        return runs.Run(runs.OUTPUTS / str(cfg.run))
+    return runs.new(_run_name(cfg))
+
+
+def named_run(cfg: DictConfig) -> runs.Run | None:
+    """The run that run= names on the command line."""
+    name = _run_name(cfg)
+    return runs.Run(runs.OUTPUTS / name) if any(choice.startswith("run=") for choice in choices()) else None
+
+
+def _run_name(cfg: DictConfig) -> str:
     if not re.fullmatch(r"[\w.,=+-]+", str(cfg.run)) or set(str(cfg.run)) <= {"."}:
         raise InputError(f"run must be a name of letters, digits and ._,=+- (it names a folder), got {cfg.run!r}")
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    hydra = HydraConfig.get()
+    return f"{cfg.run}-{hydra.job.num}" if hydra.mode == RunMode.MULTIRUN else str(cfg.run)
+
+
+def choices() -> list[str]:
+    """The command line's choices."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def unfinished(cfg: DictConfig, run: runs.Run, epochs: int) -> SavedNetwork | None:
+    """The checkpoint that the run goes on from; None for a new run."""
+    done = run.epochs_finished()
+    if done is not None and done >= epochs:
+        raise InputError(
+            f"{run.folder} holds a finished run of {done} epochs; choose another run=, raise recipe.epochs to go on, "
+            "or remove the folder"
+        )
+    return run.read_last()
+
+
+def digest(videos: list[VideoRecord]) -> str:
+    """SHA-256 of the names and labels of a list, in order."""
+    total = hashlib.sha256()
+    for video in videos:
+        total.update(f"{video.name}\t{video.label}\n".encode(errors="surrogateescape"))
+    return total.hexdigest()
 
 
 def choices_for_evaluation() -> list[str]:
     """Those of the command line's choices that an evaluation of the run needs too."""
     shared = ("data", "device", "precision")  # tier and variant come from the checkpoint
     training = ("data.clips_per_video", "data.balanced")  # keys that eval.py does not have
-    choices = [choice for choice in HydraConfig.get().overrides.task if choice.partition("=")[0] not in training]
-    return [choice for choice in choices if re.split("[.=]", choice)[0] in shared]
+    wanted = [choice for choice in choices() if choice.partition("=")[0] not in training]
+    return [choice for choice in wanted if re.split("[.=]", choice)[0] in shared]
 
 
 def on_gpu(cfg: DictConfig) -> bool:
@@ -506,59 +541,3 @@ def on_gpu(cfg: DictConfig) -> bool:
     if device == "gpu" and not torch.cuda.is_available():
         raise InputError("device=gpu, but PyTorch finds no GPU; use device=cpu or install PyTorch for CUDA")
     return device != "cpu" and torch.cuda.is_available()
-
-
-def trainer(cfg: DictConfig, callbacks: list[Callback], **extra: Any) -> pl.Trainer:
-    """Lightning's Trainer with the configured arguments, without loggers."""
-    gpu = on_gpu(cfg)
-    arguments = plain(cfg.trainer)
-    elsewhere = {"accelerator", "callbacks", "logger", "max_epochs", "max_steps", "precision"}  # other keys decide
-    known = [key for key in inspect.signature(pl.Trainer).parameters if key not in elsewhere]
-    for key in arguments:
-        one_of("a key of trainer", key, tuple(known))
-    if arguments["strategy"] == "ddp":
-        # Each process keeps its own batch statistics; validation uses those of the first (VideoClassifier).
-        known_to_ddp = inspect.signature(DistributedDataParallel).parameters
-        name = "forward_sync_buffers" if "forward_sync_buffers" in known_to_ddp else "broadcast_buffers"  # before 2.15
-        options: dict[str, Any] = {name: False}
-        arguments["strategy"] = DDPStrategy(**options)
-    bar = sys.stdout.isatty()
-    try:
-        return pl.Trainer(
-            **arguments,
-            accelerator="gpu" if gpu else "cpu",
-            precision=("bf16-mixed" if gpu else "32-true") if cfg.precision == "auto" else cfg.precision,
-            benchmark=gpu,
-            use_distributed_sampler=False,  # EpochSampler divides the list
-            num_sanity_val_steps=1,
-            enable_model_summary=False,
-            enable_progress_bar=bar,
-            callbacks=[*callbacks, *([RichProgressBar()] if bar else [])],
-            logger=False,
-            plugins=[AtomicCheckpointIO()],
-            **extra,
-        )
-    except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
-        raise InputError(f"trainer, device or precision: {error}") from None
-
-
-def training_callbacks(run: runs.Run) -> list[Callback]:
-    best = ModelCheckpoint(
-        dirpath=run.checkpoints.absolute(),
-        filename=run.best.stem,
-        monitor="val/top1",
-        mode="max",
-        save_last=False,
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(
-        dirpath=run.checkpoints.absolute(), filename=run.last.stem, save_top_k=1, enable_version_counter=False
-    )
-    return [
-        Throughput(),
-        ProgressLines(bar=sys.stdout.isatty()),
-        ShiftPictures(run.folder / "shifts"),
-        best,
-        last,
-        SaveOnInterrupt(run.last),
-    ]

@@ -1,18 +1,34 @@
-"""The folders of training runs: what is in them, which is the newest, which can go on.
+"""The folders of training runs: what is in them, which is the newest, which can go on, and who is using one.
 
-outputs/NAME/config.yaml             the whole configuration
-outputs/NAME/checkpoints/best.ckpt   best validation top-1
-outputs/NAME/checkpoints/last.ckpt   newest, to go on from
-outputs/NAME/finished.json           how training ended; missing while it has not
+outputs/NAME/config.yaml                 the whole configuration
+outputs/NAME/choices.txt                 the command line's choices, one a line
+outputs/NAME/checkpoints/best.ckpt       best validation top-1
+outputs/NAME/checkpoints/last.ckpt       newest, to go on from
+outputs/NAME/checkpoints/previous.ckpt   the one before, where the newest is damaged
+outputs/NAME/finished.json               how training ended; missing while it has not
+outputs/NAME/.lock                       the process that trains
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import yaml
+
+from rubiks.errors import InputError
+from rubiks.models import checkpoint
+from rubiks.models.checkpoint import SavedNetwork
+
+log = logging.getLogger(__name__)
 
 OUTPUTS = Path("outputs")
 
@@ -28,6 +44,10 @@ class Run:
         return self.folder / "config.yaml"
 
     @property
+    def choices(self) -> Path:
+        return self.folder / "choices.txt"
+
+    @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
@@ -40,12 +60,25 @@ class Run:
         return self.checkpoints / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        return self.checkpoints / "previous.ckpt"
+
+    @property
     def finished(self) -> Path:
         return self.folder / "finished.json"
 
+    @property
+    def lock(self) -> Path:
+        return self.folder / ".lock"
+
     def epochs_finished(self) -> int | None:
         """Epochs of the run if it came to its end, else None."""
-        return json.loads(self.finished.read_text())["epochs"] if self.finished.is_file() else None
+        if not self.finished.is_file():
+            return None
+        try:
+            return int(json.loads(self.finished.read_text())["epochs"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{self.finished} is damaged; remove it to go on from the run's checkpoint") from None
 
     def matches(self, data: str, **chosen: str) -> bool:
         """Whether the run was trained on this data set, with the tier and variant chosen, where they are."""
@@ -60,6 +93,96 @@ class Run:
     def checkpoint(self) -> Path | None:
         """The checkpoint to evaluate: the best, or the last where training ended before a validation."""
         return next((path for path in (self.best, self.last) if path.is_file()), None)
+
+    def read_last(self) -> SavedNetwork | None:
+        """The state to go on from: the newest, or where it is damaged the one before; None for a new run.
+
+        Raises:
+            InputError: there are files, and none can be read.
+        """
+        present = [path for path in (self.last, self.previous) if path.is_file()]
+        while present:
+            try:
+                return checkpoint.read(present.pop(0))
+            except InputError as error:
+                if not present:
+                    raise InputError(f"{error}; remove {self.folder} to train anew") from None
+                log.warning("%s; going on from %s", error, present[0])
+        return None
+
+    @contextlib.contextmanager
+    def made(self) -> Iterator[None]:
+        """Make the folder, and remove it at the end if nothing has come of it.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the run's folder {self.folder} cannot be made: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if os.listdir(self.folder) in ([], [self.lock.name]):
+                    self.lock.unlink(missing_ok=True)
+                    self.folder.rmdir()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """`made`, and keep other processes from training in it. The lock ends with this process, however that ends.
+
+        Raises:
+            InputError: also where another process trains in it.
+        """
+        with self.made(), self._open_lock() as file:
+            _lock(file, self)
+            yield
+
+    def _open_lock(self) -> IO[str]:
+        try:
+            return self.lock.open("a+")
+        except OSError as error:
+            raise InputError(f"the run's folder {self.folder} cannot be written: {error.strerror}") from None
+
+
+def _lock(file: IO[str], run: Run) -> None:
+    # A lock of the process, not of the open file: processes that are forked do not keep it.
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise InputError(f"{run.folder} is in use by {owner}; wait for its end, or choose another run=") from None
+    except OSError as error:  # a file system without locks
+        log.warning("%s cannot be locked (%s): take care that no other process trains in it", run.folder, error)
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+
+
+def new(name: str) -> Run:
+    """A folder of this name that did not exist before; where it does, with a number behind.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    number = 1
+    while True:
+        folder = OUTPUTS / (name if number == 1 else f"{name}-{number}")
+        try:
+            OUTPUTS.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if not OUTPUTS.is_dir():
+                raise InputError(f"the run's folder {folder} cannot be made: {OUTPUTS} is not a folder") from None
+            number += 1
+        except OSError as error:
+            raise InputError(f"the run's folder {folder} cannot be made: {error.strerror}") from None
+        else:
+            return Run(folder)
 
 
 def newest(data: str, outputs: Path = OUTPUTS, **chosen: str) -> Run | None:

@@ -26,6 +26,7 @@ from rubiks.cli.entry import compose
 from rubiks.data import builtin
 from rubiks.data.augment import NOTHING
 from rubiks.models import TIERS, VARIANTS
+from rubiks.training.module import VideoClassifier
 
 SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4")
 QUICK = ("recipe.batch_size=8", "recipe.epochs=2", "trainer.log_every_n_steps=1")
@@ -272,6 +273,22 @@ def test_attention_is_quantised_within_its_budget(builtin_data, commands, tmp_pa
     RubiksNet("tiny", 8, "rubiks3d-aq").save_pretrained(tmp_path / "soft.pth.tar")
     assert "soft" in commands.evaluate(*options, "ckpt=soft.pth.tar", "run=soft")
     assert json.loads((tmp_path / "outputs/soft/results.json").read_text())["temporal_share"] is None
+
+
+def test_the_best_checkpoint_is_within_the_budget(builtin_data, commands, tmp_path, monkeypatch):
+    """Scores fall, so that the best network of all is a soft one; the best of those within the budget is kept."""
+
+    def falling(self, batch, index) -> None:
+        scores = {"val/top1": 1 - 0.1 * self.current_epoch, "val/top5": 1.0, "val/loss": 1.0}
+        self.log_dict(scores, batch_size=len(batch["label"]))
+
+    monkeypatch.setattr(VideoClassifier, "validation_step", falling)
+    choices = (builtin_data, *SMALL, "variant=rubiks3d-aq", "aq.budget=0.125", "aq.soft=0.5", "recipe.epochs=4")
+    commands.train(*choices, "recipe.batch_size=8", "run=aq")
+    best = tmp_path / "outputs/aq/checkpoints/best.ckpt"
+    assert RubiksNet.load_pretrained(best).temporal_share() <= 0.125
+    assert torch.load(best, weights_only=True)["rubiks"]["epoch"] == 3  # the first hard one
+    assert json.loads((tmp_path / "outputs/aq/finished.json").read_text())["best_val_top1"] == 0.8
 
 
 def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(builtin_data, commands, tmp_path):
@@ -551,7 +568,7 @@ def test_bad_arguments_of_train(arguments, words, builtin_data, commands):
 
 def test_a_folder_that_cannot_be_made(builtin_data, commands, tmp_path):
     (tmp_path / "outputs").touch()
-    assert "cannot be made: Not a directory" in commands.refused("train", builtin_data, *SMALL)
+    assert "outputs is not a folder" in commands.refused("train", builtin_data, *SMALL)
 
 
 def csv_of(tmp_path, *rows):
@@ -621,7 +638,7 @@ def test_checkpoints_that_cannot_be_written_are_one_clear_error(builtin_data, tm
         check=False,
     )
     assert result.returncode == 2, result.stderr
-    assert "best.ckpt cannot be written: File too large" in result.stderr
+    assert "last.ckpt cannot be written: File too large" in result.stderr
     assert not list(tmp_path.glob("outputs/full/checkpoints/*"))
 
 

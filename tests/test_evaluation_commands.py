@@ -329,9 +329,9 @@ def test_a_folder_without_permission_is_told_before_the_evaluation(data, files, 
 @pytest.mark.parametrize(
     ("number", "place", "workers", "status", "name"),
     [
-        (signal.SIGINT, "rubiks.training.module.VideoClassifier.predict_step", 2, 130, "Ctrl-C"),
+        (signal.SIGINT, "rubiks.training.module.VideoClassifier.predict_step", 2, 130, "SIGINT"),
         (signal.SIGTERM, "rubiks.training.module.VideoClassifier.predict_step", 2, 143, "SIGTERM"),
-        (signal.SIGINT, "rubiks.assemble.manifest", 0, 130, "Ctrl-C"),
+        (signal.SIGINT, "rubiks.assemble.manifest", 0, 130, "SIGINT"),
         (signal.SIGTERM, "rubiks.assemble.manifest", 0, 143, "SIGTERM"),
     ],
 )
@@ -361,7 +361,5 @@ def test_an_evaluation_that_is_stopped_says_so(number, place, workers, status, n
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
     _, err = process.communicate(timeout=60)
     assert process.returncode == status, err
-    assert err.endswith(f"The evaluation was stopped by {name} before its end\n")
-    assert "Traceback" not in err
-    assert len(err.splitlines()) == 1, err
+    assert err == f"interrupted by {name}: there are no results yet\n"
     assert not list(tmp_path.glob("outputs/*"))

@@ -17,6 +17,7 @@ from rubiks.training.aq import AttentionSchedule
 from rubiks.training.callbacks import Throughput
 from rubiks.training.mixing import Mixing
 from rubiks.training.module import VideoClassifier
+from rubiks.training.nonfinite import SkipNonFinite
 from rubiks.training.optim import optimizer, parameter_groups
 from rubiks.training.recipe import Recipe
 
@@ -203,9 +204,9 @@ def test_steps_do_not_wait_for_the_gpu(variant, name):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Throughput(), watch],
+        callbacks=[Throughput(), SkipNonFinite(), watch],
     )
-    clip = {"views": torch.zeros(1, 8, 3, 64, 64, dtype=torch.uint8), "label": 3}
+    clip = {"views": torch.zeros(1, 8, 3, 64, 64, dtype=torch.uint8), "label": 3, "index": 0}
     try:
         trainer.fit(module, Loader([clip] * 16, batch_size=2, pin_memory=True), Loader([clip] * 2, batch_size=2))
     finally:

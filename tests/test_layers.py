@@ -14,11 +14,15 @@ ALLOWED = {
     "nn": {"ops"},
     "models": {"ops", "nn", "errors"},
     "data": {"files", "errors"},
-    "training": {"ops", "nn", "models", "files", "errors"},
+    "training": {"ops", "nn", "models", "files", "errors", "runs", "stopping"},
     "evaluation": {"files", "errors"},
-    "runs": set(),
+    "runs": {"models", "errors"},
+    "stopping": set(),
+    "continuing": {"data", "errors", "models", "runs", "training"},
+    "launched": {"errors", "processes"},
+    "processes": {"data", "files", "errors", "stopping"},
 }
-TOP = {"assemble", "cli", "__init__"}
+TOP = {"assemble", "trainers", "tracking", "cli", "__init__"}
 
 
 def imports(path) -> set[str]:

@@ -302,7 +302,7 @@ def test_wrong_settings_of_the_environment(name, value, parts, setting, begin):
     ("choices", "parts"),
     [
         (["logger.wandb=true"], ("logger.wandb", "null", "project, entity, tags, mode", "True")),
-        (["logger=csv", "+logger.wandb.modus=offline"], ("logger.wandb.modus", "project, entity, tags, mode")),
+        (["logger=csv", "+logger.wandb.modus=offline"], ("logger.wandb.modus", "logger.wandb.mode")),
         (["logger.wandb.mode=of"], ("logger.wandb.mode", "auto, online, offline, disabled", "'of'")),
         (["logger.wandb.tags=night"], ("logger.wandb.tags", "list", "'night'")),
         (["logger.wandb.project=5"], ("logger.wandb.project", "5")),

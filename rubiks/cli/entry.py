@@ -7,6 +7,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import threading
 import warnings
@@ -22,7 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import rubiks
+from rubiks import processes
 from rubiks.errors import InputError
+from rubiks.stopping import Interrupted
 
 # Hydra's own arguments with a value.
 _HYDRA = ("--cfg", "--config-dir", "--config-name", "--config-path", "--experimental-rerun", "--info", "--package")
@@ -39,6 +42,7 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
     # The data module leaves out the videos that were seen before an interruption, which Lightning cannot know.
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run that goes on
+    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks")  # patience was set before
     warnings.filterwarnings("ignore", "GPU available but not used")  # device=cpu says so
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with PyTorch 2.14 and later
 
@@ -49,30 +53,19 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
     def run(cfg: DictConfig) -> None:
         nonlocal begun
         begun = True
-        folder = HydraConfig.get().runtime.output_dir
-        message = None
         try:
             _check_added(cfg, config_name, HydraConfig.get().overrides.task)
             job(cfg)
-        except (InputError, OmegaConfBaseException) as error:
-            message = str(error)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            message = f"no space left on the device that holds {error.filename or folder}; free some and start again"
-        finally:
-            with contextlib.suppress(OSError):  # Hydra makes the folder in any case; one with files stays
-                os.rmdir(folder)
-        if message is not None:
-            _fail(message)
+        except Exception as error:
+            _end(error)  # here: Hydra would print lines of its own
 
+    if processes.is_child():
+        processes.follow_parent()
     try:
         _check_signs(sys.argv[1:], config_folder, config_name)
         hydra.main(config_path=str(config_folder.resolve()), config_name=config_name, version_base="1.3")(run)()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except InputError as error:
-        _fail(str(error))
+    except (KeyboardInterrupt, Interrupted, InputError) as error:
+        _end(error)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, config_folder, config_name, sys.argv[1:]))
     except ValueError as error:  # Hydra's, of a group's choice that is no name
@@ -83,7 +76,7 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
     except OSError as error:
         if begun:
             raise
-        _fail(f"the run's folder {error.filename} cannot be made: {error.strerror}; start where you may write")
+        _fail(f"the folder {error.filename} cannot be made: {error.strerror}; start where you may write")
 
 
 def setting(key: str, value: object) -> str:
@@ -137,6 +130,27 @@ def _in_thread(failure: threading.ExceptHookArgs) -> None:
     """Print what a thread failed with, but for PyTorch's that pins memory: it fails with a worker, which is told."""
     if failure.thread is None or "_pin_memory_loop" not in failure.thread.name:
         threading.__excepthook__(failure)
+
+
+def _end(error: BaseException) -> NoReturn:
+    """End the program with a sentence where the reason is bad input or a signal; any other error is raised again."""
+    if isinstance(error, OmegaConfBaseException):
+        error = InputError(str(error))
+    elif isinstance(error, KeyboardInterrupt):
+        error = Interrupted(signal.SIGINT)
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or Path.cwd()
+        error = InputError(f"no space left on the device that holds {where}; free some and start again")
+    status = error.status if isinstance(error, Interrupted) else 2 if isinstance(error, InputError) else 1
+    if processes.is_child():
+        processes.report(error)
+        sys.stdout.flush()
+        os._exit(status)  # ending NCCL in order would wait for the others
+    elif status == 1:
+        raise error
+    else:
+        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
+    sys.exit(status)
 
 
 def _fail(message: str) -> NoReturn:

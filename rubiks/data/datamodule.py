@@ -80,24 +80,17 @@ class VideoDataModule(pl.LightningDataModule):
         self.timeout = timeout
         self.balanced = balanced
         self.bad: dict[str, dict[str, str]] = {"train": {}, "val": {}}
-        self._resume_at = 0, 0
+        self._start = 0, 0
 
-    def state_dict(self) -> dict[str, int]:
-        """For checkpoints: where training stands in the order of the videos."""
-        assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
-        epoch, batch = divmod(done, int(self.trainer.num_training_batches))
-        return {"epoch": epoch, "batch": batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume_at = state["epoch"], state["batch"]
+    def start_at(self, epoch: int, videos: int) -> None:
+        """Begin training within this epoch, after so many videos of its order, counted over all processes."""
+        self._start = epoch, videos
 
     def train_dataloader(self) -> Loader:
         loader = self._loader("train")
         assert isinstance(loader.sampler, EpochSampler)
         # Lightning makes the first iterator before it restores its own count of epochs.
-        epoch, batch = self._resume_at
-        loader.sampler.resume(epoch, batch * self.batch_size)
+        loader.sampler.start_at(*self._start)
         return loader
 
     def val_dataloader(self) -> Loader:

@@ -131,23 +131,26 @@ class EpochSampler(Sampler[tuple[int, int, int]]):
         self.world_size = world_size
         self.labels = labels
         self.epoch = 0
-        self._resume_at: tuple[int, int] | None = None
+        self._start: tuple[int, int] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
+        if self._start is not None and epoch > self._start[0]:  # there was nothing left of that epoch
+            self._start = None
 
-    def resume(self, epoch: int, done: int) -> None:
-        """Begin with this epoch, whatever `set_epoch` says, without its first `done` videos: they have been seen."""
-        self._resume_at = epoch, done
+    def start_at(self, epoch: int, done: int) -> None:
+        """Begin with this epoch, whatever `set_epoch` says, without the first `done` videos of its order: all processes
+        together have seen them."""
+        self._start = epoch, done
 
     def __len__(self) -> int:
         spare = 0 if self.training else self.world_size - 1 - self.rank
         return (self.length + spare) // self.world_size
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        epoch, done = self._resume_at or (self.epoch, 0)
-        self._resume_at = None
+        epoch, done = self._start or (self.epoch, 0)
+        self._start = None
         order, repeats = np.arange(self.length), np.zeros(self.length, dtype=np.int64)
         if self.training:
             rng = np.random.default_rng((self.seed, epoch))
@@ -155,8 +158,9 @@ class EpochSampler(Sampler[tuple[int, int, int]]):
                 order = rng.permutation(self.length)
             else:
                 order, repeats = balanced_order(self.labels, rng)
-        mine = slice(self.rank, None, self.world_size)
-        for index, repeat in list(zip(order[mine], repeats[mine], strict=True))[done : len(self)]:
+        mine = slice(done + self.rank, None, self.world_size)
+        count = (self.length - done) // self.world_size if self.training else len(self)
+        for index, repeat in list(zip(order[mine], repeats[mine], strict=True))[:count]:
             yield epoch, int(index), int(repeat)
 
 

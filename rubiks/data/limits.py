@@ -83,8 +83,9 @@ class WorkerCollate:
 
 def start_worker(number: int) -> None:
     """A `DataLoader`'s `worker_init_fn`: what a worker does about signals."""
-    for crash in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
-        signal.signal(crash, signal.SIG_DFL)  # PyTorch's handlers print lines of their own
+    # PyTorch's handlers of crashes print lines of their own; the others are for the parent, which was forked.
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which may still want the worker's batches
 
 

@@ -40,6 +40,7 @@ class SavedNetwork:
         config: the whole configuration of the run, where the file has it.
         epoch: epochs trained, where the file has it.
         initial_shifts: what `rubiks.training.shifts.offsets` gave at the start of training, where the file has it.
+        position: the fields of `rubiks.training.position.Position`, where the file is a state of training.
     """
 
     path: str
@@ -52,6 +53,7 @@ class SavedNetwork:
     config: dict[str, Any] = field(default_factory=dict)
     epoch: int | None = None
     initial_shifts: dict[str, Tensor] = field(default_factory=dict)
+    position: dict[str, Any] = field(default_factory=dict)
 
 
 def read(path: str | os.PathLike) -> SavedNetwork:
@@ -95,6 +97,7 @@ def read(path: str | os.PathLike) -> SavedNetwork:
         meta.get("config") or {},
         meta.get("epoch"),
         meta.get("initial_shifts") or {},
+        meta.get("position") or {},
     )
 
 

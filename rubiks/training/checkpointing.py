@@ -1,22 +1,25 @@
-"""How checkpoints reach the disk."""
+"""How checkpoints reach the disk, and when."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import signal
-import threading
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 
 from rubiks.errors import InputError
 from rubiks.files import write_atomically
+from rubiks.runs import Run
+from rubiks.stopping import Interrupted, Stop
+from rubiks.training.nonfinite import SkipNonFinite
+from rubiks.training.position import Position
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,55 +37,179 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
 
-def forget_best(trainer: pl.Trainer) -> None:
-    """Let the best checkpoint be chosen from here on, whatever the scores were before."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            callback.best_k_models = {}
-            callback.kth_best_model_path = callback.best_model_path = ""
-            callback.best_model_score = None
+class Checkpoints(Checkpoint):
+    """Saves the state of training so that a run can go on from there as if it had not ended.
 
+    ``last.ckpt`` is written where an epoch's batches are done, before and after their validation, every
+    `every_n_steps` optimiser steps, and where a signal ends the run: it then waits for the end of the step, which all
+    processes agree on. The one before it stays as ``previous.ckpt``. ``best.ckpt`` has the best validation top-1.
 
-class SaveOnInterrupt(Callback):
-    """Saves the state of training when it is interrupted (Ctrl-C, an error), so that the run can go on from there.
+    A state is saved between two optimiser steps alone, where it is exact. An error within a step leaves the last state.
 
-    Ctrl-C waits for the end of the optimiser's step, or of a validation, so that the run goes on as if it had not been
-    interrupted; a second one does not. Several processes, which would not all end after the same step, are interrupted
-    at once.
+    Args:
+        run: where to.
+        stop: what signals have asked for.
+        non_finite: is asked before each save whether the weights are finite.
+        every_n_steps: also within epochs; None for not.
+        every_n_epochs: also keep the state after every so many epochs, as ``epoch-NNNN.ckpt``; None for not.
+        max_steps: training stops after so many optimiser steps; None for no limit.
+        keep_best: in a run that goes on, best.ckpt is still the best; not where scores are no longer comparable.
+
+    Attributes:
+        best: the best validation top-1 so far; None before the first validation.
+
+    Raises:
+        Interrupted: from the hooks, where a signal ends the run.
+        InputError: a file cannot be written, or the weights are not finite.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._interrupted = False
-        self._handler: Any = None
+    def __init__(
+        self,
+        run: Run,
+        stop: Stop,
+        non_finite: SkipNonFinite,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        max_steps: int | None = None,
+        keep_best: bool = True,
+    ) -> None:
+        self.run = run
+        self.stop = stop
+        self.non_finite = non_finite
+        self.every_n_steps = every_n_steps
+        self.every_n_epochs = every_n_epochs
+        self.max_steps = max_steps
+        self.keep_best = keep_best
+        self.best: float | None = None
+        self._saved_at = 0  # optimiser steps
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.keep_best:
+            self.best = state["best"]
+
+    def forget_best(self) -> None:
+        """Let the best checkpoint be chosen from here on, whatever the scores were before."""
+        self.best = None
+
+    # ---- where states are exact
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
-
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
-
-    def _interrupt(self, number: int, frame: Any) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
-        print("Stopping after this step or validation; Ctrl-C again stops at once", flush=True)
+        self.stop.patient = True
+        self._saved_at = trainer.global_step
+        self._validate_last(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.stop.beat()
         # Not where a batch ends, since Lightning counts it as done only after the hooks for that.
-        if self._interrupted and batch_idx % trainer.accumulate_grad_batches == 0:
-            raise KeyboardInterrupt
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        if self.stop.agreed():
+            self._save_last(trainer, module)
+            assert self.stop.signal is not None
+            raise Interrupted(self.stop.signal)
+        if self.every_n_steps is not None and trainer.global_step - self._saved_at >= self.every_n_steps:
+            self._save_last(trainer, module)
+
+    def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: torch.Tensor) -> None:
+        self.stop.beat()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.max_steps is not None and trainer.global_step >= self.max_steps:
+            trainer.should_stop = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._validate_last(trainer)
+
+    def _validate_last(self, trainer: pl.Trainer) -> None:
+        """Let the last epoch be validated, however many are not."""
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._save_last(trainer, module)  # a validation may take long, and its end may not come
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.stop.beat()
+        if self.stop.signal is not None and not trainer.sanity_checking:
+            raise Interrupted(self.stop.signal)  # the state before the validation is saved
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        score = trainer.callback_metrics.get("val/top1")
+        if trainer.sanity_checking or score is None or (self.best is not None and not score > self.best):
+            return
+        self.best = float(score)
+        self.non_finite.check(trainer, module)
+        self._save(trainer, module, self.run.best)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        position = self._save_last(trainer, module, epoch_over=True)
+        if self.every_n_epochs is None or position.videos or position.epoch % self.every_n_epochs:
+            return
+        if trainer.is_global_zero:
+            _copy(self.run.last, self.run.checkpoints / f"epoch-{position.epoch:04d}.ckpt")
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.stop.end()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        self._restore()
-        # Before the first batch there is nothing new to save.
-        begun = trainer.global_step > 0 and trainer.num_training_batches != float("inf") and not trainer.sanity_checking
-        if begun:
+        done: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        between = done.started == done.completed and done.completed % trainer.accumulate_grad_batches == 0
+        alone = trainer.world_size == 1  # several processes would have to save together
+        if alone and between and self.stop.patient and trainer.training and trainer.global_step > self._saved_at:
             with contextlib.suppress(InputError):  # where saving fails, the first error is the one to tell
-                trainer.save_checkpoint(self.path)
+                self._save_last(trainer, module)
+        self.stop.patient = False
+
+    # ---- writing
+
+    def _save_last(self, trainer: pl.Trainer, module: pl.LightningModule, epoch_over: bool = False) -> Position:
+        self.non_finite.check(trainer, module)
+        if trainer.is_global_zero and self.run.last.is_file():
+            _copy(self.run.last, self.run.previous)
+        self._saved_at = trainer.global_step
+        return self._save(trainer, module, self.run.last, epoch_over)
+
+    def _save(self, trainer: pl.Trainer, module: Any, path: Path, epoch_over: bool = False) -> Position:
+        """Save the state in a file; all processes together."""
+        module.position = position = _position(trainer, module, epoch_over)
+        trainer.save_checkpoint(path)
+        return position
+
+
+def forget_best(trainer: pl.Trainer) -> None:
+    """`Checkpoints.forget_best` of a trainer that has such a callback."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpoints):
+            callback.forget_best()
+
+
+def _position(trainer: pl.Trainer, module: Any, epoch_over: bool) -> Position:
+    """Where training stands, by Lightning's counters; `epoch_over`: in the hook at an epoch's end."""
+    loop: Any = trainer.fit_loop
+    batches = loop.epoch_loop.batch_progress.current.completed
+    all_done = batches >= trainer.num_training_batches
+    epoch = loop.epoch_progress.current.processed - epoch_over
+    if all_done and epoch_over:
+        return Position(epoch + 1, 0, trainer.global_step)
+    return Position(epoch, module.epoch.videos_of(batches), trainer.global_step, validation_due=all_done)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A second name for a checkpoint, or where the file system has no such, a copy."""
+    with contextlib.suppress(OSError):
+        target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise InputError(f"{target} cannot be written: {error.strerror or error}") from None

@@ -33,7 +33,11 @@ class Mixing:
         The random choices follow from the seed and `key`, numbers that tell this batch from all others.
         """
         with torch.random.fork_rng(devices=[]):  # torchvision draws from PyTorch's generator of the CPU
-            seed = np.random.default_rng((self._seed, *key)).integers(2**63)
-            torch.random.default_generator.manual_seed(int(seed))
+            torch.random.default_generator.manual_seed(draw_seed(self._seed, *key))
             mixed, targets = self._transform(tv_tensors.Video(clips), labels)
         return mixed.as_subclass(Tensor), targets
+
+
+def draw_seed(*key: int) -> int:
+    """A seed for PyTorch that follows from these numbers."""
+    return int(np.random.default_rng(key).integers(2**63))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from rubiks.errors import InputError
@@ -21,10 +23,13 @@ from rubiks.ops import fused
 from rubiks.training import optim, shifts
 from rubiks.training.aq import Annealing, AttentionSchedule
 from rubiks.training.checkpointing import forget_best
-from rubiks.training.mixing import Mixing
+from rubiks.training.mixing import Mixing, draw_seed
+from rubiks.training.position import Epoch, Position, epoch_of, write_loops
 from rubiks.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+STATISTICS = "statistics"  # the key of a checkpoint for the running statistics of each of several processes
 
 
 class VideoClassifier(pl.LightningModule):
@@ -37,6 +42,13 @@ class VideoClassifier(pl.LightningModule):
         config: the whole configuration as plain data, kept in checkpoints.
         attention: how the temporal attention of an AQ network is quantised; None leaves it as it is.
         mixing: what mixes the clips of a training batch; None for nothing.
+        seed: of what is random in a step (dropout).
+        start: where training begins, with `Checkpoints`; None with Lightning's own counting.
+
+    Attributes:
+        position: where training stands, for the checkpoint that is about to be written; `Checkpoints` sets it.
+        finite_losses: for each batch of the current optimiser step, whether its loss is finite; None where nobody asks,
+            as `SkipNonFinite` does.
     """
 
     def __init__(
@@ -47,6 +59,8 @@ class VideoClassifier(pl.LightningModule):
         config: dict[str, Any] | None = None,
         attention: AttentionSchedule | None = None,
         mixing: Mixing | None = None,
+        seed: int = 0,
+        start: Position | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -55,6 +69,13 @@ class VideoClassifier(pl.LightningModule):
         self.config = config or {}
         self.annealing = None if attention is None else Annealing(net, attention)
         self.mixing = mixing
+        self.seed = seed
+        self.start = start
+        self.position = start
+        self.finite_losses: list[Tensor] | None = None
+        # Of this one of several processes: those of a checkpoint, and those while a validation uses others.
+        self._restored_statistics: Tensor | None = None
+        self._own_statistics: Tensor | None = None
         self.initial_shifts = shifts.offsets(net)
         self.normalize = Normalize()
         accuracy = MetricCollection(
@@ -70,6 +91,7 @@ class VideoClassifier(pl.LightningModule):
         )
         self.train_accuracy = accuracy.clone(prefix="train/")
         self.val_accuracy = accuracy.clone(prefix="val/")
+        self.train_loss = MeanMetric(nan_strategy="disable")  # its checks would make every step wait for the GPU
 
     @property
     def recipe(self) -> Recipe:
@@ -91,14 +113,21 @@ class VideoClassifier(pl.LightningModule):
         clips = self.normalize(batch["views"].transpose(0, 1).flatten(0, 1))
         label = batch["label"].view(len(batch["views"]), -1).T.flatten()
         target = label
+        key = self.global_step, batch_index, self.global_rank
         if self.mixing is not None:
-            clips, target = self.mixing(clips, label, (self.global_step, batch_index, self.global_rank))
+            clips, target = self.mixing(clips, label, key)
             label = target.argmax(1)  # accuracy counts the larger share
+        if self.recipe.dropout:  # so that a run that goes on drops the same
+            torch.manual_seed(draw_seed(self.seed, *key))
         logits = self.net(clips).float()
         loss = F.cross_entropy(logits, target, label_smoothing=self.recipe.label_smoothing)
         self.train_accuracy.update(logits.detach(), label)
+        finite = loss.detach().isfinite()
+        if self.finite_losses is not None:
+            self.finite_losses.append(finite)
+        # Without the losses of steps that are left out.
+        self.train_loss.update(loss.detach().where(finite, 0.0), finite * float(len(label)))
         self.log("train/loss_step", loss, on_step=True, on_epoch=False)
-        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(label), sync_dist=True)
         return loss if self.annealing is None else loss + self._attention_penalty(self.annealing)
 
     def _attention_penalty(self, annealing: Annealing) -> Tensor:
@@ -142,12 +171,34 @@ class VideoClassifier(pl.LightningModule):
         # A fused optimiser would undo the scaling of 16-mixed by itself, after the gradients have been normalised.
         optimizer = optim.optimizer(groups, self.recipe, fused=self.trainer.scaler is None)
         self.shifts = optim.shift_parameters(self.net)
-        epochs = self.trainer.max_epochs
-        assert epochs is not None  # Lightning fills it in
-        self.steps = int(self.trainer.estimated_stepping_batches)
-        steps_per_epoch = self.steps / max(1, epochs)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.lr_factor(self.recipe, steps_per_epoch))
+        self.trainer.fit_loop.setup_data()  # makes the loader, so that the number of batches is known
+        self.steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        self.steps = self.steps_per_epoch * self.recipe.epochs
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.lr_factor(self.recipe, self.steps_per_epoch))
+        self._settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _use_own_settings(self, start: Position) -> None:
+        """In a run that goes on, use the settings of this start: the checkpoint has brought those of the last."""
+        (optimizer,), schedule = self.trainer.optimizers, self.schedule
+        done = self.epoch.scheduled_steps(start)
+        for group, own in zip(optimizer.param_groups, self._settings, strict=True):
+            group.update(own)
+        schedule.base_lrs = [own["initial_lr"] for own in self._settings]
+        schedule.last_epoch = done
+        for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = rate * factor(done)
+
+    @property
+    def schedule(self) -> torch.optim.lr_scheduler.LambdaLR:
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        return schedule
+
+    @property
+    def epoch(self) -> Epoch:
+        """How this start's epochs are divided into batches and steps."""
+        return epoch_of(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Once per step, on the gradient summed over batches and processes, so one GPU and eight take the same step.
@@ -169,6 +220,11 @@ class VideoClassifier(pl.LightningModule):
             self.log("train/grad_norm", nn.utils.clip_grad_norm_(others, limit))
 
     def on_train_start(self) -> None:
+        if self.start is not None and self.start.steps:
+            self._use_own_settings(self.start)
+        if self._restored_statistics is not None:  # DDP has given all processes those of the first
+            self._write_statistics(self._restored_statistics)
+            self._restored_statistics = None
         share = self.net.temporal_share()
         if self.annealing is None or share is None:
             return
@@ -187,22 +243,31 @@ class VideoClassifier(pl.LightningModule):
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_index: int) -> None:
         # As a tensor on the CPU: a number would go to the GPU, and each such copy waits for all that the GPU has to do.
         self.log("train/lr", torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"]))
-        if self.annealing is not None and self.annealing.begin_step(self.global_step, self.steps):
+        if self.annealing is not None and self.annealing.begin_step(self.schedule.last_epoch, self.steps):
             forget_best(self.trainer)  # what is wanted is the best of the networks within the budget
             self._tell_moves()
 
     def on_train_epoch_end(self) -> None:
-        self.log_dict(self.train_accuracy)
+        if self.train_loss.update_called:  # not in a run that goes on with an epoch's validation
+            self.log_dict(self.train_accuracy)
+            self.log("train/loss_epoch", self.train_loss)
         if self.annealing is not None:
             # Channels that attend most to another frame; in the hard phase, those that are shifted.
             for stage, counts in shifts.moves(self.net).items():
                 self.log(f"aq/shifted/{stage}", 1 - counts.stay / sum(counts), sync_dist=True)
 
     def on_validation_start(self) -> None:
-        # Each process has its own running statistics; all validate, and the checkpoint holds, those of the first.
+        # Each process has its own running statistics; all validate, and best.ckpt holds, those of the first.
         if self.trainer.world_size > 1:
+            self._own_statistics = self._flat_statistics()
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+
+    def on_validation_end(self) -> None:
+        # Training goes on with its own, so that it does not depend on when it is validated.
+        if self._own_statistics is not None:
+            self._write_statistics(self._own_statistics)
+            self._own_statistics = None
 
     # ---- checkpoints
 
@@ -214,9 +279,30 @@ class VideoClassifier(pl.LightningModule):
             "num_frames": self.net.num_frames,
             "classes": self.classes,
             "config": self.config,
-            "epoch": self.trainer.current_epoch + 1,
+            "epoch": self.trainer.current_epoch + 1 if self.position is None else self.position.begun_epochs,
+            "position": None if self.position is None else dataclasses.asdict(self.position),
             "initial_shifts": self.initial_shifts,
         }
+        if self.trainer.world_size > 1:  # each process has its own running statistics until the next validation
+            own = self._flat_statistics()
+            gathered = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather(gathered, own)
+            checkpoint[STATISTICS] = [statistics.cpu() for statistics in gathered]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.initial_shifts = checkpoint[META_KEY].get("initial_shifts", {})
+        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is for each start
+        if self.start is not None:
+            write_loops(checkpoint["loops"], self.start, self.epoch.batches_of(self.start))
+        saved = checkpoint.get(STATISTICS)
+        if saved is not None:
+            same = len(saved) == self.trainer.world_size
+            self._restored_statistics = saved[self.global_rank] if same else torch.stack(saved).mean(0)
+
+    def _flat_statistics(self) -> Tensor:
+        return torch.cat([buffer.flatten() for buffer in optim.running_statistics(self.net)])
+
+    def _write_statistics(self, flat: Tensor) -> None:
+        buffers = optim.running_statistics(self.net)
+        parts = flat.to(self.device).split([buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])

@@ -19,6 +19,11 @@ def shift_parameters(net: nn.Module) -> list[nn.Parameter]:
     return [module.shift for module in net.modules() if isinstance(module, LearnableShift)]
 
 
+def running_statistics(net: nn.Module) -> list[torch.Tensor]:
+    """The running means and variances of every batch norm."""
+    return [buffer for name, buffer in net.named_buffers() if name.endswith(("running_mean", "running_var"))]
+
+
 def normalize_shifts(shifts: Sequence[nn.Parameter]) -> None:
     """Normalise the gradients of shifts (3 or 2, C) per channel, all in few operations."""
     gradients = [parameter.grad for parameter in shifts if parameter.grad is not None]
@@ -68,7 +73,11 @@ def optimizer(groups: list[dict], recipe: Recipe, fused: bool = True) -> torch.o
     """The recipe's optimiser; `fused` takes a step in one kernel, with gradients as they are."""
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=fused)
-    return torch.optim.SGD(groups, momentum=recipe.momentum, fused=fused)
+    chosen = torch.optim.SGD(groups, momentum=recipe.momentum, fused=fused)
+    for group in groups if recipe.momentum else ():
+        for parameter in group["params"]:  # a first step that is skipped would leave them as the memory was
+            chosen.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return chosen
 
 
 def lr_factor(recipe: Recipe, steps_per_epoch: float) -> Callable[[int], float]:

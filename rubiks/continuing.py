@@ -1,0 +1,218 @@
+"""Going on with a run: what it was started with, what is asked now, and what may differ."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+
+from rubiks.data.datamodule import VideoDataModule
+from rubiks.errors import InputError
+from rubiks.models.checkpoint import SavedNetwork
+from rubiks.runs import Run
+from rubiks.training.position import Position, epoch_of
+
+# What a run is: it cannot change while the run goes on.
+FIXED = (
+    "tier",
+    "variant",
+    "seed",
+    "data.format",
+    "data.level",
+    "data.train_videos",
+    "data.seed",
+    "data.split",
+    "data.num_frames",
+    "data.num_classes",
+    "data.balanced",
+    "recipe.optimizer",
+    "init_temporal",
+    "train_sha256",
+    "manifest_sha256",
+)
+# What changes nothing in what is learned: not worth a line.
+SILENT = (
+    "run",
+    "init",
+    "device",
+    "logger",
+    "checkpoint",
+    "process_timeout",
+    "patience",
+    "data.name",
+    "data.root",
+    "data.train_list",
+    "data.val_list",
+    "data.val_videos",
+    "data.labels",
+    "data.videos",
+    "data.lists",
+    "data.release",
+    "data.manifest",
+    "data.workers",
+    "data.reader",
+    "data.timeout",
+    "data.max_bad",
+    "data.on_error",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.log_every_n_steps",
+    "val_sha256",
+)
+# What a validation score depends on besides the network.
+SCORE = ("protocol", "data.size", "data.sampling", "data.window", "trainer.limit_val_batches", "val_sha256")
+
+_NAMES = {
+    "train_sha256": "the training list (videos, labels or their order)",
+    "manifest_sha256": "the manifest of the videos (rubiks check)",
+}
+
+
+class Change(NamedTuple):
+    """A setting that is not what it was."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return _NAMES.get(self.key) or f"{self.key}: {_text(self.before)} -> {_text(self.now)}"
+
+
+def check(run: Run, saved: SavedNetwork, now: dict[str, Any], asked: list[str]) -> list[Change]:
+    """What has changed since a run was started.
+
+    Args:
+        run: the run.
+        saved: its last state, with the configuration of then.
+        now: the configuration of now.
+        asked: the command line's choices of now.
+
+    Raises:
+        InputError: the run cannot take it up.
+    """
+    found = changes(saved.config, now)
+    refused = fixed(found)
+    if refused:
+        started = run.choices.read_text(encoding="utf-8").splitlines() if run.choices.is_file() else []
+        same_network = (saved.tier, saved.variant) == (now["tier"]["name"], now["variant"]["name"])
+        raise refuse(refused, run.folder, started, asked, same_network)
+    return found
+
+
+def start(
+    saved: SavedNetwork, trainer: pl.Trainer, data: VideoDataModule, epochs: int, max_steps: int | None
+) -> Position:
+    """The position from which a run goes on, as its batches of now can take it up.
+
+    Raises:
+        InputError: the run has already trained more epochs than it is to have now.
+    """
+    if not saved.position:
+        raise InputError(
+            f"{saved.path} does not say where training stands, as states of earlier versions; start a new run from its "
+            f"weights with init={saved.path}"
+        )
+    position = Position(**saved.position)
+    if position.epoch > epochs or (position.epoch == epochs and position.videos):
+        raise InputError(
+            f"{saved.path} is the state after {position}, and recipe.epochs={epochs} is less: raise recipe.epochs"
+        )
+    if max_steps is not None and position.steps >= max_steps:
+        raise InputError(
+            f"{saved.path} is the state after {position}, and trainer.max_steps={max_steps} is reached: raise "
+            "it, or leave it out"
+        )
+    return epoch_of(trainer, data).settle(position)
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
+    """The settings in which two configurations differ, sections written with dots."""
+    old, new = _flat(before), _flat(now)
+    found = [Change(key, old.get(key), new.get(key)) for key in sorted({*old, *new})]
+    return [change for change in found if change.before != change.now]
+
+
+def within(key: str, sections: Sequence[str]) -> bool:
+    """Whether a key is one of these, or lies in one of these sections."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def fixed(found: list[Change]) -> list[Change]:
+    """Those of the changes that a run cannot take up."""
+
+    def known(change: Change) -> bool:  # a manifest that has come or gone says nothing against the videos
+        return change.key != "manifest_sha256" or None not in (change.before, change.now)
+
+    refused = [change for change in found if within(change.key, FIXED) and known(change)]
+    # Leaving init= out is no change: the weights come from the run itself.
+    return refused + [change for change in found if change.key == "init" and change.now is not None]
+
+
+def refuse(found: list[Change], folder: Path, started: list[str], asked: list[str], same_network: bool) -> InputError:
+    """The error for changes that a run cannot take up, with the commands that would work.
+
+    Args:
+        found: the changes.
+        folder: the run's.
+        started, asked: the command line's choices, then and now.
+        same_network: the run's weights fit the network that is asked for.
+    """
+    what = "; ".join(map(str, found[:4])) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    other_weights = not same_network or any(change.key == "init" for change in found)
+    anew = [choice for choice in asked if _key(choice) != "run" and (other_weights or _key(choice) != "init")]
+    if not other_weights:
+        anew.append(f"init={folder / 'checkpoints' / 'last.ckpt'}")
+    return InputError(
+        f"{folder} was started otherwise, and cannot go on so: {what}.\n"
+        f"To go on: {command(folder, merged(started, asked, found))}\n"
+        f"To start a new run{'' if other_weights else ' from its weights'}: {command(None, anew)}"
+    )
+
+
+def merged(started: list[str], asked: list[str], refused: list[Change]) -> list[str]:
+    """The choices of the start, with those of now that do not lead to one of these changes."""
+    groups = ("tier", "variant", "data", "recipe")
+    dropped = {_key(choice) for choice in asked if any(within(change.key, (_key(choice),)) for change in refused)}
+    dropped |= {"data"} if any(change.key in ("train_sha256", "manifest_sha256") for change in refused) else set()
+    kept = {
+        _key(choice): choice
+        for choice in asked
+        if _key(choice) not in dropped and _key(choice).partition(".")[0] not in dropped & set(groups)
+    }
+    return [kept.pop(_key(choice), choice) for choice in without_limits(started)] + list(kept.values())
+
+
+def without_limits(choices: list[str]) -> list[str]:
+    """Choices without those that would let a run that has stopped by them stop again at once."""
+    return [choice for choice in choices if _key(choice) not in ("trainer.max_steps", "patience")]
+
+
+def command(folder: Path | None, choices: list[str]) -> str:
+    """A command of train.py, to be pasted; `folder` names the run that it goes on with."""
+    own = [choice for choice in choices if folder is None or _key(choice) != "run"]
+    return shlex.join(["python", "train.py", *([] if folder is None else [f"run={folder.name}"]), *own])
+
+
+def _key(choice: str) -> str:
+    return choice.partition("=")[0].lstrip("+~")
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,88 @@
+"""How this process was started: alone, by a parent of ours, by torchrun, or by Slurm's srun."""
+
+from __future__ import annotations
+
+import os
+
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+from rubiks import processes
+from rubiks.errors import InputError
+
+
+def environment() -> ClusterEnvironment:
+    """Lightning's description of who starts the processes.
+
+    Slurm's variables are also there in a shell of an allocation, where nobody has started any others: then this
+    process starts them.
+    """
+    if _by_torchrun():
+        return TorchElasticEnvironment()
+    if _slurm_tasks() > 1:
+        return SLURMEnvironment(auto_requeue=False)  # its own files for going on would be found by other runs
+    return LightningEnvironment()
+
+
+def is_first() -> bool:
+    """Whether this is the process of rank 0, which writes, or a parent that starts it."""
+    if processes.is_child():
+        return False
+    if _by_torchrun():
+        return os.environ.get("RANK", "0") == "0"
+    if _slurm_tasks() > 1:
+        return os.environ.get("SLURM_PROCID", "0") == "0"
+    return {os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")} == {"0"}
+
+
+def check(devices: int, nodes: int) -> None:
+    """Raise InputError where the processes that somebody has started are not those that the trainer is to have.
+
+    Args:
+        devices: processes of each machine, as the configuration has it.
+        nodes: machines, as the configuration has it.
+    """
+    wanted = devices * nodes
+    if _by_torchrun():
+        started, own = _number("WORLD_SIZE", 1), _number("LOCAL_WORLD_SIZE", 1)
+        who = f"torchrun has started {started} processes"
+    elif _slurm_tasks() > 1:
+        started = _slurm_tasks()
+        own = max(1, started // max(1, _number("SLURM_NNODES", 1)))
+        who = f"srun has started {started} tasks"
+    elif "LOCAL_RANK" in os.environ and not processes.is_child():
+        started, own = _number("WORLD_SIZE", 1), devices
+        who = f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set, as for one of {started} processes (WORLD_SIZE)"
+        if started == wanted == 1:
+            return
+        if started != wanted:
+            raise InputError(
+                f"{who}, but trainer.devices and trainer.num_nodes make {wanted}: unset LOCAL_RANK, so that they are "
+                "started here, or start all of them, with WORLD_SIZE"
+            )
+        return
+    else:
+        return
+    if started != wanted:
+        raise InputError(
+            f"{who}, but trainer.devices and trainer.num_nodes make {wanted}: choose trainer=ddp trainer.devices={own} "
+            f"trainer.num_nodes={max(1, started // own)}"
+        )
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _slurm_tasks() -> int:
+    """Tasks of the job step that srun has started; 0 elsewhere, also in the batch script itself."""
+    return _number("SLURM_STEP_NUM_TASKS", 0)
+
+
+def _number(name: str, otherwise: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else otherwise

@@ -1,0 +1,124 @@
+"""Where a training run stands, counted in videos, so that it can go on with other batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a training run has come.
+
+    Attributes:
+        epoch: epochs that are over.
+        videos: of the order of the current epoch, how many all processes together have trained on.
+        steps: optimiser steps taken, skipped ones included.
+        validation_due: the epoch's batches are all done, but it has not been validated.
+    """
+
+    epoch: int = 0
+    videos: int = 0
+    steps: int = 0
+    validation_due: bool = False
+
+    @property
+    def begun_epochs(self) -> int:
+        return self.epoch + (self.videos > 0)
+
+    def __str__(self) -> str:
+        within = "" if not self.videos else f" and {self.videos:,} videos of the next"
+        return f"{self.epoch} epoch{'' if self.epoch == 1 else 's'}{within} ({self.steps:,} steps)"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """How an epoch's list of videos becomes batches and optimiser steps.
+
+    Attributes:
+        videos: in the list.
+        batch_size: videos in a batch of one process.
+        processes: that train together.
+        accumulate: batches of an optimiser step.
+        limit: Lightning's limit_train_batches: a number of batches, or a share of them.
+    """
+
+    videos: int
+    batch_size: int
+    processes: int = 1
+    accumulate: int = 1
+    limit: int | float = 1.0
+
+    @property
+    def batches(self) -> int:
+        """Batches of each process. A list that fills no batch is one batch."""
+        own = self.videos // self.processes
+        full = max(1, own // self.batch_size)
+        return min(full, self.limit) if isinstance(self.limit, int) else int(full * self.limit)
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.batches / self.accumulate)
+
+    def videos_of(self, batches: int) -> int:
+        """How many videos this many batches of each process have."""
+        return batches * min(self.batch_size, self.videos // self.processes) * self.processes
+
+    def batches_of(self, position: Position) -> int:
+        """Batches of this epoch that count as done at a position, which may come from batches of another size.
+
+        They end with an optimiser step. Where the videos do not fill the last step, it counts as done all the same: so
+        no video is trained on twice, and the videos of less than one step are left out.
+        """
+        step = self.videos_of(self.accumulate)
+        return min(self.batches, math.ceil(position.videos / step) * self.accumulate) if position.videos else 0
+
+    def scheduled_steps(self, position: Position) -> int:
+        """Steps of the learning-rate schedule that are over at a position."""
+        return position.epoch * self.steps + math.ceil(self.batches_of(position) / self.accumulate)
+
+    def settle(self, position: Position) -> Position:
+        """The position as training with these batches can take it up: an epoch without batches left is over."""
+        if position.videos and not position.validation_due and self.batches_of(position) == self.batches:
+            return Position(position.epoch, position.videos, position.steps, validation_due=True)
+        return position
+
+
+def epoch_of(trainer: Any, data: Any) -> Epoch:
+    """How the epochs of Lightning's trainer on a `VideoDataModule` are divided."""
+    count, limit = len(data.records["train"]), trainer.limit_train_batches
+    return Epoch(count, data.batch_size, trainer.world_size, trainer.accumulate_grad_batches, limit)
+
+
+def write_loops(loops: dict[str, Any], position: Position, batches: int) -> None:
+    """Make the counters of Lightning's fit loop in a checkpoint those of a position.
+
+    Lightning's own depend on the hook in which a checkpoint was written, and on the size of the batches.
+
+    Args:
+        loops: the checkpoint's `loops`.
+        position: where training goes on.
+        batches: of the current epoch that are done (`Epoch.batches_of`).
+    """
+    fit = loops["fit_loop"]
+    epochs = position.epoch
+    begun = epochs + (1 if batches or position.validation_due else 0)
+    _set(fit["epoch_progress"], ready=begun, started=begun, processed=epochs, completed=epochs)
+    done = fit["epoch_loop.batch_progress"]
+    _set(done, ready=batches, started=batches, processed=batches, completed=batches)
+    done["is_last_batch"] = position.validation_due
+    # A validation that has been started: Lightning begins with it.
+    due = int(position.validation_due)
+    validation = fit["epoch_loop.val_loop.batch_progress"]
+    _set(validation, ready=due, started=due, processed=0, completed=0)
+    _set({"current": validation["current"]}, ready=0, started=0, processed=0, completed=0)
+    validation["is_last_batch"] = False
+    # While it validates, Lightning has not yet counted the step before it.
+    fit["epoch_loop.state_dict"]["_batches_that_stepped"] = position.steps - due
+
+
+def _set(progress: dict[str, Any], **counts: int) -> None:
+    for tracker in ("total", "current"):
+        if tracker in progress:
+            progress[tracker].update(counts)
