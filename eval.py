@@ -61,7 +61,8 @@ def _evaluate(cfg: DictConfig, run: runs.Run, stop: Stop) -> None:
     predictions = CollectPredictions()
     trainer = trainers.trainer(cfg, [predictions], stop, enable_checkpointing=False)
     if trainers.starts_processes(trainer):  # everything has been checked, once
-        processes.run(trainer.num_devices, trainer.num_nodes, run.folder, assemble.choices(), cfg.process_timeout)
+        timeout = trainers.process_timeout(cfg)
+        processes.run(trainer.num_devices, trainer.num_nodes, run.folder, assemble.choices(), timeout, steps=False)
         return
     if trainer.is_global_zero:
         print(f"Evaluating {saved.path} on {len(videos):,} videos", flush=True)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
+import shlex
 from pathlib import Path
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from rubiks import assemble, continuing, launched, processes, runs, tracking, trainers
+from rubiks.choices import setting
 from rubiks.cli.entry import launch
 from rubiks.files import write_atomically, write_lines
 from rubiks.stopping import Interrupted, Stop
@@ -31,15 +34,23 @@ def train(cfg: DictConfig) -> None:
         stack.enter_context(stop.watching())
         rehearsal = bool(cfg.trainer.fast_dev_run)  # leaves nothing behind
         run = assemble.run(cfg)
+        sweep = assemble.is_sweep()
+        if sweep and run.epochs_finished() == cfg.recipe.epochs:
+            print(f"{run.folder} is finished")
+            return
         if not rehearsal and launched.is_first():
             stack.enter_context(run.locked())
+        if not launched.is_first():  # the first has told what there is to tell of the data
+            logging.getLogger("rubiks").setLevel(logging.ERROR)
         try:
             _train(cfg, run, stop, rehearsal)
         except Interrupted as interrupted:
-            if run.last.is_file() and not processes.is_child():
+            if run.last.is_file() and not rehearsal and launched.is_first():
                 going_on = f"to go on: {continuing.command(run.folder, assemble.choices())}"
                 interrupted.message = "; ".join(filter(None, [interrupted.message, going_on]))
             raise
+        if sweep and stop.signal is not None:
+            raise Interrupted(stop.signal, f"{run.folder} is done, the runs after it are not")
 
 
 def _train(cfg: DictConfig, run: runs.Run, stop: Stop, rehearsal: bool) -> None:
@@ -93,12 +104,14 @@ def _train(cfg: DictConfig, run: runs.Run, stop: Stop, rehearsal: bool) -> None:
     module = VideoClassifier(net, recipe, classes, config, attention, mixing, cfg.seed, start)
     if trainers.starts_processes(trainer):  # everything has been checked, once
         timeout = trainers.process_timeout(cfg)
-        processes.run(trainer.num_devices, trainer.num_nodes, run.folder, assemble.choices(), timeout)
+        stop.signal = processes.run(trainer.num_devices, trainer.num_nodes, run.folder, assemble.choices(), timeout)
         return
     if not rehearsal:  # now the run's folder is filled
         trainer.loggers = tracking.loggers(cfg.logger, run, config, trainer.is_global_zero)
         if trainer.is_global_zero:
             run.finished.unlink(missing_ok=True)
+            if resume is not None and Path(resume.path) != run.last:  # damaged: it must not take the other's place
+                run.last.unlink(missing_ok=True)
             write_atomically(run.config, lambda path: path.write_text(OmegaConf.to_yaml(cfg, resolve=True)))
             write_lines(run.choices, assemble.choices())
     if trainer.is_global_zero:
@@ -117,6 +130,7 @@ def _train(cfg: DictConfig, run: runs.Run, stop: Stop, rehearsal: bool) -> None:
             print("Validation is not what it was: the best checkpoint is chosen from here on")
         going_on = "" if resume is None else f"Going on with {run.folder} after {start}"
         print("Rehearsal" if rehearsal else going_on or f"Run in {run.folder}", flush=True)
+    logging.getLogger("rubiks").setLevel(logging.INFO if trainer.is_global_zero else logging.WARNING)
     gc.collect()
     gc.freeze()  # a step causes several collections: they need not go over all that has been imported
     try:
@@ -142,7 +156,8 @@ def finish(cfg: DictConfig, run: runs.Run, trainer: pl.Trainer, position: Positi
         write_atomically(run.finished, lambda path: path.write_text(json.dumps(result) + "\n"))
     if best is not None:
         print(f"Best validation top-1: {best:.1%}, in {run.best}")
-    print("To evaluate: python eval.py protocol=two_clip", *assemble.choices_for_evaluation(), f"ckpt={run.folder}")
+    choices = [*assemble.choices_for_evaluation(), setting("ckpt", run.folder)]
+    print("To evaluate:", shlex.join(["python", "eval.py", "protocol=two_clip", *choices]))
     tracking.end(run)
 
 

@@ -491,6 +491,11 @@ def run(cfg: DictConfig) -> runs.Run:
     return runs.new(_run_name(cfg))
 
 
+def is_sweep() -> bool:
+    """Whether this is one of several runs of --multirun."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def named_run(cfg: DictConfig) -> runs.Run | None:
     """The run that run= names on the command line."""
     name = _run_name(cfg)
@@ -500,8 +505,7 @@ def named_run(cfg: DictConfig) -> runs.Run | None:
 def _run_name(cfg: DictConfig) -> str:
     if not re.fullmatch(r"[\w.,=+-]+", str(cfg.run)) or set(str(cfg.run)) <= {"."}:
         raise InputError(f"run must be a name of letters, digits and ._,=+- (it names a folder), got {cfg.run!r}")
-    hydra = HydraConfig.get()
-    return f"{cfg.run}-{hydra.job.num}" if hydra.mode == RunMode.MULTIRUN else str(cfg.run)
+    return f"{cfg.run}-{HydraConfig.get().job.num}" if is_sweep() else str(cfg.run)
 
 
 def choices() -> list[str]:
@@ -532,8 +536,8 @@ def choices_for_evaluation() -> list[str]:
     """Those of the command line's choices that an evaluation of the run needs too."""
     shared = ("data", "device", "precision")  # tier and variant come from the checkpoint
     training = ("data.clips_per_video", "data.balanced")  # keys that eval.py does not have
-    wanted = [choice for choice in choices() if choice.partition("=")[0] not in training]
-    return [choice for choice in wanted if re.split("[.=]", choice)[0] in shared]
+    wanted = [choice for choice in choices() if choice.partition("=")[0].lstrip("+") not in training]
+    return [choice for choice in wanted if re.split("[.=]", choice.lstrip("+"))[0] in shared]
 
 
 def on_gpu(cfg: DictConfig) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 
+from rubiks.choices import setting
 from rubiks.data.datamodule import VideoDataModule
 from rubiks.errors import InputError
 from rubiks.models.checkpoint import SavedNetwork
@@ -148,7 +149,7 @@ def fixed(found: list[Change]) -> list[Change]:
     """Those of the changes that a run cannot take up."""
 
     def known(change: Change) -> bool:  # a manifest that has come or gone says nothing against the videos
-        return change.key != "manifest_sha256" or None not in (change.before, change.now)
+        return not change.key.endswith("_sha256") or None not in (change.before, change.now)
 
     refused = [change for change in found if within(change.key, FIXED) and known(change)]
     # Leaving init= out is no change: the weights come from the run itself.
@@ -168,7 +169,7 @@ def refuse(found: list[Change], folder: Path, started: list[str], asked: list[st
     other_weights = not same_network or any(change.key == "init" for change in found)
     anew = [choice for choice in asked if _key(choice) != "run" and (other_weights or _key(choice) != "init")]
     if not other_weights:
-        anew.append(f"init={folder / 'checkpoints' / 'last.ckpt'}")
+        anew.append(setting("init", folder / "checkpoints" / "last.ckpt"))
     return InputError(
         f"{folder} was started otherwise, and cannot go on so: {what}.\n"
         f"To go on: {command(folder, merged(started, asked, found))}\n"
@@ -180,6 +181,8 @@ def merged(started: list[str], asked: list[str], refused: list[Change]) -> list[
     """The choices of the start, with those of now that do not lead to one of these changes."""
     groups = ("tier", "variant", "data", "recipe")
     dropped = {_key(choice) for choice in asked if any(within(change.key, (_key(choice),)) for change in refused)}
+    if "variant" in dropped:
+        dropped |= {_key(choice) for choice in asked if within(_key(choice), ("aq",))}  # a section of its own
     dropped |= {"data"} if any(change.key in ("train_sha256", "manifest_sha256") for change in refused) else set()
     kept = {
         _key(choice): choice
@@ -197,7 +200,7 @@ def without_limits(choices: list[str]) -> list[str]:
 def command(folder: Path | None, choices: list[str]) -> str:
     """A command of train.py, to be pasted; `folder` names the run that it goes on with."""
     own = [choice for choice in choices if folder is None or _key(choice) != "run"]
-    return shlex.join(["python", "train.py", *([] if folder is None else [f"run={folder.name}"]), *own])
+    return shlex.join(["python", "train.py", *([] if folder is None else [setting("run", folder.name)]), *own])
 
 
 def _key(choice: str) -> str:

@@ -55,10 +55,8 @@ def check(devices: int, nodes: int) -> None:
         own = max(1, started // max(1, _number("SLURM_NNODES", 1)))
         who = f"srun has started {started} tasks"
     elif "LOCAL_RANK" in os.environ and not processes.is_child():
-        started, own = _number("WORLD_SIZE", 1), devices
+        started = _number("WORLD_SIZE", 1)
         who = f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set, as for one of {started} processes (WORLD_SIZE)"
-        if started == wanted == 1:
-            return
         if started != wanted:
             raise InputError(
                 f"{who}, but trainer.devices and trainer.num_nodes make {wanted}: unset LOCAL_RANK, so that they are "
@@ -66,6 +64,12 @@ def check(devices: int, nodes: int) -> None:
             )
         return
     else:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+        if nodes > 1 and missing and not processes.is_child():
+            raise InputError(
+                f"trainer.num_nodes={nodes}, but {', '.join(missing)} is not set: start this with torchrun or srun, or "
+                "on each machine with MASTER_ADDR, MASTER_PORT and NODE_RANK"
+            )
         return
     if started != wanted:
         raise InputError(

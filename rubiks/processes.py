@@ -126,7 +126,9 @@ def follow_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="parent watch").start()
 
 
-def run(count: int, nodes: int, folder: Path, choices: Sequence[str], hang_timeout: float) -> None:
+def run(
+    count: int, nodes: int, folder: Path, choices: Sequence[str], hang_timeout: float, steps: bool = True
+) -> signal.Signals | None:
     """Run this program in `count` processes, the ranks of this machine, until all have ended well.
 
     Args:
@@ -134,7 +136,11 @@ def run(count: int, nodes: int, folder: Path, choices: Sequence[str], hang_timeo
         nodes: machines; where there are several, MASTER_ADDR, MASTER_PORT and NODE_RANK are set by who starts them.
         folder: the run's.
         choices: arguments of the program.
-        hang_timeout: after which processes give up waiting for one another; for the message.
+        hang_timeout: seconds after which a process that does not get on counts as hanging.
+        steps: it ends at a signal after a step, not at once; for the message.
+
+    Returns:
+        The signal that came too late to end it; None where none came.
 
     Raises:
         InputError: one of them ended with bad input, was killed, or hangs.
@@ -152,9 +158,9 @@ def run(count: int, nodes: int, folder: Path, choices: Sequence[str], hang_timeo
             _PARENT: str(os.getpid()),
             _RUN: str(folder),
         }
-        command = [sys.executable, os.path.abspath(sys.argv[0]), *choices]
+        command = [sys.executable, os.path.abspath(sys.argv[0]), *_for_hydra(sys.argv[1:]), *choices]
         processes: list[subprocess.Popen] = []
-        received = _Received(processes)
+        received = _Received(processes, steps)
         watch = _Watch(processes, received, Path(reports), hang_timeout)
         try:
             with received.passing_on():
@@ -171,13 +177,25 @@ def run(count: int, nodes: int, folder: Path, choices: Sequence[str], hang_timeo
                     os.killpg(process.pid, signal.SIGKILL)  # loader processes that it may have left
                 process.wait()
         watch.tell()
+    return received.signal
+
+
+def _for_hydra(arguments: list[str]) -> list[str]:
+    """Those of a command line's arguments that tell Hydra where configurations are."""
+    found = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, _ = argument.partition("=")
+        if flag in ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"):
+            found += [argument] if equals else [argument, following]
+    return found
 
 
 class _Received:
     """Signals that have come in, passed on to the processes."""
 
-    def __init__(self, processes: list[subprocess.Popen]) -> None:
+    def __init__(self, processes: list[subprocess.Popen], steps: bool) -> None:
         self.processes = processes
+        self.steps = steps
         self.signal: signal.Signals | None = None
         self.since = 0.0
         self.again = False
@@ -193,7 +211,8 @@ class _Received:
 
     def _handle(self, number: int, frame: object) -> None:
         if self.signal is None:
-            tell_stopping(number)
+            if self.steps:
+                tell_stopping(number)
             self.pass_on(signal.Signals(number))
         elif number == signal.SIGINT and time.monotonic() - self.since > 0.5:
             self.again = True
@@ -297,6 +316,9 @@ class _Watch:
                 f"process {rank} of {total} hangs: the others waited for it for {self.timeout:g} s (process_timeout); "
                 "the same command goes on from the last saved state"
             )
-        rank, found = kinds.get("lost", (0, Report("lost", f"exit statuses {statuses}\n")))
-        print(f"process {rank} of {total} lost the others:\n{found.text}", end="", file=sys.stderr)
+        if "lost" in kinds:
+            rank, found = kinds["lost"]
+            print(f"process {rank} of {total} lost the others:\n{found.text}", end="", file=sys.stderr)
+        else:
+            print(f"the processes ended with exit statuses {', '.join(map(str, statuses))}", file=sys.stderr)
         sys.exit(1)

@@ -112,7 +112,7 @@ class Run:
 
     @contextlib.contextmanager
     def made(self) -> Iterator[None]:
-        """Make the folder, and remove it at the end if nothing has come of it.
+        """Make the folder, and remove it at the end if nothing is in it.
 
         Raises:
             InputError: it cannot be made.
@@ -125,9 +125,7 @@ class Run:
             yield
         finally:
             with contextlib.suppress(OSError):
-                if os.listdir(self.folder) in ([], [self.lock.name]):
-                    self.lock.unlink(missing_ok=True)
-                    self.folder.rmdir()
+                self.folder.rmdir()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -138,7 +136,13 @@ class Run:
         """
         with self.made(), self._open_lock() as file:
             _lock(file, self)
-            yield
+            for left in self.checkpoints.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                if os.listdir(self.folder) == [self.lock.name]:  # nothing has come of it
+                    self.lock.unlink()
 
     def _open_lock(self) -> IO[str]:
         try:

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy
@@ -33,7 +34,8 @@ def trainer(cfg: DictConfig, callbacks: list[Callback], stop: Stop, **extra: Any
     for key in arguments:
         one_of("a key of trainer", key, tuple(known))
     arguments.pop("max_steps", None)  # `Checkpoints` stops then; Lightning would schedule otherwise
-    if arguments["strategy"] == "ddp":
+    several = arguments["num_nodes"] > 1 or _several(arguments["devices"], gpu)
+    if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and several):
         # Each process keeps its own batch statistics; validation uses those of the first (VideoClassifier).
         known_to_ddp = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known_to_ddp else "broadcast_buffers"  # before 2.15
@@ -69,6 +71,15 @@ def trainer(cfg: DictConfig, callbacks: list[Callback], stop: Stop, **extra: Any
     made._signal_connector.register_signal_handlers = stop.install  # type: ignore[method-assign]
     made.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return made
+
+
+def _several(devices: Any, gpu: bool) -> bool:
+    """Whether trainer.devices means more than one, in any way that Lightning knows to write it."""
+    if devices in ("auto", -1, "-1"):
+        return gpu and torch.cuda.device_count() > 1
+    if isinstance(devices, (list, tuple)):
+        return len(devices) > 1
+    return devices != 1 and devices != "1"
 
 
 class _Tell(Callback):

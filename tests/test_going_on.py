@@ -214,3 +214,20 @@ def test_a_run_cannot_go_back(data, commands):
     )
     message = commands.refused("train", "logger=csv", *now(data, ("trainer.max_steps=8",)), "run=first")
     assert "trainer.max_steps=8 is reached" in message
+
+
+def test_a_run_goes_on_with_another_number_of_processes(data, started, tmp_path):
+    """From one process to two, and within the next epoch back to one: as many steps, at the same rate."""
+    shutil.copytree(started, tmp_path / "outputs")
+    two = ("recipe.batch_size=2", "trainer=ddp", "trainer.devices=2", "trainer.max_steps=9")
+    for changes in (two, ()):
+        command = [sys.executable, ROOT / "train.py", *BASE, "logger=csv", *now(data, changes), "run=first"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert "total batch 4 " in result.stdout
+        assert f"recipe.batch_size: {'4 -> 2' if changes else '2 -> 4'}" in result.stdout
+    assert "Going on with outputs/first after 1 epoch and 12 videos of the next (9 steps)" in result.stdout
+    state = torch.load(tmp_path / "outputs/first/checkpoints/last.ckpt", weights_only=True)
+    assert state["global_step"] == 12
+    assert state["rubiks"]["position"]["epoch"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["state_dict"].values())

@@ -18,7 +18,8 @@ ALLOWED = {
     "evaluation": {"files", "errors"},
     "runs": {"models", "errors"},
     "stopping": set(),
-    "continuing": {"data", "errors", "models", "runs", "training"},
+    "choices": set(),
+    "continuing": {"choices", "data", "errors", "models", "runs", "training"},
     "launched": {"errors", "processes"},
     "processes": {"data", "files", "errors", "stopping"},
 }

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import rubiks
-from rubiks import processes
+from rubiks import launched, processes
 from rubiks.errors import InputError
 from rubiks.stopping import Interrupted
 
@@ -41,7 +41,6 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # The data module leaves out the videos that were seen before an interruption, which Lightning cannot know.
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run that goes on
     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks")  # patience was set before
     warnings.filterwarnings("ignore", "GPU available but not used")  # device=cpu says so
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with PyTorch 2.14 and later
@@ -77,15 +76,6 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
         if begun:
             raise
         _fail(f"the folder {error.filename} cannot be made: {error.strerror}; start where you may write")
-
-
-def setting(key: str, value: object) -> str:
-    """key=value as a choice that Hydra understands, quoted where the value has spaces, braces and the like."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    if re.fullmatch(r"[\w./+-]+", text):
-        return f"{key}={text}"
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{key}="{escaped}"'
 
 
 def recipe_name(choices: list[str]) -> str:
@@ -148,14 +138,15 @@ def _end(error: BaseException) -> NoReturn:
         os._exit(status)  # ending NCCL in order would wait for the others
     elif status == 1:
         raise error
-    else:
-        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
+    elif isinstance(error, InputError):
+        print(f"error: {error}", file=sys.stderr)
+    elif launched.is_first():  # a signal, which all had
+        print(error, file=sys.stderr)
     sys.exit(status)
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    _end(InputError(message))
 
 
 def _check_signs(choices: list[str], config_folder: Path, config_name: str) -> None:

@@ -47,7 +47,8 @@ def add_to(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prepare, write lists and manifest, and report space and speed."""
     from rubiks import assemble  # with Lightning it takes seconds to import
-    from rubiks.cli.entry import compose, recipe_name, setting
+    from rubiks.choices import setting
+    from rubiks.cli.entry import compose, recipe_name
     from rubiks.data.manifest import Manifest
     from rubiks.data.prepare import Job, prepare, target_name
     from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource, SomethingSomethingV2, read_lists
@@ -168,7 +169,7 @@ def _write_lists(
     manifest: Manifest,
 ) -> list[str]:
     """Write labels and lists; the choices that read them."""
-    from rubiks.cli.entry import setting
+    from rubiks.choices import setting
     from rubiks.data.prepare import target_name, write_csv
     from rubiks.data.sources import CsvLists
     from rubiks.data.writers import PATTERN

@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the shards, and print the choices to train with."""
     size = size_in_bytes(arguments.size)
     from rubiks import assemble  # with Lightning it takes seconds to import
-    from rubiks.cli.entry import compose, recipe_name, setting
+    from rubiks.choices import setting
+    from rubiks.cli.entry import compose, recipe_name
     from rubiks.data import shards
 
     cfg = compose(arguments.choices)

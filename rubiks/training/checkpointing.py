@@ -121,6 +121,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if self.max_steps is not None and trainer.global_step >= self.max_steps:
             trainer.should_stop = True
+        if trainer.should_stop and not _between_steps(trainer, batch_idx + 1):  # trainer.max_time is up
+            trainer.should_stop = False  # until the end of the step: it is up then too
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._validate_last(trainer)
@@ -131,7 +133,8 @@ class Checkpoints(Checkpoint):
             trainer.check_val_every_n_epoch = 1
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        done: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        if not trainer.sanity_checking and _between_steps(trainer, done.completed):
             self._save_last(trainer, module)  # a validation may take long, and its end may not come
 
     def on_validation_batch_start(
@@ -158,10 +161,11 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.stop.end()
+        self.stop.patient = False
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         done: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        between = done.started == done.completed and done.completed % trainer.accumulate_grad_batches == 0
+        between = done.started == done.completed and _between_steps(trainer, done.completed)
         alone = trainer.world_size == 1  # several processes would have to save together
         if alone and between and self.stop.patient and trainer.training and trainer.global_step > self._saved_at:
             with contextlib.suppress(InputError):  # where saving fails, the first error is the one to tell
@@ -182,6 +186,11 @@ class Checkpoints(Checkpoint):
         module.position = position = _position(trainer, module, epoch_over)
         trainer.save_checkpoint(path)
         return position
+
+
+def _between_steps(trainer: pl.Trainer, batches: int) -> bool:
+    """Whether an optimiser step ends after so many batches of an epoch."""
+    return batches % trainer.accumulate_grad_batches == 0 or batches >= trainer.num_training_batches
 
 
 def forget_best(trainer: pl.Trainer) -> None:

@@ -184,6 +184,10 @@ class VideoClassifier(pl.LightningModule):
         done = self.epoch.scheduled_steps(start)
         for group, own in zip(optimizer.param_groups, self._settings, strict=True):
             group.update(own)
+            for parameter in group["params"]:
+                count = optimizer.state[parameter].get("step")
+                if count is not None:  # where it must be depends on the precision, which may have changed
+                    optimizer.state[parameter]["step"] = count.to(parameter.device if own["fused"] else "cpu")
         schedule.base_lrs = [own["initial_lr"] for own in self._settings]
         schedule.last_epoch = done
         for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):

@@ -71,6 +71,8 @@ class Epoch:
         They end with an optimiser step. Where the videos do not fill the last step, it counts as done all the same: so
         no video is trained on twice, and the videos of less than one step are left out.
         """
+        if position.validation_due:
+            return self.batches
         step = self.videos_of(self.accumulate)
         return min(self.batches, math.ceil(position.videos / step) * self.accumulate) if position.videos else 0
 
