@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rubiks.cli import main
+from rubiks.data import builtin
 from rubiks.errors import InputError
 from rubiks.ops import fused, operator
 
@@ -26,6 +27,22 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the reference data in ../shared")
     return SHARED
+
+
+@pytest.fixture
+def commands(monkeypatch, capsys, tmp_path):
+    """train.py and eval.py in this process, in a folder of the test's own."""
+    from commands import Commands  # it takes ROOT from here
+
+    return Commands(monkeypatch, capsys, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def builtin_data(tmp_path_factory) -> str:
+    """The choice of a small built-in data set: 24 training and 8 validation videos of the plain level."""
+    root = tmp_path_factory.mktemp("builtin")
+    builtin.generate(root, "plain", 24, 8, 0, progress=False)
+    return f"data.root={root}"
 
 
 @pytest.fixture

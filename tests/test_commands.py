@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import BASE, Commands
+from commands import BASE
 from conftest import ROOT
 from PIL import Image
 from videos import decode_in_order, moving_square, real_clip, write_video
@@ -38,18 +38,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The dirpath has changed",  # the run was copied
     "ignore:Checkpoint directory .* exists and is not empty",
 )
-
-
-@pytest.fixture(scope="module")
-def builtin_data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("builtin")
-    builtin.generate(root, "plain", 24, 8, 0, progress=False)
-    return f"data.root={root}"
-
-
-@pytest.fixture
-def commands(monkeypatch, capsys, tmp_path):
-    return Commands(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import BASE, Commands
+from commands import BASE
 from conftest import ROOT
 from videos import moving_square, write_video
 
@@ -46,11 +46,6 @@ def files(tmp_path_factory):
         paths[tier, variant] = folder / f"{tier}-{variant}.pth.tar"
         RubiksNet(tier, 8, variant, num_frames=2).save_pretrained(paths[tier, variant])
     return paths
-
-
-@pytest.fixture
-def commands(monkeypatch, capsys, tmp_path):
-    return Commands(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture

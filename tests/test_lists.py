@@ -7,7 +7,6 @@ import os
 import unicodedata
 
 import pytest
-from commands import Commands
 from conftest import assert_rejected
 from PIL import Image
 from test_sources import HEADER, names_and_labels, write
@@ -38,11 +37,6 @@ from rubiks.models.checkpoint import SavedNetwork
 NFC = unicodedata.normalize("NFC", "café")
 NFD = unicodedata.normalize("NFD", "café")
 FORMS = pytest.mark.parametrize(("listed", "on_disk"), [(NFC, NFD), (NFD, NFC), (NFD, NFD), (NFC, NFC)])
-
-
-@pytest.fixture
-def commands(monkeypatch, capsys, tmp_path):
-    return Commands(monkeypatch, capsys, tmp_path)
 
 
 # ---- headers of csv files

@@ -17,12 +17,11 @@ import time
 
 import pytest
 import torch
-from commands import BASE, Commands
+from commands import BASE
 from conftest import ROOT
 from faulty_train import insert
 
 from rubiks import RubiksNet, launched, runs
-from rubiks.data import builtin
 from rubiks.errors import InputError
 from rubiks.training.module import VideoClassifier
 
@@ -33,18 +32,6 @@ QUICK = (*SMALL, "recipe.batch_size=4", "recipe.epochs=2", "trainer.log_every_n_
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*number of training batches.*", "ignore:.*LeafSpec"
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("builtin")
-    builtin.generate(root, "plain", 24, 8, 0, progress=False)
-    return f"data.root={root}"
-
-
-@pytest.fixture
-def commands(monkeypatch, capsys, tmp_path):
-    return Commands(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture
@@ -96,8 +83,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_in_parts_ends_as_one_in_a_piece(name, data, commands, tmp_path):
-    choices = (data, *QUICK, *CASES[name])
+def test_a_run_in_parts_ends_as_one_in_a_piece(name, builtin_data, commands, tmp_path):
+    choices = (builtin_data, *QUICK, *CASES[name])
     commands.train(*choices, "run=whole")
     total = last(tmp_path / "outputs/whole")["global_step"]
     for stop in sorted(random.sample(range(1, total), 2 if name in ("plain", "AQ") else 1)):
@@ -156,12 +143,12 @@ ROUNDS, EPOCHS = (int(os.environ.get(name, "2")) for name in ("KILL_ROUNDS", "KI
 
 
 @pytest.fixture(scope="module")
-def references(data, tmp_path_factory):
+def references(builtin_data, tmp_path_factory):
     """The last states of uninterrupted runs, of one process and of two."""
     states = {}
     for count, choices in ((1, ()), (2, DDP)):
         folder = tmp_path_factory.mktemp("whole")
-        process = start(folder, data, *QUICK, *choices, f"recipe.epochs={EPOCHS}", "run=whole")
+        process = start(folder, builtin_data, *QUICK, *choices, f"recipe.epochs={EPOCHS}", "run=whole")
         status, _, err = end(process, timeout=600)
         assert status == 0, err
         states[count] = last(folder / "outputs/whole")
@@ -170,11 +157,11 @@ def references(data, tmp_path_factory):
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM] + [signal.SIGINT] * ("KILL_ROUNDS" in os.environ))
-def test_runs_that_are_ended_at_random_moments_go_on(processes, number, data, references, tmp_path):
+def test_runs_that_are_ended_at_random_moments_go_on(processes, number, builtin_data, references, tmp_path):
     seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
     print(f"KILL_SEED={seed}")
     moments = random.Random(seed)
-    choices = (data, *QUICK, *(DDP if processes == 2 else ()), f"recipe.epochs={EPOCHS}", "run=again")
+    choices = (builtin_data, *QUICK, *(DDP if processes == 2 else ()), f"recipe.epochs={EPOCHS}", "run=again")
     choices += ("checkpoint.every_n_steps=1",)
     for _ in range(ROUNDS):
         process = start(tmp_path, *choices)
@@ -211,8 +198,8 @@ def test_runs_that_are_ended_at_random_moments_go_on(processes, number, data, re
         ("validation 0 0 0 SIGUSR1", 138, ["interrupted by SIGUSR1: to go on: python train.py run=two"]),
     ],
 )
-def test_one_of_two_processes_fails(where, status, words, data, references, tmp_path):
-    choices = (data, *QUICK, *DDP, "run=two")
+def test_one_of_two_processes_fails(where, status, words, builtin_data, references, tmp_path):
+    choices = (builtin_data, *QUICK, *DDP, "run=two")
     process = start(tmp_path, *choices, f"process_timeout={10 if 'hang' in where else 60}", fault=where)
     found, _, err = end(process)
     assert found == status, err
@@ -226,8 +213,8 @@ def test_one_of_two_processes_fails(where, status, words, data, references, tmp_
         assert_same_state(last(tmp_path / "outputs/two"), references[2])
 
 
-def test_processes_end_with_their_parent(data, tmp_path):
-    process = start(tmp_path, data, *QUICK, *DDP, "run=orphan", fault="training 0 0 2 hang")
+def test_processes_end_with_their_parent(builtin_data, tmp_path):
+    process = start(tmp_path, builtin_data, *QUICK, *DDP, "run=orphan", fault="training 0 0 2 hang")
     deadline = time.monotonic() + 60
     while len(left_running("orphan")) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -249,8 +236,8 @@ def test_processes_end_with_their_parent(data, tmp_path):
         (signal.SIGUSR1, "validation 0 0 0 wait"),
     ],
 )
-def test_a_signal_ends_a_run_with_one_sentence(number, where, data, references, tmp_path):
-    process = start(tmp_path, data, *QUICK, "run=stopped", fault=where)
+def test_a_signal_ends_a_run_with_one_sentence(number, where, builtin_data, references, tmp_path):
+    process = start(tmp_path, builtin_data, *QUICK, "run=stopped", fault=where)
     for line in process.stdout:
         if line.startswith("inside"):
             break
@@ -267,8 +254,8 @@ def test_a_signal_ends_a_run_with_one_sentence(number, where, data, references, 
     assert_same_state(last(tmp_path / "outputs/stopped"), references[1])
 
 
-def test_a_killed_loader_process_leaves_the_state_of_its_step(data, commands, tmp_path, monkeypatch):
-    choices = (data, *QUICK, "data.workers=1")
+def test_a_killed_loader_process_leaves_the_state_of_its_step(builtin_data, commands, tmp_path, monkeypatch):
+    choices = (builtin_data, *QUICK, "data.workers=1")
     commands.train(*choices, "run=whole")
     original = VideoClassifier.training_step
 
@@ -287,14 +274,14 @@ def test_a_killed_loader_process_leaves_the_state_of_its_step(data, commands, tm
     assert_same_state(last(tmp_path / "outputs/killed"), last(tmp_path / "outputs/whole"))
 
 
-def test_a_full_disk_leaves_the_state_before(data, commands, references, tmp_path):
+def test_a_full_disk_leaves_the_state_before(builtin_data, commands, references, tmp_path):
     """A limit on the size of files stands for a full disk."""
-    commands.train(data, *QUICK, "run=full", "trainer.max_steps=3")
+    commands.train(builtin_data, *QUICK, "run=full", "trainer.max_steps=3")
     before = (tmp_path / "outputs/full/checkpoints/last.ckpt").read_bytes()
     limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))"
     program = f"{limit}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     result = subprocess.run(
-        [sys.executable, "-c", program, ROOT / "train.py", *BASE, "logger=csv", data, *QUICK, "run=full"],
+        [sys.executable, "-c", program, ROOT / "train.py", *BASE, "logger=csv", builtin_data, *QUICK, "run=full"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -304,7 +291,7 @@ def test_a_full_disk_leaves_the_state_before(data, commands, references, tmp_pat
     assert result.returncode == 2
     assert "last.ckpt cannot be written: File too large" in result.stderr
     assert (tmp_path / "outputs/full/checkpoints/last.ckpt").read_bytes() == before
-    commands.train(data, *QUICK, "run=full")
+    commands.train(builtin_data, *QUICK, "run=full")
     assert_same_state(last(tmp_path / "outputs/full"), references[1])
 
 
@@ -318,13 +305,13 @@ def pasted(output: str) -> list[str]:
 
 
 @pytest.mark.parametrize("limit", ["trainer.max_steps=4", "trainer.max_time=00:00:00:01", "patience=1"])
-def test_a_run_that_stopped_early_is_not_finished(limit, data, commands, tmp_path):
+def test_a_run_that_stopped_early_is_not_finished(limit, builtin_data, commands, tmp_path):
     more = {
         "trainer.max_steps=4": (),
         "trainer.max_time=00:00:00:01": ("recipe.epochs=50",),
         "patience=1": ("recipe.lr=0.0", "recipe.epochs=4"),  # nothing rises
     }
-    output = commands.train(data, *QUICK, *more[limit], limit, "run=early")
+    output = commands.train(builtin_data, *QUICK, *more[limit], limit, "run=early")
     assert f"({limit}" in output
     assert "Stopped after" in output
     assert not (tmp_path / "outputs/early/finished.json").exists()
@@ -342,7 +329,7 @@ def test_a_run_that_stopped_early_is_not_finished(limit, data, commands, tmp_pat
 
 @pytest.mark.parametrize(("every", "epochs", "validated"), [(2, 1, [1]), (2, 3, [2, 3]), (5, 3, [3]), (1, 2, [1, 2])])
 def test_every_epoch_is_saved_and_the_last_is_validated(
-    every, epochs, validated, data, commands, tmp_path, monkeypatch
+    every, epochs, validated, builtin_data, commands, tmp_path, monkeypatch
 ):
     saved = []
     original = VideoClassifier.on_save_checkpoint
@@ -352,15 +339,15 @@ def test_every_epoch_is_saved_and_the_last_is_validated(
         lambda self, checkpoint: (original(self, checkpoint), saved.append(self.position))[0],
     )
     output = commands.train(
-        data, *QUICK, f"recipe.epochs={epochs}", f"trainer.check_val_every_n_epoch={every}", "run=every"
+        builtin_data, *QUICK, f"recipe.epochs={epochs}", f"trainer.check_val_every_n_epoch={every}", "run=every"
     )
     assert [int(epoch) for epoch in re.findall(r"epoch (\d+)/\d+  validation", output)] == validated
     assert {position.epoch for position in saved if not position.videos} == set(range(1, epochs + 1))
     assert (tmp_path / "outputs/every/checkpoints/best.ckpt").is_file()
 
 
-def test_states_that_are_kept(data, commands, tmp_path):
-    commands.train(data, *QUICK, "recipe.epochs=5", "checkpoint.every_n_epochs=2", "run=kept")
+def test_states_that_are_kept(builtin_data, commands, tmp_path):
+    commands.train(builtin_data, *QUICK, "recipe.epochs=5", "checkpoint.every_n_epochs=2", "run=kept")
     folder = tmp_path / "outputs/kept/checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [
         "best.ckpt",
@@ -376,8 +363,8 @@ def test_states_that_are_kept(data, commands, tmp_path):
 # ---- folders
 
 
-def test_a_moved_run_goes_on_and_keeps_its_best(data, commands, tmp_path, monkeypatch):
-    commands.train(data, *QUICK, "recipe.lr=0.0", "run=first")  # with no rate, no later score is better
+def test_a_moved_run_goes_on_and_keeps_its_best(builtin_data, commands, tmp_path, monkeypatch):
+    commands.train(builtin_data, *QUICK, "recipe.lr=0.0", "run=first")  # with no rate, no later score is better
     best = (tmp_path / "outputs/first/checkpoints/best.ckpt").read_bytes()
     score = json.loads((tmp_path / "outputs/first/finished.json").read_text())["best_val_top1"]
     elsewhere = tmp_path / "elsewhere"
@@ -385,28 +372,28 @@ def test_a_moved_run_goes_on_and_keeps_its_best(data, commands, tmp_path, monkey
     shutil.move(tmp_path / "outputs", elsewhere / "outputs")
     (elsewhere / "outputs/first").rename(elsewhere / "outputs/other")
     monkeypatch.chdir(elsewhere)
-    output = commands.train(data, *QUICK, "recipe.lr=0.0", "recipe.epochs=3", "run=other")
+    output = commands.train(builtin_data, *QUICK, "recipe.lr=0.0", "recipe.epochs=3", "run=other")
     assert f"Best validation top-1: {score:.1%}, in outputs/other/checkpoints/best.ckpt" in output
     assert (elsewhere / "outputs/other/checkpoints/best.ckpt").read_bytes() == best
     assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("damage", ["empty", "torn", "noise"])
-def test_a_damaged_state_gives_way_to_the_one_before(damage, data, commands, tmp_path):
-    commands.train(data, *QUICK, "run=whole")
-    commands.train(data, *QUICK, "trainer.max_steps=9", "run=torn")
+def test_a_damaged_state_gives_way_to_the_one_before(damage, builtin_data, commands, tmp_path):
+    commands.train(builtin_data, *QUICK, "run=whole")
+    commands.train(builtin_data, *QUICK, "trainer.max_steps=9", "run=torn")
     path = tmp_path / "outputs/torn/checkpoints/last.ckpt"
     content = path.read_bytes()
     path.unlink()  # the one before may be the same file under another name
     path.write_bytes({"empty": b"", "torn": content[: len(content) // 2], "noise": os.urandom(1000)}[damage])
-    output = commands.train(data, *QUICK, "run=torn")
+    output = commands.train(builtin_data, *QUICK, "run=torn")
     assert "outputs/torn/checkpoints/last.ckpt" in output
     assert "going on from outputs/torn/checkpoints/previous.ckpt" in output
     assert_same_state(last(tmp_path / "outputs/torn"), last(tmp_path / "outputs/whole"))
     (tmp_path / "outputs/torn/finished.json").unlink()
     for name in ("last", "previous"):
         (tmp_path / f"outputs/torn/checkpoints/{name}.ckpt").write_bytes(b"")
-    assert "remove outputs/torn to train anew" in commands.refused("train", data, *QUICK, "run=torn")
+    assert "remove outputs/torn to train anew" in commands.refused("train", builtin_data, *QUICK, "run=torn")
 
 
 def test_names_that_are_taken_at_the_same_moment(tmp_path, monkeypatch):
@@ -429,8 +416,8 @@ def test_names_that_are_taken_at_the_same_moment(tmp_path, monkeypatch):
     assert runs.new("name").folder.name == "name-9"
 
 
-def test_a_run_in_use_is_refused(data, commands, tmp_path):
-    commands.train(data, *QUICK, "recipe.epochs=1", "run=used")
+def test_a_run_in_use_is_refused(builtin_data, commands, tmp_path):
+    commands.train(builtin_data, *QUICK, "recipe.epochs=1", "run=used")
     hold = """
 import time
 from pathlib import Path
@@ -445,12 +432,12 @@ with Run(Path("outputs/used")).locked():
     )
     try:
         assert process.stdout.readline() == "held\n"
-        message = commands.refused("train", data, *QUICK, "run=used")
+        message = commands.refused("train", builtin_data, *QUICK, "run=used")
         assert f"outputs/used is in use by process {process.pid} on {socket.gethostname()}" in message
     finally:
         process.kill()
         process.communicate()
-    commands.train(data, *QUICK, "run=used")
+    commands.train(builtin_data, *QUICK, "run=used")
 
 
 # ---- gradients that are not finite
@@ -460,10 +447,10 @@ with Run(Path("outputs/used")).locked():
 @pytest.mark.parametrize(
     "variant", ["rubiks3d", "rubiks3d-aq", "rubiks3d-quantized", "rubiks2d", "fixed-tsm", "grouped"]
 )
-def test_a_step_that_is_not_finite_is_left_out(variant, precision, data, commands, tmp_path, fault):
+def test_a_step_that_is_not_finite_is_left_out(variant, precision, builtin_data, commands, tmp_path, fault):
     optimizer = random.choice(["sgd", "adamw"])
     step = random.randrange(6)
-    choices = (data, *QUICK, f"variant={variant}", f"precision={precision}", f"recipe.optimizer={optimizer}")
+    choices = (builtin_data, *QUICK, f"variant={variant}", f"precision={precision}", f"recipe.optimizer={optimizer}")
     # The state before the step, and after it.
     for stop in sorted({step, step + 1} - {0}):
         fault("training", "0", "0", str(step), "nan")
@@ -480,8 +467,8 @@ def test_a_step_that_is_not_finite_is_left_out(variant, precision, data, command
                 assert torch.equal(after["state_dict"][name], tensor), name
 
 
-def test_training_that_diverges_ends_with_its_last_state(data, commands, tmp_path, monkeypatch):
-    choices = (data, *SMALL, "recipe.batch_size=1", "recipe.epochs=3", "run=diverged")
+def test_training_that_diverges_ends_with_its_last_state(builtin_data, commands, tmp_path, monkeypatch):
+    choices = (builtin_data, *SMALL, "recipe.batch_size=1", "recipe.epochs=3", "run=diverged")
     commands.train(*choices, "recipe.epochs=1")
     before = last(tmp_path / "outputs/diverged")
     original = VideoClassifier.training_step
@@ -498,8 +485,8 @@ def test_training_that_diverges_ends_with_its_last_state(data, commands, tmp_pat
     assert "recipe.lr: 0.002 -> 0.001" in output
 
 
-def test_weights_that_are_not_finite_are_never_saved(data, commands, tmp_path, monkeypatch):
-    choices = (data, *QUICK, "run=broken")
+def test_weights_that_are_not_finite_are_never_saved(builtin_data, commands, tmp_path, monkeypatch):
+    choices = (builtin_data, *QUICK, "run=broken")
     commands.train(*choices, "recipe.epochs=1")
     files = {path: path.read_bytes() for path in (tmp_path / "outputs/broken/checkpoints").iterdir()}
     original = VideoClassifier.on_train_epoch_start
@@ -553,8 +540,8 @@ def test_processes_that_contradict_the_configuration(environment, devices, nodes
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_torchrun(devices, data, references, tmp_path):
-    choices = [*BASE, "logger=csv", data, *QUICK, *DDP, f"trainer.devices={devices}", "run=elastic"]
+def test_torchrun(devices, builtin_data, references, tmp_path):
+    choices = [*BASE, "logger=csv", builtin_data, *QUICK, *DDP, f"trainer.devices={devices}", "run=elastic"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     result = subprocess.run(
         [sys.executable, *launcher, ROOT / "train.py", *choices],

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import yaml
-from commands import BASE, Commands
+from commands import BASE
 from conftest import ROOT, assert_rejected
 
 from rubiks import tracking
@@ -175,11 +175,6 @@ def builtin_data(tmp_path_factory):
     root = tmp_path_factory.mktemp("builtin")
     builtin.generate(root, "plain", 16, 8, 0, progress=False)
     return f"data.root={root}"
-
-
-@pytest.fixture
-def commands(monkeypatch, capsys, tmp_path):
-    return Commands(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture

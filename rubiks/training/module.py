@@ -227,7 +227,7 @@ class VideoClassifier(pl.LightningModule):
         if self.start is not None and self.start.steps:
             self._use_own_settings(self.start)
         if self._restored_statistics is not None:  # DDP has given all processes those of the first
-            self._write_statistics(self._restored_statistics)
+            optim.write_flat(self._restored_statistics.to(self.device), optim.running_statistics(self.net))
             self._restored_statistics = None
         share = self.net.temporal_share()
         if self.annealing is None or share is None:
@@ -263,14 +263,14 @@ class VideoClassifier(pl.LightningModule):
     def on_validation_start(self) -> None:
         # Each process has its own running statistics; all validate, and best.ckpt holds, those of the first.
         if self.trainer.world_size > 1:
-            self._own_statistics = self._flat_statistics()
+            self._own_statistics = optim.flat(optim.running_statistics(self.net))
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     def on_validation_end(self) -> None:
         # Training goes on with its own, so that it does not depend on when it is validated.
         if self._own_statistics is not None:
-            self._write_statistics(self._own_statistics)
+            optim.write_flat(self._own_statistics, optim.running_statistics(self.net))
             self._own_statistics = None
 
     # ---- checkpoints
@@ -288,7 +288,7 @@ class VideoClassifier(pl.LightningModule):
             "initial_shifts": self.initial_shifts,
         }
         if self.trainer.world_size > 1:  # each process has its own running statistics until the next validation
-            own = self._flat_statistics()
+            own = optim.flat(optim.running_statistics(self.net))
             gathered = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather(gathered, own)
             checkpoint[STATISTICS] = [statistics.cpu() for statistics in gathered]
@@ -302,11 +302,3 @@ class VideoClassifier(pl.LightningModule):
         if saved is not None:
             same = len(saved) == self.trainer.world_size
             self._restored_statistics = saved[self.global_rank] if same else torch.stack(saved).mean(0)
-
-    def _flat_statistics(self) -> Tensor:
-        return torch.cat([buffer.flatten() for buffer in optim.running_statistics(self.net)])
-
-    def _write_statistics(self, flat: Tensor) -> None:
-        buffers = optim.running_statistics(self.net)
-        parts = flat.to(self.device).split([buffer.numel() for buffer in buffers])
-        torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])

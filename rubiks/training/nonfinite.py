@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from rubiks.errors import InputError
-from rubiks.training.optim import running_statistics
+from rubiks.training.optim import flat, running_statistics, write_flat
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class SkipNonFinite(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         if not self._indices and self._buffers:
-            self._saved = torch.cat([buffer.flatten() for buffer in self._buffers])
+            self._saved = flat(self._buffers)
         self._indices.append(batch["index"])
         self._read(trainer)
 
@@ -71,9 +71,7 @@ class SkipNonFinite(Callback):
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         bad = ~nn.utils.get_total_norm(gradients, float("inf")).isfinite()
         if self._buffers:
-            now = torch.cat([buffer.flatten() for buffer in self._buffers])
-            kept = torch.where(bad, self._saved, now).split([buffer.numel() for buffer in self._buffers])
-            torch._foreach_copy_(self._buffers, [k.view_as(b) for k, b in zip(kept, self._buffers, strict=True)])
+            write_flat(torch.where(bad, self._saved, flat(self._buffers)), self._buffers)
         if trainer.scaler is None:
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as a gradient scaler sets it
         outcome, known = torch.stack([bad, ~torch.stack(module.finite_losses).all()]), None

@@ -24,6 +24,17 @@ def running_statistics(net: nn.Module) -> list[torch.Tensor]:
     return [buffer for name, buffer in net.named_buffers() if name.endswith(("running_mean", "running_var"))]
 
 
+def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The values of all tensors in one, a copy."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def write_flat(values: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+    """Write what `flat` gave, or something of its form, into the tensors."""
+    parts = values.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+
 def normalize_shifts(shifts: Sequence[nn.Parameter]) -> None:
     """Normalise the gradients of shifts (3 or 2, C) per channel, all in few operations."""
     gradients = [parameter.grad for parameter in shifts if parameter.grad is not None]

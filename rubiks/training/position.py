@@ -106,21 +106,15 @@ def write_loops(loops: dict[str, Any], position: Position, batches: int) -> None
     fit = loops["fit_loop"]
     epochs = position.epoch
     begun = epochs + (1 if batches or position.validation_due else 0)
-    _set(fit["epoch_progress"], ready=begun, started=begun, processed=epochs, completed=epochs)
-    done = fit["epoch_loop.batch_progress"]
-    _set(done, ready=batches, started=batches, processed=batches, completed=batches)
+    done, validation = fit["epoch_loop.batch_progress"], fit["epoch_loop.val_loop.batch_progress"]
+    for tracker in ("total", "current"):
+        fit["epoch_progress"][tracker].update(ready=begun, started=begun, processed=epochs, completed=epochs)
+        done[tracker].update(ready=batches, started=batches, processed=batches, completed=batches)
+        validation[tracker].update(ready=0, started=0, processed=0, completed=0)
     done["is_last_batch"] = position.validation_due
     # A validation that has been started: Lightning begins with it.
     due = int(position.validation_due)
-    validation = fit["epoch_loop.val_loop.batch_progress"]
-    _set(validation, ready=due, started=due, processed=0, completed=0)
-    _set({"current": validation["current"]}, ready=0, started=0, processed=0, completed=0)
+    validation["total"].update(ready=due, started=due)
     validation["is_last_batch"] = False
     # While it validates, Lightning has not yet counted the step before it.
     fit["epoch_loop.state_dict"]["_batches_that_stepped"] = position.steps - due
-
-
-def _set(progress: dict[str, Any], **counts: int) -> None:
-    for tracker in ("total", "current"):
-        if tracker in progress:
-            progress[tracker].update(counts)
