@@ -8,7 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: setup train eval test lint bench
+.PHONY: setup train eval test lint mutants bench
 setup: $(READY)
 
 # The operator is compiled against the PyTorch installed before, so not in an isolated build.
@@ -25,13 +25,19 @@ train: $(READY)
 eval: $(READY)
 	$(RUN) eval.py protocol=two_clip $(ARGS)
 
+# One thread for each of as many processes as there are cores.
 test: $(READY)
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# Hours; with ARGS="rubiks.data.views*" only a part. pyproject.toml names the files, tests/mutants.md what survives.
+mutants: $(READY)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" OMP_NUM_THREADS=1 mutmut run $(ARGS)
+	$(VENV)/bin/mutmut results
 
 bench: $(READY)
 	$(RUN) benchmarks/network.py $(ARGS)

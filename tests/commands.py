@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
@@ -10,13 +10,6 @@ import pytest
 from conftest import ROOT
 
 from rubiks.cli.entry import launch
-
-
-def _module(name: str):
-    spec = importlib.util.spec_from_file_location(f"command_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Commands:
@@ -34,7 +27,7 @@ class Commands:
         self.capsys.readouterr()
         status = 0
         try:
-            launch(getattr(_module(name), {"train": "train", "eval": "evaluate"}[name]), ROOT / "conf", name)
+            launch(getattr(importlib.import_module(name), ENTRIES[name]), ROOT / "conf", name)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         out, err = self.capsys.readouterr()
@@ -63,3 +56,4 @@ class Commands:
 
 
 BASE = ("device=cpu", "data.workers=0")
+ENTRIES = {"train": "train", "eval": "evaluate"}

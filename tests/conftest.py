@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -18,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 OFFICIAL = Path(__file__).parent / "official"  # numbers computed with the official code
 
-sys.path.insert(0, str(OFFICIAL))
+sys.path[:0] = [str(ROOT), str(OFFICIAL)]  # for train.py and eval.py, and what the official code gave
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
 
 
 @pytest.fixture
