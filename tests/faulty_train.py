@@ -1,7 +1,7 @@
 """train.py with a fault at one place, for tests: FAULT="STEP RANK EPOCH BATCH WHAT" in the environment.
 
-STEP is training or validation; WHAT is raise, input, nan, hang, a signal that the process sends to itself (SIGKILL,
-SIGTERM, ...), or wait: it prints "inside" and sleeps for three seconds, for a test to do something meanwhile.
+STEP is training or validation; WHAT is raise, input, nan, a signal that the process sends to itself (SIGKILL, SIGTERM,
+...), hang, or wait, for one second: both print "inside" before, for a test to do something meanwhile.
 """
 
 from __future__ import annotations
@@ -35,11 +35,9 @@ def insert(step_name: str, rank: str, epoch: str, batch: str, what: str) -> None
                     raise InputError("the input of the test is bad")
                 case "nan":
                     loss = loss * float("nan")
-                case "hang":
-                    time.sleep(1e6)
-                case "wait":
+                case "hang" | "wait":
                     print("inside", flush=True)
-                    time.sleep(3)
+                    time.sleep(1e6 if what == "hang" else 1)
                 case _:
                     os.kill(os.getpid(), getattr(signal, what))
         return loss

@@ -20,6 +20,7 @@ import torch
 from commands import BASE
 from conftest import ROOT
 from faulty_train import insert
+from forked import end, start
 
 from rubiks import RubiksNet, launched, runs
 from rubiks.errors import InputError
@@ -98,48 +99,14 @@ def test_a_run_in_parts_ends_as_one_in_a_piece(name, builtin_data, commands, tmp
     assert results[0]["epochs"] == results[1]["epochs"] == 2
 
 
-def start(folder, *choices, fault="", program="tests/faulty_train.py", **environment) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, ROOT / program, *BASE, "logger=csv", *choices],
-        cwd=folder,
-        env=os.environ | ({"FAULT": fault} if fault else {}) | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def end(process: subprocess.Popen, timeout: float = 180) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr; nothing of it is left running."""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return process.returncode, out, err
-
-
-def left_running(name: str) -> list[str]:
-    """Processes whose command line has this word, a run's name."""
-    found = []
-    for path in os.scandir("/proc"):
-        if path.name.isdigit():
-            try:
-                with open(f"/proc/{path.name}/cmdline", "rb") as file:
-                    words = file.read().decode(errors="replace").split("\0")
-                with open(f"/proc/{path.name}/stat") as file:
-                    zombie = file.read().rpartition(")")[2].split()[0] == "Z"
-            except OSError:
-                continue
-            if f"run={name}" in words and not zombie:
-                found.append(path.name)
-    return found
-
-
 DDP = ("trainer=ddp", "trainer.devices=2", "recipe.batch_size=2", "process_timeout=20")
 # By hand, more rounds and longer runs.
 ROUNDS, EPOCHS = (int(os.environ.get(name, "2")) for name in ("KILL_ROUNDS", "KILL_EPOCHS"))
+
+
+def wait_inside(process: subprocess.Popen) -> bool:
+    """Wait until it is where its fault was put, if it gets there."""
+    return any(line.startswith("inside") for line in process.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +115,7 @@ def references(builtin_data, tmp_path_factory):
     states = {}
     for count, choices in ((1, ()), (2, DDP)):
         folder = tmp_path_factory.mktemp("whole")
-        process = start(folder, builtin_data, *QUICK, *choices, f"recipe.epochs={EPOCHS}", "run=whole")
+        process = start(folder, "train", builtin_data, *QUICK, *choices, f"recipe.epochs={EPOCHS}", "run=whole")
         status, _, err = end(process, timeout=600)
         assert status == 0, err
         states[count] = last(folder / "outputs/whole")
@@ -164,7 +131,7 @@ def test_runs_that_are_ended_at_random_moments_go_on(processes, number, builtin_
     choices = (builtin_data, *QUICK, *(DDP if processes == 2 else ()), f"recipe.epochs={EPOCHS}", "run=again")
     choices += ("checkpoint.every_n_steps=1",)
     for _ in range(ROUNDS):
-        process = start(tmp_path, *choices)
+        process = start(tmp_path, "train", *choices)
         began = time.monotonic()
         lock = tmp_path / "outputs/again/.lock"  # while Python still imports, signals have their usual effect
         while not (lock.is_file() and f"process {process.pid} " in lock.read_text()) and process.poll() is None:
@@ -172,17 +139,13 @@ def test_runs_that_are_ended_at_random_moments_go_on(processes, number, builtin_
         time.sleep(moments.uniform(0, 5 if processes == 2 else 2))
         process.send_signal(number)
         sent = time.monotonic()
-        status, _, err = end(process, timeout=60)
+        status, _, err = end(process, timeout=10 if number == signal.SIGKILL else 60)
         print(f"{number.name} after {sent - began:.1f} s, ended {time.monotonic() - sent:.1f} s later with {status}")
         if status == 0 or "holds a finished run" in err:
             break
         assert status == (-number if number == signal.SIGKILL else 128 + number), err
         assert "Traceback" not in err
-        deadline = time.monotonic() + 10
-        while left_running("again") and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not left_running("again")
-    status, _, err = end(start(tmp_path, *choices), timeout=600)
+    status, _, err = end(start(tmp_path, "train", *choices), timeout=600)
     assert status == 0 or "holds a finished run" in err, err
     assert_same_state(last(tmp_path / "outputs/again"), references[processes])
 
@@ -200,31 +163,23 @@ def test_runs_that_are_ended_at_random_moments_go_on(processes, number, builtin_
 )
 def test_one_of_two_processes_fails(where, status, words, builtin_data, references, tmp_path):
     choices = (builtin_data, *QUICK, *DDP, "run=two")
-    process = start(tmp_path, *choices, f"process_timeout={10 if 'hang' in where else 60}", fault=where)
+    process = start(tmp_path, "train", *choices, f"process_timeout={10 if 'hang' in where else 60}", fault=where)
     found, _, err = end(process)
     assert found == status, err
     for word in words:
         assert word in err
     assert err.count("Traceback") == (status == 1)
-    assert not left_running("two")
     if "SIG" in where and "TERM" not in where:  # the rest of the run is as if nothing had been
-        status, _, err = end(start(tmp_path, *choices))
+        status, _, err = end(start(tmp_path, "train", *choices))
         assert status == 0, err
         assert_same_state(last(tmp_path / "outputs/two"), references[2])
 
 
 def test_processes_end_with_their_parent(builtin_data, tmp_path):
-    process = start(tmp_path, builtin_data, *QUICK, *DDP, "run=orphan", fault="training 0 0 2 hang")
-    deadline = time.monotonic() + 60
-    while len(left_running("orphan")) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(3)
+    process = start(tmp_path, "train", builtin_data, *QUICK, *DDP, fault="training 0 0 2 hang")
+    assert wait_inside(process)
     process.kill()
-    end(process)
-    deadline = time.monotonic() + 10
-    while left_running("orphan") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not left_running("orphan")
+    end(process, timeout=10)
 
 
 @pytest.mark.parametrize(
@@ -237,10 +192,8 @@ def test_processes_end_with_their_parent(builtin_data, tmp_path):
     ],
 )
 def test_a_signal_ends_a_run_with_one_sentence(number, where, builtin_data, references, tmp_path):
-    process = start(tmp_path, builtin_data, *QUICK, "run=stopped", fault=where)
-    for line in process.stdout:
-        if line.startswith("inside"):
-            break
+    process = start(tmp_path, "train", builtin_data, *QUICK, "run=stopped", fault=where)
+    assert wait_inside(process)
     process.send_signal(number)
     status, _, err = end(process)
     assert status == 128 + number
@@ -248,7 +201,7 @@ def test_a_signal_ends_a_run_with_one_sentence(number, where, builtin_data, refe
     assert note.startswith("Stopping after this step")
     assert sentence.startswith(f"interrupted by {number.name}: to go on: python train.py run=stopped ")
     choices = shlex.split(sentence.partition("python train.py ")[2])
-    status, out, err = end(start(tmp_path, *choices))
+    status, out, err = end(start(tmp_path, "train", *choices))
     assert status == 0, err
     assert "Going on with outputs/stopped" in out
     assert_same_state(last(tmp_path / "outputs/stopped"), references[1])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from rubiks.errors import InputError
@@ -26,6 +26,7 @@ from rubiks.training.checkpointing import forget_best
 from rubiks.training.mixing import Mixing, draw_seed
 from rubiks.training.position import Epoch, Position, epoch_of, write_loops
 from rubiks.training.recipe import Recipe
+from rubiks.training.weighted_mean import WeightedMean
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ class VideoClassifier(pl.LightningModule):
         )
         self.train_accuracy = accuracy.clone(prefix="train/")
         self.val_accuracy = accuracy.clone(prefix="val/")
-        self.train_loss = MeanMetric(nan_strategy="disable")  # its checks would make every step wait for the GPU
+        self.train_loss = WeightedMean()
+        self.val_loss = WeightedMean()  # Lightning's mean is wrong where processes have unequally many videos
 
     @property
     def recipe(self) -> Recipe:
@@ -143,8 +145,9 @@ class VideoClassifier(pl.LightningModule):
             return
         logits = self(batch["views"])
         self.val_accuracy.update(logits, label)
-        self.log("val/loss", F.cross_entropy(logits, label), batch_size=len(label), sync_dist=True)
-        self.log_dict(self.val_accuracy, batch_size=len(label))
+        self.val_loss.update(F.cross_entropy(logits, label), len(label))
+        self.log("val/loss", self.val_loss)
+        self.log_dict(self.val_accuracy)
 
     def on_predict_start(self) -> None:
         self.scorer: nn.Module = self.net

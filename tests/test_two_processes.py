@@ -1,0 +1,255 @@
+"""Two processes of one training or evaluation, over gloo on the CPU: this one has rank 0, a forked one rank 1."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from commands import BASE
+from forked import end, start
+from pytorch_lightning.callbacks import Callback
+from torch import nn
+
+from rubiks import RubiksNet
+from rubiks.data import builtin
+from rubiks.nn import Normalize
+from rubiks.training.module import VideoClassifier
+from rubiks.training.optim import running_statistics
+
+SMALL = ("data.size=32", "data.num_frames=4", "trainer.log_every_n_steps=1")
+DDP = ("trainer=ddp", "trainer.devices=2", "process_timeout=60")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*number of training batches.*", "ignore:.*LeafSpec", "ignore:.*in eval mode"
+)
+
+
+@pytest.fixture
+def together(commands, tmp_path, monkeypatch):
+    """Runs train.py or eval.py in two processes, as torchrun starts them; the output of rank 0."""
+
+    def run(name: str, *choices: str) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        other = start(tmp_path, name, *choices, *DDP, **shared, RANK="1", LOCAL_RANK="1")
+        try:
+            with monkeypatch.context() as patch:
+                for key, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+                    patch.setenv(key, value)
+                more = ("logger=csv",) if name == "train" else ()
+                status, out, err = commands.run(name, (*BASE, *more, *choices, *DDP))
+                assert status == 0, err
+        except BaseException:
+            other.kill()
+            print(other.stderr.read())
+            raise
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            status, out_of_other, err = end(other, timeout=30)
+        assert status == 0, err
+        assert out_of_other == ""  # what there is to tell is told once
+        return out
+
+    yield run
+    for key in [key for key in os.environ if key.startswith("PL_")]:
+        del os.environ[key]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    """24 training and 9 validation videos: the processes have unequally many of these."""
+    root = tmp_path_factory.mktemp("builtin")
+    builtin.generate(root, "plain", 24, 9, 0, progress=False)
+    return f"data.root={root}"
+
+
+LISTS = ("data.train_videos=24", "data.val_videos=9")
+
+
+def state(folder, name="last") -> dict:
+    return torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
+
+
+def frozen(net: RubiksNet) -> RubiksNet:
+    """Batch norm by running statistics, so that the halves of a batch give the gradient of the whole."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.train = lambda mode=True: None
+    return net
+
+
+class Batches(Callback):
+    """Keeps the normalised clips and labels of each training batch, of both processes together, in float64."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        views, label = batch["views"], batch["label"]
+        both = [[torch.empty_like(tensor) for _ in range(2)] for tensor in (views, label)]
+        for gathered, own in zip(both, (views, label), strict=True):
+            dist.all_gather(gathered, own.contiguous())
+        views, label = (torch.cat(parts) for parts in both)
+        self.seen.append((Normalize()(views[:, 0]).double(), label[:, 0]))
+
+
+def test_two_processes_take_the_steps_of_one_with_their_batches(together, data, tmp_path, monkeypatch):
+    """SGD written out in float64, on the batches of both: gradients are averaged, then clipped and normalised."""
+    batches = Batches()
+    original = pl.Trainer.fit
+
+    def fit(trainer, module, *args, **options):
+        frozen(module.net)
+        batches.start = {name: p.detach().double() for name, p in module.net.named_parameters()}
+        batches.buffers = dict(module.net.named_buffers())
+        trainer.callbacks.append(batches)
+        return original(trainer, module, *args, **options)
+
+    monkeypatch.setattr(pl.Trainer, "fit", fit)
+    recipe = (
+        "recipe.optimizer=sgd", "recipe.momentum=0.9", "recipe.lr=0.1", "recipe.lr_batch=8", "recipe.batch_size=2",
+        "recipe.weight_decay=0.01", "recipe.schedule=constant", "recipe.warmup_epochs=0", "recipe.dropout=0",
+        "recipe.shift_lr_scale=0.01", "recipe.clip_grad_norm=0.5", "recipe.epochs=1", "recipe.label_smoothing=0",
+        "recipe.classifier_lr_scale=1",
+    )  # fmt: skip
+    output = together("train", data, *LISTS, *SMALL, *recipe, "trainer.max_steps=3", "run=two")
+    assert "total batch 4 " in output
+    assert "0.05" in output  # 0.1 is for 8
+    assert len(batches.seen) == 3
+    assert len({index.item() for _, label in batches.seen for index in label}) > 1
+
+    twin = frozen(RubiksNet("tiny", 8, num_frames=4).double())
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            parameter.copy_(batches.start[name])
+        for name, buffer in twin.named_buffers():
+            buffer.copy_(batches.buffers[name])
+    momenta = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
+    for clips, label in batches.seen:
+        twin.zero_grad()
+        F.cross_entropy(twin(clips), label).backward()
+        others = [p.grad for name, p in twin.named_parameters() if not name.endswith("shift")]
+        norm = torch.cat([grad.flatten() for grad in others]).norm()
+        for name, p in twin.named_parameters():
+            grad, rate = p.grad, 0.05
+            if name.endswith("shift"):
+                length = grad.norm(dim=0)
+                grad, rate = torch.where(length > 0, grad / length, grad), 0.05 * 0.01
+            else:
+                grad = grad * min(1.0, 0.5 / norm)
+                if p.dim() > 1 and not name.endswith("conv2.0.weight"):
+                    grad = grad + 0.01 * p.detach()
+            momenta[name] = 0.9 * momenta[name] + grad
+            p.data -= rate * momenta[name]
+    trained = state(tmp_path / "outputs/two")["state_dict"]
+    for name, expected in twin.named_parameters():
+        moved, found = expected - batches.start[name], trained[f"net.{name}"].double() - batches.start[name]
+        assert (found - moved).norm() <= 0.01 * moved.norm() + 1e-6, name
+
+
+def scores(net: RubiksNet, folder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of all validation videos, one by one, in list order."""
+    from rubiks import assemble
+    from rubiks.cli.entry import compose
+    from rubiks.data.dataset import VideoDataset
+
+    cfg = compose([*LISTS, *SMALL, f"data.root={folder}", "tier=tiny"])
+    source = assemble.source(cfg)
+    records, _ = assemble.records(cfg, source, "val", 8, assemble.manifest(cfg))
+    samples = VideoDataset(records, assemble.protocol(cfg, 4, 32, None), seed=0)
+    views = torch.stack([samples[0, index, 0]["views"] for index in range(len(records))])
+    with torch.no_grad():
+        logits = net.eval()(Normalize()(views.flatten(0, 1))).unflatten(0, views.shape[:2]).mean(1)
+    return logits, torch.tensor([record.label for record in records])
+
+
+def test_validation_and_best_use_the_statistics_of_the_first_process(together, data, tmp_path, monkeypatch):
+    seen = {}
+    start_, end_ = VideoClassifier.on_validation_start, VideoClassifier.on_validation_end
+
+    def own(module) -> torch.Tensor:
+        return torch.cat([buffer.flatten() for buffer in running_statistics(module.net)]).clone()
+
+    def both(tensor: torch.Tensor) -> list[torch.Tensor]:
+        parts = [torch.empty_like(tensor) for _ in range(2)]
+        dist.all_gather(parts, tensor)
+        return parts
+
+    def on_validation_start(self) -> None:
+        before = both(own(self))
+        start_(self)
+        if not self.trainer.sanity_checking:
+            seen["trained"], seen["validated"] = before, both(own(self))
+
+    def on_validation_end(self) -> None:
+        end_(self)
+        if not self.trainer.sanity_checking:
+            seen["after"] = both(own(self))
+
+    monkeypatch.setattr(VideoClassifier, "on_validation_start", on_validation_start)
+    monkeypatch.setattr(VideoClassifier, "on_validation_end", on_validation_end)
+    output = together(
+        "train", data, *LISTS, *SMALL, "recipe.batch_size=2", "recipe.epochs=1", "recipe.lr=0.02", "run=two"
+    )
+    first, second = seen["trained"]
+    assert not torch.equal(first, second)  # each has seen other videos
+    assert [torch.equal(part, first) for part in seen["validated"]] == [True, True]
+    assert torch.equal(seen["after"][0], first)
+    assert torch.equal(seen["after"][1], second)
+    kept = state(tmp_path / "outputs/two")["statistics"]
+    assert torch.equal(kept[0], first)
+    assert torch.equal(kept[1], second)
+
+    # What was printed is the score of best.ckpt over the videos of both.
+    net = RubiksNet.load_pretrained(tmp_path / "outputs/two/checkpoints/best.ckpt")
+    logits, label = scores(net, data.removeprefix("data.root="))
+    top1 = (logits.argmax(1) == label).double().mean().item()
+    loss = F.cross_entropy(logits, label).item()
+    assert f"epoch 1/1  validation top-1 {top1:.1%}" in output
+    assert f"loss {loss:.3f}" in output
+
+
+def test_a_run_of_two_processes_in_parts_ends_as_one_in_a_piece(together, data, tmp_path):
+    choices = (data, *LISTS, *SMALL, "recipe.batch_size=2", "recipe.epochs=2", "recipe.lr=0.02")
+    together("train", *choices, "run=whole")
+    together("train", *choices, "trainer.max_steps=8", "run=parts")
+    middle = state(tmp_path / "outputs/parts")
+    assert (middle["global_step"], middle["rubiks"]["position"]["videos"]) == (8, 8)
+    output = together("train", *choices, "run=parts")
+    assert "Going on with outputs/parts after 1 epoch and 8 videos of the next (8 steps)" in output
+    ours, whole = state(tmp_path / "outputs/parts"), state(tmp_path / "outputs/whole")
+    assert ours["global_step"] == whole["global_step"] == 12
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(ours["state_dict"][name], tensor), name
+    for own, other in zip(ours["statistics"], whole["statistics"], strict=True):
+        assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("protocol", ["one_clip", "two_clip"])
+def test_an_evaluation_in_two_processes_gives_every_video_once_in_list_order(
+    together, data, commands, tmp_path, protocol
+):
+    torch.manual_seed(3)
+    net = RubiksNet("tiny", 8, num_frames=4)
+    net.new_fc.weight.data.mul_(30)  # scores that differ
+    net.save_pretrained(tmp_path / "net.pth.tar")
+    choices = (data, *LISTS, *SMALL, f"ckpt={tmp_path}/net.pth.tar", f"protocol={protocol}", "batch_size=2")
+    together("eval", *choices, "save_predictions=two.npz", "run=two")
+    commands.evaluate(*choices, "save_predictions=one.npz", "run=one")
+    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
+    assert len(two["names"]) == 9
+    assert two["names"].tolist() == one["names"].tolist()
+    assert two["labels"].tolist() == one["labels"].tolist()
+    np.testing.assert_allclose(two["logits"], one["logits"], rtol=1e-4, atol=1e-5)
+    assert len(np.unique(two["logits"].round(4), axis=0)) == 9
