@@ -525,13 +525,14 @@ def test_torchrun(builtin_data, references, tmp_path):
 
 
 def test_torchrun_with_other_processes_than_configured_is_refused(builtin_data, commands, monkeypatch):
-    for name, value in {
+    environment = {
         "TORCHELASTIC_RUN_ID": "x",
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
         "RANK": "0",
         "LOCAL_RANK": "0",
-    }.items():
+    }
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     message = commands.refused("train", builtin_data, *QUICK, "trainer=ddp", "trainer.devices=1", "run=elastic")
     assert "torchrun has started 2 processes, but" in message
