@@ -72,9 +72,13 @@ class Made:
 
     @cached_property
     def trainer(self) -> pl.Trainer:
-        stop = Stop()
+        stop = Stop(timeout=trainers.process_timeout(self.cfg))
         callbacks = trainers.training_callbacks(self.cfg, Run(Path("outputs/x")), stop, keep_best=True)
         return trainers.trainer(self.cfg, callbacks, stop, max_epochs=3)
+
+    def everything(self) -> None:
+        """Make all of it: what is wrong is found then."""
+        _ = self.recipe, self.attention, self.mixing, self.val, self.data, self.net, self.trainer
 
     def callback(self, kind: type):
         (found,) = [callback for callback in self.trainer.callbacks if isinstance(callback, kind)]
