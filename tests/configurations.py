@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,18 +31,29 @@ def configuration(*choices: str, **changes: object) -> DictConfig:
     return cfg
 
 
-def command_line(monkeypatch: pytest.MonkeyPatch, name: str, *choices: str, job: int | None = None) -> DictConfig:
-    """What train.py or eval.py gets with these choices, which Hydra then also tells of as its own; `job`: of -m."""
+@functools.cache
+def _composed_with_hydra(name: str, groups: tuple[str, ...]) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = hydra.compose(name, list(choices), return_hydra_config=True)
+        return hydra.compose(name, list(groups), return_hydra_config=True)
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, name: str, *choices: str, job: int | None = None) -> DictConfig:
+    """What train.py or eval.py gets with these choices, which Hydra then also tells of as its own; `job`: of -m."""
+    parsed = OverridesParser.create().parse_overrides(list(choices))
+    groups = [one.input_line for one in parsed if (ROOT / "conf" / one.key_or_group).is_dir()]
+    cfg = copy.deepcopy(_composed_with_hydra(name, tuple(groups)))
     OmegaConf.set_readonly(cfg, False)
+    cfg.hydra.overrides.task = list(choices)
     cfg.hydra.mode = RunMode.RUN if job is None else RunMode.MULTIRUN
     if job is not None:
         cfg.hydra.job.num = job
     monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.masked_copy(cfg, "hydra"))
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     OmegaConf.set_struct(own, True)
+    for one in parsed:
+        if one.input_line not in groups:
+            OmegaConf.update(own, one.key_or_group, one.value())
     return own
 
 

@@ -345,8 +345,16 @@ def test_predictions_go_where_they_can_be_written(tmp_path):
     assert assemble.predictions_file(OmegaConf.create({"save_predictions": path})) == Path(path)
     assert os.listdir(tmp_path) == []
     (tmp_path / "taken.npz").mkdir()
-    cfg = OmegaConf.create({"save_predictions": str(tmp_path / "taken.npz")})
-    assert_rejected(lambda: assemble.predictions_file(cfg), "taken.npz cannot be written")
+    (tmp_path / "file").touch()
+    for name, reason in (
+        ("taken.npz", "Is a directory"),
+        ("file/scores.npz", "Not a directory"),
+        ("file/new/scores.npz", "Not a directory"),
+        ("/proc/new/scores.npz", ""),
+        (f"{'x' * 250}.npz", "File name too long"),
+    ):
+        cfg = OmegaConf.create({"save_predictions": str(tmp_path / name)})
+        assert_rejected(lambda cfg=cfg: assemble.predictions_file(cfg), f"{name} cannot be written: {reason}")
 
 
 def test_why_training_has_stopped_is_told_as_a_key():

@@ -29,6 +29,7 @@ def folder(tmp_path_factory) -> Path:
         ("five.pth.tar", "tiny", "rubiks3d", 5),
         ("flat.pth.tar", "tiny", "rubiks2d", 3),
         ("small.pth.tar", "small", "rubiks3d", 3),
+        ("aq.pth.tar", "tiny", "rubiks3d-aq", 3),
     ):
         RubiksNet(tier, count, variant, num_frames=8).save_pretrained(folder / name)
     content = torch.load(folder / "official.pth.tar", weights_only=True)
@@ -118,7 +119,7 @@ def test_a_network_of_images_goes_on_without_time_as_it_is(folder):
         ("flat.pth.tar", "grouped", {}, ["variant=grouped is chosen"]),
         ("flat.pth.tar", "rubiks3d", {"tier__name": "small"}, ["tier=small variant=rubiks3d is chosen"]),
         ("flat.pth.tar", "fixed-tsm", {"init_temporal": "zero"}, ["init_temporal must be tsm", "'zero'"]),
-        ("flat.pth.tar", "rubiks3d", {"init_temporal": "one"}, ["init_temporal must be one of tsm, uniform, zero; got 'one'"]),
+        ("flat.pth.tar", "rubiks3d", {"init_temporal": "one"}, ["init_temporal must be one of tsm, uniform", "'one'"]),
         ("ours.ckpt", "rubiks3d", {"init_temporal": None}, ["init_temporal must be one of tsm, uniform, zero", "None"]),
         ("nowhere.ckpt", "rubiks3d", {}, ["nowhere.ckpt"]),
     ],
@@ -166,38 +167,44 @@ def test_a_classifier_is_kept_however_accents_are_written(classes, folder, tmp_p
 def runs(folder, tmp_path, monkeypatch):
     """Runs' folders with what an evaluation looks at, from the oldest to the newest."""
     monkeypatch.chdir(tmp_path)
-    for age, (name, data, tier, file) in enumerate(
+    for age, (name, data, source, file) in enumerate(
         (
-            ("first", "builtin-plain", "tiny", "best"),
+            ("first", "builtin-plain", "official", "best"),
             ("second", "builtin-plain", "small", "last"),
-            ("third", "builtin-plain", "tiny", "best"),
-            ("other", "builtin-textured", "tiny", "last"),
-            ("empty", "builtin-plain", "tiny", None),
+            ("third", "builtin-plain", "official", "best"),
+            ("fourth", "builtin-plain", "aq", "best"),
+            ("other", "builtin-textured", "official", "last"),
+            ("empty", "builtin-plain", "official", None),
         )
     ):
+        tier, variant = {"small": "small"}.get(source, "tiny"), {"aq": "rubiks3d-aq"}.get(source, "rubiks3d")
         checkpoints = tmp_path / "outputs" / name / "checkpoints"
         checkpoints.mkdir(parents=True)
-        names = {"data": data, "tier": tier, "variant": "rubiks3d"}
+        names = {"data": data, "tier": tier, "variant": variant}
         config = yaml.safe_dump({key: {"name": value} for key, value in names.items()})
         (checkpoints.parent / "config.yaml").write_text(config)
         if file is not None:
-            source = folder / {"tiny": "official.pth.tar", "small": "small.pth.tar"}[tier]
-            shutil.copy(source, checkpoints / f"{file}.ckpt")
+            shutil.copy(folder / f"{source}.pth.tar", checkpoints / f"{file}.ckpt")
             os.utime(checkpoints / f"{file}.ckpt", (age, age))
 
 
 @pytest.mark.parametrize(
     ("choices", "path"),
     [
-        ([], "outputs/third/checkpoints/best.ckpt"),
-        (["ckpt=latest"], "outputs/third/checkpoints/best.ckpt"),
+        ([], "outputs/fourth/checkpoints/best.ckpt"),
+        (["ckpt=latest"], "outputs/fourth/checkpoints/best.ckpt"),
+        (["tier=tiny"], "outputs/fourth/checkpoints/best.ckpt"),
+        (["variant=rubiks3d-aq", "aq.budget=0.5"], "outputs/fourth/checkpoints/best.ckpt"),
+        (["variant=rubiks3d"], "outputs/third/checkpoints/best.ckpt"),
+        (["tier=tiny", "variant=rubiks3d"], "outputs/third/checkpoints/best.ckpt"),
         (["tier=small"], "outputs/second/checkpoints/last.ckpt"),
         (["tier=small", "variant=rubiks3d"], "outputs/second/checkpoints/last.ckpt"),
         (["data.level=textured"], "outputs/other/checkpoints/last.ckpt"),
         (["run=first"], "outputs/first/checkpoints/best.ckpt"),
         (["run=second"], "outputs/second/checkpoints/last.ckpt"),
-        (["run=empty"], "outputs/third/checkpoints/best.ckpt"),
-        (["run=new"], "outputs/third/checkpoints/best.ckpt"),
+        (["run=empty"], "outputs/fourth/checkpoints/best.ckpt"),
+        (["run=new"], "outputs/fourth/checkpoints/best.ckpt"),
+        (["run=fourth", "variant=rubiks3d-aq"], "outputs/fourth/checkpoints/best.ckpt"),
         (["run=first", "ckpt=outputs/second"], "outputs/second/checkpoints/last.ckpt"),
         (["ckpt=outputs/first"], "outputs/first/checkpoints/best.ckpt"),
         (["ckpt=outputs/first/checkpoints/best.ckpt"], "outputs/first/checkpoints/best.ckpt"),
