@@ -77,8 +77,8 @@ class Made:
         return trainers.trainer(self.cfg, callbacks, stop, max_epochs=3)
 
     def everything(self) -> None:
-        """Make all of it: what is wrong is found then."""
-        _ = self.recipe, self.attention, self.mixing, self.val, self.data, self.net, self.trainer
+        """Make all but the network, which takes long: what is wrong is found then."""
+        _ = self.recipe, self.attention, self.mixing, self.val, self.data, self.trainer
 
     def callback(self, kind: type):
         (found,) = [callback for callback in self.trainer.callbacks if isinstance(callback, kind)]

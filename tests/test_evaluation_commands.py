@@ -212,7 +212,8 @@ def test_batches_too_small_for_batch_norm_are_told_from_those_that_train():
         assert (message == "") == trains(min(batch_size, videos) * clips, frames, size), case
         if message:
             refused += 1
-            for word in (f"data.size={size}", f"recipe.batch_size={batch_size}", "above 32"):
+            short = " (of 1 videos, on 1 processes)" if videos < batch_size else ""
+            for word in (f"data.size={size}", f"recipe.batch_size={batch_size}{short} leave", "above 32"):
                 assert word in message
     assert refused == 6
 

@@ -87,6 +87,8 @@ def test_the_choices_are_those_of_the_command_line(monkeypatch):
         ("data.size=32", True),
         ("++data.size=32", True),
         ("+data.size=32", True),
+        ('data.root="a=b.c"', True),
+        ("data@extra=csv", False),
         ("device=cpu", True),
         ("precision=32-true", True),
         ("data.clips_per_video=2", False),

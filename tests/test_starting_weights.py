@@ -13,6 +13,7 @@ from configurations import command_line, configuration
 from conftest import assert_rejected
 
 from rubiks import RubiksNet, assemble
+from rubiks.errors import InputError
 from rubiks.models import checkpoint
 from rubiks.models.checkpoint import SavedNetwork
 
@@ -224,7 +225,6 @@ def test_the_checkpoint_that_is_evaluated(choices, path, runs, monkeypatch):
         (["variant=grouped"], ["no run of data=builtin-plain variant=grouped with", "/outputs. T", "ckpt=FILE"]),
         (["data=csv"], ["no run of data=csv with a checkpoint"]),
         (["ckpt=outputs/empty"], ["ckpt=outputs/empty is a folder without checkpoints/best.ckpt"]),
-        (["ckpt=null"], ["ckpt is empty", "latest"]),
         (["ckpt=nowhere"], ["nowhere"]),
         (["ckpt=outputs/first", "tier=small"], [
             "ckpt=outputs/first/checkpoints/best.ckpt holds tier=tiny variant=rubiks3d, but tier=small is chosen; l",
@@ -237,3 +237,9 @@ def test_the_checkpoint_that_is_evaluated(choices, path, runs, monkeypatch):
 def test_what_cannot_be_evaluated(choices, words, runs, monkeypatch):
     cfg = command_line(monkeypatch, "eval", *choices)
     assert_rejected(lambda: assemble.evaluated_checkpoint(cfg), *words)
+
+
+def test_an_evaluation_of_nothing(monkeypatch):
+    cfg = command_line(monkeypatch, "eval", "ckpt=null")
+    with pytest.raises(InputError, match=r"^ckpt is empty; .* latest$"):
+        assemble.evaluated_checkpoint(cfg)

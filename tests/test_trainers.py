@@ -17,7 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from rubiks import assemble, tracking, trainers
 from rubiks.runs import Run
 from rubiks.stopping import Stop
-from rubiks.training.checkpointing import Checkpoints
+from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
 
 
 def trainer_of(*choices, **changes) -> pl.Trainer:
@@ -27,6 +27,22 @@ def trainer_of(*choices, **changes) -> pl.Trainer:
 def test_a_rehearsal():
     assert trainer_of(trainer__fast_dev_run=True).fast_dev_run
     assert not trainer_of().fast_dev_run
+
+
+def test_what_no_key_decides():
+    trainer = trainer_of()
+    assert trainer.precision == "32-true"
+    assert trainer.num_sanity_val_steps == 1
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    assert trainer.loggers == []
+
+
+def test_who_starts_the_processes(monkeypatch):
+    assert not trainers.starts_processes(trainer_of())
+    two = trainer_of(trainer__devices=2)
+    assert trainers.starts_processes(two)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert not trainers.starts_processes(two)
 
 
 def test_deterministic_algorithms():
