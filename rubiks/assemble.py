@@ -396,8 +396,7 @@ def network(cfg: DictConfig, classes: list[str], dropout: float, use_init: bool 
             variants = ", to ".join(f"{name} ({VARIANTS[name].about})" for name in (saved.variant, net.variant))
             log.info("init: inflated from %s, in time by init_temporal=%s", variants, rule)
         else:
-            others = f". From {inflation.FROM}, the variants {', '.join(inflation.INTO)} of the same tier can start too"
-            check_same_network(cfg, saved, "init", others)
+            check_same_network(cfg, saved)
             checkpoint.load_weights(net, saved)
         # An official file does not name its classes: then their number decides.
         if saved.num_classes != len(classes) or (saved.classes is not None and not same_names(saved.classes, classes)):
@@ -408,12 +407,13 @@ def network(cfg: DictConfig, classes: list[str], dropout: float, use_init: bool 
     return net
 
 
-def check_same_network(cfg: DictConfig, saved: SavedNetwork, key: str, hint: str = "") -> None:
-    """Raise InputError unless a checkpoint is of the chosen tier and variant; `hint` ends its message."""
+def check_same_network(cfg: DictConfig, saved: SavedNetwork) -> None:
+    """Raise InputError unless the checkpoint of `init` is of the chosen tier and variant."""
     if (saved.tier, saved.variant) != (cfg.tier.name, cfg.variant.name):
         raise InputError(
-            f"{key}={saved.path} holds tier={saved.tier} variant={saved.variant}, but tier={cfg.tier.name} "
-            f"variant={cfg.variant.name} is chosen; add tier={saved.tier} variant={saved.variant}{hint}"
+            f"init={saved.path} holds tier={saved.tier} variant={saved.variant}, but tier={cfg.tier.name} "
+            f"variant={cfg.variant.name} is chosen; add tier={saved.tier} variant={saved.variant}. From "
+            f"{inflation.FROM}, the variants {', '.join(inflation.INTO)} of the same tier can start too"
         )
 
 
@@ -486,7 +486,7 @@ def run(cfg: DictConfig) -> runs.Run:
     named = named_run(cfg)
     if named is not None:
         return named
-    if cfg.get("trainer", {}).get("fast_dev_run") or not launched.is_first():  # nothing is written
+    if cfg.trainer.fast_dev_run or not launched.is_first():  # nothing is written
         return runs.Run(runs.OUTPUTS / str(cfg.run))
     return runs.new(_run_name(cfg))
 
@@ -536,8 +536,8 @@ def choices_for_evaluation() -> list[str]:
     """Those of the command line's choices that an evaluation of the run needs too."""
     shared = ("data", "device", "precision")  # tier and variant come from the checkpoint
     training = ("data.clips_per_video", "data.balanced")  # keys that eval.py does not have
-    wanted = [choice for choice in choices() if choice.partition("=")[0].lstrip("+") not in training]
-    return [choice for choice in wanted if re.split("[.=]", choice.lstrip("+"))[0] in shared]
+    keys = [(choice, choice.split("=")[0].lstrip("+")) for choice in choices()]
+    return [choice for choice, key in keys if key.split(".")[0] in shared and key not in training]
 
 
 def on_gpu(cfg: DictConfig) -> bool:

@@ -93,7 +93,7 @@ def process_timeout(cfg: DictConfig) -> float:
     """Seconds that processes wait for one another."""
     value = cfg.process_timeout
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1_000_000:
-        raise InputError(f"process_timeout must be a number of seconds above 0, got {value!r}")
+        raise InputError(f"process_timeout must be a number of seconds above 0 and at most 1,000,000, got {value!r}")
     return value
 
 

@@ -74,20 +74,11 @@ def runs(files, tmp_path):
 @pytest.mark.parametrize(
     ("choices", "expected"),
     [
-        (["ckpt=FILE"], ("small", "rubiks3d")),
         (["ckpt=FILE", "tier=small"], ("small", "rubiks3d")),
-        (["ckpt=FILE", "tier=small", "variant=rubiks3d"], ("small", "rubiks3d")),
-        (["ckpt=outputs/second"], ("small", "rubiks3d")),
-        (["ckpt=outputs/third/checkpoints/best.ckpt"], ("tiny", "rubiks3d-aq")),
         (["ckpt=outputs/third", "variant=rubiks3d-aq", "aq.budget=0.5"], ("tiny", "rubiks3d-aq")),
-        (["run=second"], ("small", "rubiks3d")),
         (["run=third"], ("tiny", "rubiks3d-aq")),
         ([], ("tiny", "rubiks3d-aq")),
-        (["ckpt=latest"], ("tiny", "rubiks3d-aq")),
         (["ckpt=latest", "tier=small"], ("small", "rubiks3d")),
-        (["ckpt=latest", "variant=rubiks3d"], ("small", "rubiks3d")),
-        (["tier=tiny"], ("tiny", "rubiks3d-aq")),
-        (["tier=tiny", "variant=rubiks3d"], ("tiny", "rubiks3d")),
     ],
 )
 def test_tier_and_variant_come_from_the_checkpoint(choices, expected, data, files, runs, commands, tmp_path):
@@ -106,10 +97,7 @@ def test_tier_and_variant_come_from_the_checkpoint(choices, expected, data, file
     ("choices", "words"),
     [
         (["ckpt=outputs/second", "tier=tiny"], ["holds tier=small variant=rubiks3d", "but tier=tiny is chosen"]),
-        (["ckpt=outputs/second", "variant=rubiks3d-aq"], ["but variant=rubiks3d-aq is chosen", "leave"]),
-        (["run=third", "tier=large", "variant=grouped"], ["outputs/third", "but tier=large variant=grouped is chosen"]),
         (["tier=large"], ["no run of data=builtin-plain tier=large with a checkpoint"]),
-        (["tier=small", "variant=rubiks3d-aq"], ["no run of data=builtin-plain tier=small variant=rubiks3d-aq with"]),
         (["teir=small"], ["teir", "Did you mean tier?", "variant"]),
     ],
 )
@@ -224,7 +212,8 @@ def test_batches_too_small_for_batch_norm_are_told_from_those_that_train():
         assert (message == "") == trains(min(batch_size, videos) * clips, frames, size), case
         if message:
             refused += 1
-            for word in (f"data.size={size}", f"recipe.batch_size={batch_size}", "above 32"):
+            short = " (of 1 videos, on 1 processes)" if videos < batch_size else ""
+            for word in (f"data.size={size}", f"recipe.batch_size={batch_size}{short} leave", "above 32"):
                 assert word in message
     assert refused == 6
 
@@ -282,17 +271,9 @@ def test_predictions_name_videos_as_the_list_does(commands, tmp_path):
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        ("save_predictions=scores", ["save_predictions", "'scores'", ".npz"]),
         ("save_predictions=scores.npy", ["save_predictions", "'scores.npy'", ".npz"]),
-        ("save_predictions=.npz", ["save_predictions", "'.npz'"]),
-        ("save_predictions=5", ["save_predictions", "5", ".npz"]),
-        ("save_predictions=true", ["save_predictions", "True", ".npz"]),
-        ("save_predictions=[a.npz]", ["save_predictions", ".npz"]),
         ("save_predictions=taken.npz", ["taken.npz cannot be written: Is a directory"]),
-        ("save_predictions=file/scores.npz", ["file/scores.npz cannot be written: Not a directory"]),
         ("save_predictions=file/new/scores.npz", ["file/new/scores.npz cannot be written: Not a directory"]),
-        ("save_predictions=/proc/new/scores.npz", ["/proc/new/scores.npz cannot be written"]),
-        (f"save_predictions={'x' * 250}.npz", ["cannot be written: File name too long"]),
         ("run=taken", ["outputs/taken/results.json cannot be written: Is a directory"]),
     ],
 )
