@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from rubiks.errors import InputError
@@ -30,6 +30,25 @@ from rubiks.training.recipe import Recipe
 log = logging.getLogger(__name__)
 
 STATISTICS = "statistics"  # the key of a checkpoint for the running statistics of each of several processes
+
+
+class WeightedMean(Metric):
+    """A mean over all batches. That of torchmetrics makes every step wait for the GPU, or takes all weights as 1."""
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "weight"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: Tensor) -> None:
+        self.total += value * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        return self.total / self.weight
 
 
 class VideoClassifier(pl.LightningModule):
@@ -91,7 +110,7 @@ class VideoClassifier(pl.LightningModule):
         )
         self.train_accuracy = accuracy.clone(prefix="train/")
         self.val_accuracy = accuracy.clone(prefix="val/")
-        self.train_loss = MeanMetric(nan_strategy="disable")  # its checks would make every step wait for the GPU
+        self.train_loss = WeightedMean()
 
     @property
     def recipe(self) -> Recipe:
