@@ -367,16 +367,16 @@ def test_where_there_is_room_the_multiplier_falls_but_not_below_0():
     schedule = AttentionSchedule(0.5, per_layer=True, soft=0.5, start=1.0, end=1.0, multiplier_rate=6.0)
     annealing = Annealing(net, schedule)
     annealing.multiplier.fill_(3.0)
-    room = [
-        (shift.attention()[:, [0, 2]].sum(1).mean() - schedule.allowed_share(1.0)).item() for shift in (first, *others)
-    ]
+    limit = schedule.allowed_share(1.0)
+    soft = [attention(shift.weight, torch.tensor(1.0)) for shift in (first, *others)]
+    room = [weights[:, [0, 2]].sum(1).mean().item() - limit for weights in soft]
     for step in (1, 2, 3):
         assert not annealing.begin_step(step, 20)
         annealing.penalty()
         annealing.end_step(20)
         expected = [max(0.0, 3.0 + 0.6 * step * own) for own in room]
         assert annealing.multiplier.tolist() == pytest.approx(expected, rel=1e-4)
-    for step in range(4, 30):
+    for _ in range(26):
         annealing.end_step(20)
     assert annealing.multiplier[1:].tolist() == [0.0] * len(others)
     assert annealing.multiplier[0] > 3
