@@ -17,6 +17,9 @@ from torch.utils.data import DataLoader
 from written_out import Rows, Training, assert_same, exact_losses, one_hot, pixels
 
 from rubiks import RubiksNet
+from rubiks.ops import fused
+from rubiks.runs import Run
+from rubiks.training.checkpointing import Checkpoints
 from rubiks.training.module import VideoClassifier
 from rubiks.training.nonfinite import SkipNonFinite
 from rubiks.training.position import Position
@@ -182,6 +185,45 @@ def test_prediction_uses_the_fast_form_of_the_network_and_knows_empty_batches():
     assert {name: tuple(value.shape) for name, value in predictions.items()} == {
         "logits": (0, CLASSES), "label": (0,), "index": (0,),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "kernels", "precision", "converted"),
+    [
+        ("cuda", True, "bf16-mixed", [torch.bfloat16]),
+        ("cuda", True, "bf16-true", [torch.bfloat16]),
+        ("cuda", True, "16-mixed", None),
+        ("cuda", False, "bf16-mixed", None),
+        ("cpu", True, "bf16-mixed", []),
+    ],
+)
+def test_what_scores_on_which_device(device, kernels, precision, converted, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fused, "available", lambda where: kernels and where.type == "cuda")
+    monkeypatch.setattr(VideoClassifier, "device", torch.device(device))
+    monkeypatch.setattr(RubiksNet, "optimize_for_inference", lambda net, *dtype: asked.append([*dtype]) or net.backbone)
+    module = alone(network())
+    module._trainer.precision = precision
+    module.on_predict_start()
+    assert asked == ([] if converted is None else [converted])
+    assert module.scorer is (module.net if converted is None else module.net.backbone)
+
+
+# ---- the best checkpoint
+
+
+def test_the_best_checkpoint_has_the_best_top1_whatever_the_loss(tmp_path, monkeypatch):
+    saved = []
+    checkpoints = Checkpoints(Run(tmp_path), stop=None, non_finite=SimpleNamespace(check=lambda *_: None))
+    monkeypatch.setattr(checkpoints, "_save", lambda trainer, module, path: saved.append((trainer.epoch, path)))
+    scores = [(0.3, 0.9, 1.0), (0.5, 0.8, 2.0), (0.5, 0.95, 0.5), (0.4, 1.0, 0.1), (0.6, 0.7, 3.0)]
+    for epoch, (top1, top5, loss) in enumerate(scores):
+        metrics = {"val/top1": torch.tensor(top1), "val/top5": torch.tensor(top5), "val/loss": torch.tensor(loss)}
+        for rehearsal in (True, False):
+            trainer = SimpleNamespace(epoch=epoch, callback_metrics=metrics, sanity_checking=rehearsal)
+            checkpoints.on_validation_end(trainer, None)
+    assert saved == [(epoch, tmp_path / "checkpoints/best.ckpt") for epoch in (0, 1, 4)]
+    assert checkpoints.best == pytest.approx(0.6)
 
 
 # ---- going on with other settings
