@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_inference import trained
 from test_training import clips, quiet, recipe
 from torch.utils.data import DataLoader
+from written_out import small
 
 from rubiks import RubiksNet
 from rubiks.errors import InputError
@@ -232,10 +233,11 @@ def by_weights(net: RubiksNet) -> RubiksNet:
 def test_logits_equal_the_soft_operation_with_one_hot_weights(tier, budget):
     net = trained(tier, "rubiks3d-aq").harden(budget)
     modules = {"network": net, "CPU": net.optimize_for_inference(), "GPU": CudaInferenceNet(net, torch.float64)}
+    twin = by_weights(net)
     for shape in ((2, 4, 3, 40, 32), (1, 1, 3, 16, 16), (2, 2, 3, 16, 24)):
         batch = torch.randn(shape, dtype=torch.float64)
         with torch.no_grad():
-            expected = by_weights(net)(batch)
+            expected = twin(batch)
             for name, module in modules.items():
                 difference = (module(batch) - expected).abs().max() / expected.abs().max()
                 assert difference < 1e-12, f"{name}, {shape}"
@@ -336,7 +338,7 @@ def test_training_from_a_hard_network_keeps_its_choice():
 @pytest.mark.parametrize("budget", BUDGETS[1:])
 def test_the_multiplier_holds_the_share(budget, per_layer):
     """Without a loss of its own the attention goes where the budget is, by gradient alone; with budget 1, nowhere."""
-    net = RubiksNet("tiny", 3, "rubiks3d-aq")
+    net = small(3, "rubiks3d-aq")
     annealing = Annealing(net, AttentionSchedule(budget, soft=0.8, per_layer=per_layer))
     logits = [shift.weight for shift in net.attention_shifts()]
     before = [own.detach().clone() for own in logits]
@@ -360,7 +362,7 @@ def test_the_multiplier_holds_the_share(budget, per_layer):
 
 
 def test_where_there_is_room_the_multiplier_falls_but_not_below_0():
-    net = RubiksNet("tiny", 3, "rubiks3d-aq")
+    net = small(3, "rubiks3d-aq")
     first, *others = net.attention_shifts()
     for shift in others:  # nearly all of their attention is on "stay"
         shift.weight.data = torch.tensor([0.0, 1.0, 0.0]).repeat(len(shift.weight), 1)

@@ -22,7 +22,7 @@ from rubiks.runs import Run
 from rubiks.training.checkpointing import Checkpoints
 from rubiks.training.module import VideoClassifier
 from rubiks.training.nonfinite import SkipNonFinite
-from rubiks.training.position import Position
+from rubiks.training.position import Epoch, Position
 from rubiks.training.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings(
@@ -296,6 +296,25 @@ def test_a_run_goes_on_with_the_settings_of_its_last_start(name, tmp_path):
             expected.momentum = momentum
     assert rows.values("train/lr") == pytest.approx([weights * factor for factor in factors])
     assert_same(net, expected.net, before)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_count_of_steps_lies_where_the_optimiser_wants_it(fused, monkeypatch):
+    """A fused optimiser has it on the device of the parameter, another one on the CPU."""
+    module = alone(network())
+    adam, plain = (torch.nn.Parameter(torch.empty(2, device="meta")) for _ in range(2))
+    state = {adam: {"step": torch.tensor(7.0)}, plain: {"momentum_buffer": torch.zeros(2)}}
+    optimizer = SimpleNamespace(param_groups=[{"params": [adam, plain], "lr": 9.0, "fused": not fused}], state=state)
+    schedule = SimpleNamespace(lr_lambdas=[lambda step: 0.5**step])
+    module._trainer.optimizers = [optimizer]
+    module._settings = [{"initial_lr": 0.8, "fused": fused}]
+    monkeypatch.setattr(VideoClassifier, "schedule", schedule)
+    monkeypatch.setattr(VideoClassifier, "epoch", Epoch(videos=8, batch_size=2))
+    module._use_own_settings(Position(0, 4, 2))
+    assert state[adam]["step"].device.type == ("meta" if fused else "cpu")
+    assert state[plain].keys() == {"momentum_buffer"}
+    assert optimizer.param_groups[0] == {"params": [adam, plain], "lr": 0.2, "fused": fused, "initial_lr": 0.8}
+    assert (schedule.base_lrs, schedule.last_epoch) == ([0.8], 2)
 
 
 def test_the_limit_of_time_is_for_each_start():

@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
-from written_out import Rows, Training, assert_same, cross_entropy, exact_losses, hits, one_hot, pixels
+from written_out import Rows, Training, assert_same, cross_entropy, exact_losses, hits, one_hot, pixels, small
 
 from rubiks import RubiksNet
 from rubiks.training.module import VideoClassifier
@@ -80,7 +80,7 @@ def make_trainer(recipe: Recipe, **options) -> pl.Trainer:
 
 def network(variant: str = "rubiks3d", **options) -> RubiksNet:
     """Whose classifier matters: at its start the gradient of everything before it is tiny."""
-    net = RubiksNet("tiny", CLASSES, variant, **options)
+    net = small(CLASSES, variant, **options)
     torch.nn.init.normal_(net.new_fc.weight, std=0.1)
     return net
 

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch.utils.data import DataLoader
+from written_out import small
 
 from rubiks import RubiksNet
 from rubiks.errors import InputError
@@ -253,7 +254,7 @@ def test_accumulated_batches_take_the_step_of_one_large_batch():
     nets = []
     for batch_size, accumulate in ((8, 1), (2, 4)):
         torch.manual_seed(0)
-        net = frozen_statistics(RubiksNet("tiny", 3, "rubiks3d"))
+        net = frozen_statistics(small(3))
         nets.append(fit(net, batch_size, accumulate, shift_lr_scale=1.0, precision="64-true"))
     for (name, whole), (_, parts) in zip(nets[0].named_parameters(), nets[1].named_parameters(), strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
@@ -263,7 +264,7 @@ def test_accumulated_batches_take_the_step_of_one_large_batch():
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
 def test_shift_steps_have_the_length_of_the_learning_rate(precision):
     torch.manual_seed(0)
-    net = RubiksNet("tiny", 3)
+    net = small(3)
     before = [p.detach().clone() for p in shift_parameters(net)]
     fit(net, 8, 1, precision=precision, shift_lr_scale=0.5, clip_grad_norm=1e-3)  # clipping must not touch the shifts
     for old, new in zip(before, shift_parameters(net), strict=True):
@@ -311,7 +312,7 @@ def test_waiting_for_data_counts_where_the_gpu_has_run_out_of_work(monkeypatch, 
 @quiet
 def test_clipping_bounds_the_step_of_everything_else():
     torch.manual_seed(0)
-    net = RubiksNet("tiny", 3)
+    net = small(3)
     shifts = {id(p) for p in shift_parameters(net)}
     before = {name: p.detach().clone() for name, p in net.named_parameters() if id(p) not in shifts}
     fit(net, 8, 1, clip_grad_norm=0.01)

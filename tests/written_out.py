@@ -16,11 +16,19 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from rubiks import RubiksNet
+from rubiks.models import tiers
 from rubiks.nn import Normalize
 
 MEAN, STD = (torch.tensor(values).double().view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 NORMALIZE = Normalize().double()  # its constants are of float32, whose last digit many steps would make much of
+
+
+def small(classes: int, variant: str = "rubiks3d", **options: Any) -> RubiksNet:
+    """A network of one block in each stage, which calls itself tiny."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiers.TIERS, "tiny", tiers.Tier(18, (1, 1, 1, 1)))
+        return RubiksNet("tiny", classes, variant, **options)
 
 
 def pixels(views: Tensor) -> Tensor:
