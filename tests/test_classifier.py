@@ -19,6 +19,7 @@ from written_out import Rows, Training, assert_same, exact_losses, one_hot, pixe
 from rubiks import RubiksNet
 from rubiks.ops import fused
 from rubiks.runs import Run
+from rubiks.training.aq import AttentionSchedule
 from rubiks.training.checkpointing import Checkpoints
 from rubiks.training.module import VideoClassifier
 from rubiks.training.nonfinite import SkipNonFinite
@@ -324,6 +325,46 @@ def test_the_limit_of_time_is_for_each_start():
     assert checkpoint["callbacks"] == {"other": 1}
     module.on_load_checkpoint(checkpoint)
     assert module.initial_shifts == {}  # of a checkpoint that has none
+
+
+@pytest.mark.parametrize(("processes", "factor"), [(2, 1.0), (3, 0.5), (1, 0.5)])
+def test_statistics_of_processes_are_each_ones_own_or_their_mean_where_there_are_others(processes, factor):
+    """Of a checkpoint of two processes, whose running statistics are 0 and 1; this is the second process."""
+    module = alone(RubiksNet("tiny", 3), rank=1)
+    module._trainer.world_size = processes
+    count = sum(buffer.numel() for name, buffer in module.net.named_buffers() if "running" in name)
+    checkpoint = {"rubiks": {}, "callbacks": {}, "statistics": [torch.zeros(count), torch.ones(count)]}
+    module.on_load_checkpoint(checkpoint)
+    for _ in range(2):
+        module.on_train_start()
+        found = {name: buffer for name, buffer in module.net.named_buffers() if "running" in name}
+        assert len(found) == 2 * sum(isinstance(norm, torch.nn.BatchNorm2d) for norm in module.net.modules())
+        for buffer in found.values():
+            assert (buffer == factor).all()
+        factor = 7  # what training makes of them is not written over
+        for buffer in found.values():
+            buffer.fill_(factor)
+
+
+def test_an_epoch_that_only_had_to_be_validated_has_no_training_metrics():
+    module = alone(network())
+    module.on_train_epoch_end()
+    assert module.logged == {}
+    module.training_step(
+        {"views": torch.zeros(2, 1, 2, 3, 32, 32, dtype=torch.uint8), "label": torch.tensor([0, 1])}, 0
+    )
+    module.on_train_epoch_end()
+    assert {"train/loss_epoch", "train/top1", "train/top5"} <= module.logged.keys()
+
+
+def test_shares_of_attention_are_logged_for_every_stage():
+    net = network("rubiks3d-aq")
+    module = alone(net, attention=AttentionSchedule(0.5))
+    module.on_train_epoch_end()
+    for stage, layer in enumerate(net.backbone.layers()):
+        off_stay = torch.cat([block.attention.weight.argmax(1) != 1 for block in layer])
+        assert module.logged.pop(f"aq/shifted/layer{stage}") == pytest.approx(off_stay.double().mean().item())
+    assert module.logged == {}
 
 
 # ---- what a checkpoint says of itself
