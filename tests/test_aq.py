@@ -361,6 +361,14 @@ def test_the_multiplier_holds_the_share(budget, per_layer):
         assert (shift.weight.argmax(1) != 1).float().mean() <= budget
 
 
+@pytest.mark.parametrize(("per_layer", "shape"), [(False, (1,)), (True, (5,))])
+def test_checkpoints_have_the_multipliers_alone(per_layer, shape):
+    annealing = Annealing(small(3, "rubiks3d-aq"), AttentionSchedule(0.5, per_layer=per_layer))
+    assert {name: tuple(value.shape) for name, value in annealing.state_dict().items()} == {"multiplier": shape}
+    assert annealing.channels.sum() == 1
+    assert not annealing.multiplier.any()
+
+
 def test_where_there_is_room_the_multiplier_falls_but_not_below_0():
     net = small(3, "rubiks3d-aq")
     first, *others = net.attention_shifts()
