@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -10,10 +9,10 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from test_inference import trained
 from test_training import clips, quiet, recipe
 from torch.utils.data import DataLoader
+from written_out import small
 
 from rubiks import RubiksNet
 from rubiks.errors import InputError
@@ -41,11 +40,35 @@ def test_temperature_falls_from_start_to_end(shape):
     assert temperatures[50] == pytest.approx(middle)
 
 
+@pytest.mark.parametrize(
+    ("shape", "temperatures"),
+    [
+        ("exponential", {0: 2.0, 0.25: 2 * 0.25**0.25, 0.5: 1.0, 1: 0.5}),
+        ("linear", {0: 2.0, 0.25: 1.625, 0.5: 1.25, 1: 0.5}),
+        ("cosine", {0: 2.0, 0.25: 1.25 + 0.75 * math.sqrt(0.5), 0.5: 1.25, 0.75: 1.25 - 0.75 * math.sqrt(0.5), 1: 0.5}),
+    ],
+)
+def test_the_way_between_two_temperatures(shape, temperatures):
+    schedule = AttentionSchedule(0.1, start=2.0, end=0.5, shape=shape)
+    assert {progress: schedule.temperature(progress) for progress in temperatures} == pytest.approx(temperatures)
+
+
+def test_defaults_and_what_is_printed_of_them():
+    assert AttentionSchedule(0.125) == AttentionSchedule(0.125, False, 0.6, 2.0, 0.1, "exponential", 100.0)
+    assert str(AttentionSchedule(0.125)) == (
+        "attention: soft for 60% of training, temperature 2 to 0.1; "
+        "then at most 12.50% of the channels of the network are shifted in time"
+    )
+    assert "1.00% of the channels of every block are" in str(AttentionSchedule(0.01, per_layer=True))
+
+
 def test_length_of_the_soft_phase():
     assert AttentionSchedule(0.1, soft=0.6).soft_steps(100) == 60
     assert AttentionSchedule(0.1, soft=0).soft_steps(100) == 0
     assert AttentionSchedule(0.1, soft=0.999).soft_steps(100) == 99  # every training ends hard
     assert AttentionSchedule(0, soft=0.6).soft_steps(100) == 0  # there is nothing to choose
+    assert AttentionSchedule(0.01, soft=0.39).soft_steps(10) == 3  # whole steps
+    assert AttentionSchedule(1, soft=0.99).soft_steps(1) == 0
 
 
 @pytest.mark.parametrize("temperature", [2.0, 0.7, 0.1, 0.01])
@@ -55,6 +78,7 @@ def test_allowed_share_is_that_of_a_network_that_has_chosen(temperature):
     share = 1 - attention(shift.weight.double(), torch.tensor(temperature, dtype=torch.float64))[:, 1].mean()
     assert AttentionSchedule(0.25).allowed_share(temperature) == pytest.approx(share.item(), rel=1e-4)
     assert AttentionSchedule(1).allowed_share(temperature) == 1
+    assert AttentionSchedule(0.25).allowed_share(0) == 0.25
     assert AttentionSchedule(0.25).allowed_share(1e-2) == pytest.approx(0.25)
 
 
@@ -64,17 +88,45 @@ def test_allowed_share_is_that_of_a_network_that_has_chosen(temperature):
         ({"budget": 2}, "aq.budget must be a number from 0 to 1, got 2"),
         ({"budget": True}, "aq.budget"),
         ({"budget": math.nan}, "aq.budget"),
-        ({"soft": 1}, "aq.soft"),
-        ({"start": 0}, "aq.start"),
-        ({"end": 3.0}, "aq.end must be at most aq.start=2"),
-        ({"shape": "steep"}, "exponential, linear, cosine"),
-        ({"per_layer": 1}, "aq.per_layer"),
-        ({"multiplier_rate": -1}, "aq.multiplier_rate"),
+        ({"budget": -0.01}, "aq.budget"),
+        ({"budget": "much"}, "aq.budget must be a number from 0 to 1, got 'much'"),
+        ({"soft": 1}, "aq.soft must be a number from 0 to below 1, got 1"),
+        ({"soft": -0.1}, "aq.soft"),
+        ({"soft": "long"}, "aq.soft"),
+        ({"start": 0}, "aq.start must be a temperature above 0, got 0"),
+        ({"start": math.inf}, "aq.start"),
+        ({"start": None}, "aq.start"),
+        ({"end": 0}, "aq.end must be a temperature above 0, got 0"),
+        ({"end": True}, "aq.end"),
+        ({"end": 3.0}, "aq.end must be at most aq.start=2, got 3.0"),
+        ({"shape": "steep"}, "aq.shape must be one of exponential, linear, cosine, got 'steep'"),
+        ({"per_layer": 1}, "aq.per_layer must be true or false, got 1"),
+        ({"multiplier_rate": -1}, "aq.multiplier_rate must be a number of at least 0, got -1"),
+        ({"multiplier_rate": math.inf}, "aq.multiplier_rate"),
+        ({"multiplier_rate": "fast"}, "aq.multiplier_rate"),
     ],
 )
 def test_bad_settings_are_refused(values, words):
     with pytest.raises(InputError, match=words):
         AttentionSchedule(**({"budget": 0.125} | values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"budget": 0},
+        {"budget": 1},
+        {"soft": 0},
+        {"soft": 0.999},
+        {"start": 0.5, "end": 0.5},
+        {"start": 2, "end": 1e-3},
+        {"multiplier_rate": 0},
+        {"multiplier_rate": 5},
+    ],
+)
+def test_settings_at_the_limits_are_allowed(values):
+    schedule = AttentionSchedule(**({"budget": 0.125} | values))
+    assert {key: getattr(schedule, key) for key in values} == values
 
 
 # ---- the choice
@@ -181,10 +233,11 @@ def by_weights(net: RubiksNet) -> RubiksNet:
 def test_logits_equal_the_soft_operation_with_one_hot_weights(tier, budget):
     net = trained(tier, "rubiks3d-aq").harden(budget)
     modules = {"network": net, "CPU": net.optimize_for_inference(), "GPU": CudaInferenceNet(net, torch.float64)}
+    twin = by_weights(net)
     for shape in ((2, 4, 3, 40, 32), (1, 1, 3, 16, 16), (2, 2, 3, 16, 24)):
         batch = torch.randn(shape, dtype=torch.float64)
         with torch.no_grad():
-            expected = by_weights(net)(batch)
+            expected = twin(batch)
             for name, module in modules.items():
                 difference = (module(batch) - expected).abs().max() / expected.abs().max()
                 assert difference < 1e-12, f"{name}, {shape}"
@@ -255,92 +308,37 @@ def test_official_files_can_be_hardened(shared, tmp_path):
 # ---- training
 
 
-class Watch(Callback):
-    """Notes what the network is at the end of every batch."""
-
-    def __init__(self) -> None:
-        self.temperatures, self.logits, self.multipliers = [], [], []
-
-    def on_train_batch_end(self, trainer, module, *_) -> None:
-        shift = module.net.attention_shifts()[3]
-        self.temperatures.append(shift.T.item())
-        self.logits.append(shift.weight.detach().clone())
-        self.multipliers.append(module.annealing.multiplier.clone())
-
-
-def fit(attention, net=None, epochs=4, accumulate=1, callbacks=(), ckpt=None, **changes):
-    """Four epochs of two optimiser steps on eight clips."""
-    torch.manual_seed(0)
-    options = {"epochs": epochs, "batch_size": 4 // accumulate, "accumulate": accumulate, "lr_batch": 4} | changes
-    module = VideoClassifier(net or RubiksNet("tiny", 3, "rubiks3d-aq"), recipe(**options), attention=attention)
+def fit(attention, net):
+    """An epoch of two optimiser steps on eight clips."""
+    module = VideoClassifier(net, recipe(epochs=1, lr_batch=4), attention=attention)
     trainer = pl.Trainer(
-        max_epochs=epochs,
+        max_epochs=1,
         accelerator="cpu",
-        accumulate_grad_batches=accumulate,
-        callbacks=list(callbacks),
         num_sanity_val_steps=0,
         logger=False,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loaders = DataLoader(clips(8), batch_size=4 // accumulate), DataLoader(clips(2), batch_size=2)
-    trainer.fit(module, *loaders, ckpt_path=ckpt, weights_only=True)
+    trainer.fit(module, DataLoader(clips(8), batch_size=4), DataLoader(clips(2), batch_size=2))
     return module
-
-
-@quiet
-@pytest.mark.parametrize(("optimizer", "accumulate"), [("adamw", 2), ("sgd", 1)])
-def test_both_phases_of_training(optimizer, accumulate):
-    schedule = AttentionSchedule(0.125, soft=0.5, multiplier_rate=10)
-    watch = Watch()
-    module = fit(
-        schedule, accumulate=accumulate, callbacks=[watch], optimizer=optimizer, lr=0.01, weight_decay=0.1, momentum=0.9
-    )
-    temperatures, logits = (values[accumulate - 1 :: accumulate] for values in (watch.temperatures, watch.logits))
-    expected = [schedule.temperature(step / 4) for step in range(4)] + [0] * 4
-    assert temperatures == pytest.approx(expected)
-    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(logits[:4]))
-    assert all(torch.equal(own, logits[4]) for own in logits[4:])  # neither momentum nor decay moves them
-    assert set(logits[-1].unique().tolist()) == {0, 1}
-    assert module.net.temporal_share() == 357 / 2862
-    assert watch.multipliers[4 * accumulate - 1] > 0
-    assert watch.multipliers[-1] == 0
-
-
-@quiet
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
-@pytest.mark.parametrize("per_layer", [False, True])
-def test_resumed_training_continues_the_schedule(tmp_path, per_layer):
-    """From the end of the first epoch, soft, and of the third, hard: the end is that of the run without a break."""
-    schedule = AttentionSchedule(0.125, soft=0.5, per_layer=per_layer)
-    every = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-    options = {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine"}
-    whole = fit(schedule, callbacks=[every], **options)
-    for epoch, share in ((0, None), (2, whole.net.temporal_share())):
-        path = tmp_path / f"epoch={epoch}.ckpt"
-        assert RubiksNet.load_pretrained(path).temporal_share() == share
-        resumed = fit(schedule, callbacks=[ModelCheckpoint(tmp_path / f"from {epoch}")], ckpt=path, **options)
-        for name, value in whole.state_dict().items():
-            assert torch.equal(resumed.state_dict()[name], value), name
-        assert all(torch.equal(resumed.initial_shifts[k], v) for k, v in whole.initial_shifts.items())
 
 
 @quiet
 def test_training_from_a_hard_network_keeps_its_choice():
     net = RubiksNet("tiny", 3, "rubiks3d-aq").harden(0.0625)
     before = [shift.weight.detach().clone() for shift in net.attention_shifts()]
-    fit(AttentionSchedule(0.125), net, epochs=1)
+    fit(AttentionSchedule(0.125), net)
     assert all(torch.equal(shift.weight, own) for shift, own in zip(net.attention_shifts(), before, strict=True))
     with pytest.raises(InputError, match=r"aq.budget=0.03.*6\.22%"):
-        fit(AttentionSchedule(0.03), net, epochs=1)
+        fit(AttentionSchedule(0.03), net)
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
 @pytest.mark.parametrize("budget", BUDGETS[1:])
 def test_the_multiplier_holds_the_share(budget, per_layer):
     """Without a loss of its own the attention goes where the budget is, by gradient alone; with budget 1, nowhere."""
-    net = RubiksNet("tiny", 3, "rubiks3d-aq")
+    net = small(3, "rubiks3d-aq")
     annealing = Annealing(net, AttentionSchedule(budget, soft=0.8, per_layer=per_layer))
     logits = [shift.weight for shift in net.attention_shifts()]
     before = [own.detach().clone() for own in logits]
@@ -361,3 +359,34 @@ def test_the_multiplier_holds_the_share(budget, per_layer):
     assert net.temporal_share() <= budget
     for shift in net.attention_shifts() if per_layer else []:
         assert (shift.weight.argmax(1) != 1).float().mean() <= budget
+
+
+@pytest.mark.parametrize(("per_layer", "shape"), [(False, (1,)), (True, (5,))])
+def test_checkpoints_have_the_multipliers_alone(per_layer, shape):
+    annealing = Annealing(small(3, "rubiks3d-aq"), AttentionSchedule(0.5, per_layer=per_layer))
+    assert {name: tuple(value.shape) for name, value in annealing.state_dict().items()} == {"multiplier": shape}
+    assert annealing.channels.sum() == 1
+    assert not annealing.multiplier.any()
+
+
+def test_where_there_is_room_the_multiplier_falls_but_not_below_0():
+    net = small(3, "rubiks3d-aq")
+    first, *others = net.attention_shifts()
+    for shift in others:  # nearly all of their attention is on "stay"
+        shift.weight.data = torch.tensor([0.0, 1.0, 0.0]).repeat(len(shift.weight), 1)
+    schedule = AttentionSchedule(0.5, per_layer=True, soft=0.5, start=1.0, end=1.0, multiplier_rate=6.0)
+    annealing = Annealing(net, schedule)
+    annealing.multiplier.fill_(3.0)
+    limit = schedule.allowed_share(1.0)
+    soft = [attention(shift.weight, torch.tensor(1.0)) for shift in (first, *others)]
+    room = [weights[:, [0, 2]].sum(1).mean().item() - limit for weights in soft]
+    for step in (1, 2, 3):
+        assert not annealing.begin_step(step, 20)
+        annealing.penalty()
+        annealing.end_step(20)
+        expected = [max(0.0, 3.0 + 0.6 * step * own) for own in room]
+        assert annealing.multiplier.tolist() == pytest.approx(expected, rel=1e-4)
+    for _ in range(26):
+        annealing.end_step(20)
+    assert annealing.multiplier[1:].tolist() == [0.0] * len(others)
+    assert annealing.multiplier[0] > 3

@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training import clips, fit, quiet, recipe
 
-from rubiks import RubiksNet
 from rubiks.data.augment import Augment
 from rubiks.data.flip import mirrored_labels, tells
 from rubiks.data.views import TrainingViews
 from rubiks.errors import InputError
 from rubiks.training.mixing import Mixing
-from rubiks.training.module import VideoClassifier
 
 EACH = {
     "crop": {"random_resized_crop": (0.2, 0.5)},
@@ -173,6 +170,24 @@ def test_cutmix_pastes_one_box_into_all_frames_and_mixes_labels_by_its_area():
         torch.testing.assert_close(targets, share * F.one_hot(labels, 5) + (1 - share) * F.one_hot(labels.roll(1), 5))
 
 
+@pytest.mark.parametrize("alpha", [0.3, 8.0])
+def test_the_share_is_drawn_from_the_beta_distribution_of_alpha(alpha):
+    inputs, labels = torch.zeros(2, 1, 1, 16, 16), torch.arange(2)
+    rng = np.random.default_rng(0)
+    drawn = rng.beta(alpha, alpha, 20_000)
+    # A box of that share of the area, of which the part counts that is within the frame.
+    half = 16 * np.sqrt(1 - drawn) / 2
+    y, x = rng.integers(16, size=(2, 20_000))
+    sides = [np.clip(middle + half, 0, 16).astype(int) - np.clip(middle - half, 0, 16).astype(int) for middle in (y, x)]
+    for mixing, expected in (
+        (Mixing(alpha, 0.0, 2, seed=1), drawn),
+        (Mixing(0.0, alpha, 2, seed=1), 1 - sides[0] * sides[1] / 256),
+    ):
+        shares = [mixing(inputs, labels, (step, 0, 0))[1][0, 0].item() for step in range(250)]
+        assert np.mean(shares) == pytest.approx(expected.mean(), abs=0.05)
+        assert np.std(shares) == pytest.approx(expected.std(), abs=0.03)
+
+
 def test_a_whole_number_will_do_for_alpha():
     inputs, labels = batch()
     for alphas in ((1, 0), (0, 1)):
@@ -193,43 +208,3 @@ def test_mixing_follows_from_seed_and_key_alone():
     assert not any(torch.equal(other, first) for other in others)
     kinds = {len(mixing(inputs, labels, (step, 0, 0))[0].eq(inputs).unique()) for step in range(20)}
     assert kinds == {1, 2}  # blended everywhere, or in part the same
-
-
-@quiet
-def test_a_step_on_mixed_clips_equals_sgd_written_out():
-    """The loss is that of soft labels, smoothed; with frozen shifts the step is plain SGD."""
-    torch.manual_seed(0)
-    net = RubiksNet("tiny", 3)
-    twin = RubiksNet("tiny", 3).train()
-    twin.load_state_dict(net.state_dict())
-    mixing = Mixing(0.8, 0.0, 3, seed=4)
-    fit(net, 8, 1, mixing=mixing, label_smoothing=0.1, shift_lr_scale=0.0)
-    views = torch.stack([clip["views"] for clip in clips(8)])[:, 0] / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    labels = torch.tensor([clip["label"] for clip in clips(8)])
-    mixed, targets = mixing((views - mean) / std, labels, (0, 0, 0))
-    smooth = 0.9 * targets + 0.1 / 3
-    loss = -(smooth * twin(mixed).log_softmax(1)).sum(1).mean()
-    loss.backward()
-    for (name, actual), (_, p) in zip(net.named_parameters(), twin.named_parameters(), strict=True):
-        expected = p.detach() if name.endswith("shift") else p.detach() - 0.1 * p.grad
-        torch.testing.assert_close(
-            actual.detach(), expected, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def test_clips_of_a_video_count_as_clips_of_the_batch():
-    """Two clips of each video, each with its label, train as a batch of twice as many videos, the first ones first."""
-    torch.manual_seed(0)
-    module = VideoClassifier(RubiksNet("tiny", 3), recipe())
-    module.log = module.log_dict = lambda *_, **__: None
-    views = torch.randint(0, 256, (2, 2, 4, 3, 32, 32), dtype=torch.uint8)
-    label = torch.tensor([[0, 1], [2, 1]])
-    losses = [
-        module.training_step({"views": views, "label": label}, 0),
-        module.training_step(
-            {"views": torch.cat([views[:, :1], views[:, 1:]]), "label": torch.tensor([[0], [2], [1], [1]])}, 0
-        ),
-    ]
-    assert losses[0].item() == losses[1].item()
-    assert module.train_accuracy["top5"].compute() == 1

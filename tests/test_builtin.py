@@ -14,6 +14,7 @@ from pathlib import Path
 import decord
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from rubiks.data import builtin, scenes
 from rubiks.data.builtin import LEVELS, class_names, generate
@@ -21,6 +22,17 @@ from rubiks.errors import InputError
 
 VIDEOS = "20bn-something-something-v2"
 TRAIN, VAL = 17, 9  # a few more than the eight classes, and not a multiple of them
+
+
+# A script without a main guard, as from a notebook or `python -c`. The packages' own __init__ files are left out: they
+# import PyTorch, which takes seconds and has no part in this.
+SCRIPT = f"""
+import resource, sys, types
+for name, folder in (("rubiks", {str(ROOT / "rubiks")!r}), ("rubiks.data", {str(ROOT / "rubiks/data")!r})):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
+from rubiks.data.builtin import generate
+"""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -138,8 +150,7 @@ def test_a_temporary_file_taken_away_is_written_again(tmp_path: Path, monkeypatc
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_ends_quickly_and_leaves_whole_clips(tmp_path: Path) -> None:
-    # A script without a main guard, as from a notebook or `python -c`.
-    script = f"from rubiks.data.builtin import generate; generate({str(tmp_path)!r}, 'plain', 3000, 400, workers=2)"
+    script = f"{SCRIPT}generate({str(tmp_path)!r}, 'plain', 3000, 400, workers=2)"
     command = [sys.executable, "-c", script]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     videos = tmp_path / "plain-3000+400-seed0" / VIDEOS
@@ -265,11 +276,8 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
 def test_write_error_in_the_middle_of_a_video(tmp_path: Path) -> None:
-    script = (
-        "import resource; from rubiks.data.builtin import generate;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000));"
-        f"generate({str(tmp_path)!r}, 'plain', 100, 100, workers=2)"
-    )
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+    script = f"{SCRIPT}{limit}generate({str(tmp_path)!r}, 'plain', 100, 100, workers=2)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert re.search(r"InputError: data\.root: .*cannot write \d+\.webm in .*: File too large", ended.stderr)
     assert ended.stderr.count("Traceback") == 1

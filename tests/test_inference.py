@@ -44,7 +44,7 @@ def check(net: RubiksNet, clips: torch.Tensor, tolerance: float, module: nn.Modu
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("tier", TIERS)
 def test_same_logits(tier, variant, dtype, tolerance):
-    check(trained(tier, variant, dtype), torch.randn(2, 3, 3, 64, 47, dtype=dtype), tolerance)
+    check(trained(tier, variant, dtype), torch.randn(2, 3, 3, 40, 33, dtype=dtype), tolerance)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -52,7 +52,7 @@ def test_same_logits(tier, variant, dtype, tolerance):
 def test_the_form_for_gpus_has_the_same_logits(tier, variant):
     net = trained(tier, variant)
     module = CudaInferenceNet(net, torch.float64)
-    for shape in ((2, 3, 3, 64, 47), (1, 1, 3, 16, 16), (2, 2, 3, 1, 1)):
+    for shape in ((2, 3, 3, 40, 33), (1, 1, 3, 16, 16), (2, 2, 3, 1, 1)):
         clips = torch.randn(shape, dtype=torch.float64)
         check(net, clips, 1e-13, module)
         check(net, clips.flatten(1, 2), 1e-13, module)
@@ -67,17 +67,15 @@ def test_the_form_for_gpus_has_the_same_logits(tier, variant):
 def test_any_size_number_of_frames_and_layout(variant, monkeypatch):
     net = trained("small", variant)
     module = net.optimize_for_inference()
-    for shape in ((1, 1, 3, 16, 16), (3, 5, 3, 33, 48), (1, 8, 3, 80, 64), (2, 2, 3, 1, 1), (0, 8, 3, 32, 32)):
+    for shape in ((3, 5, 3, 33, 48), (1, 8, 3, 50, 32), (2, 2, 3, 1, 1), (1, 1, 3, 16, 16)):
         clips = torch.randn(shape, dtype=torch.float64)
-        if len(clips):
-            check(net, clips, 1e-13, module)
-            check(net, clips.flatten(1, 2), 1e-13, module)
-        else:
-            assert module(clips).shape == (0, 7)
+        check(net, clips, 1e-13, module)
+    check(net, clips.flatten(1, 2), 1e-13, module)
+    assert module(clips[:0]).shape == (0, 7)
     # Larger work is taken apart.
-    monkeypatch.setattr(inference, "PIXELS_AT_ONCE", 2 * 4 * 64 * 64)
-    monkeypatch.setattr(inference, "ELEMENTS_AT_ONCE", 3 * 72 * 32 * 32)
-    check(net, torch.randn(3, 4, 3, 64, 64, dtype=torch.float64), 1e-13, module)
+    monkeypatch.setattr(inference, "PIXELS_AT_ONCE", 2 * 4 * 40 * 40)
+    monkeypatch.setattr(inference, "ELEMENTS_AT_ONCE", 3 * 72 * 20 * 20)
+    check(net, torch.randn(3, 4, 3, 40, 40, dtype=torch.float64), 1e-13, module)
 
 
 def test_own_weights_whatever_the_mode():

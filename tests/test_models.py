@@ -65,7 +65,8 @@ def test_logits_equal_the_official_code(variant):
     with torch.no_grad():
         logits = net(clips)
         assert relative_error(logits, LOGITS[f"tiny_{variant}_logits"]) < 1e-5
-        torch.testing.assert_close(net(clips.unflatten(1, (8, 3))), logits)
+        small = clips[..., :32, :32]
+        torch.testing.assert_close(net(small.unflatten(1, (8, 3))), net(small))
 
 
 def training_pass(variant, dtype):

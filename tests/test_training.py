@@ -9,16 +9,26 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.plugins import MixedPrecision
 from torch.utils.data import DataLoader
+from written_out import small
 
 from rubiks import RubiksNet
 from rubiks.errors import InputError
 from rubiks.ops import normalize_shift_grad
 from rubiks.training.callbacks import Throughput
 from rubiks.training.module import VideoClassifier
-from rubiks.training.optim import describe_groups, lr_factor, normalize_shifts, parameter_groups, shift_parameters
+from rubiks.training.optim import (
+    describe_groups,
+    flat,
+    lr_factor,
+    normalize_shifts,
+    optimizer,
+    parameter_groups,
+    running_statistics,
+    shift_parameters,
+    write_flat,
+)
 from rubiks.training.recipe import Recipe
 
 
@@ -53,7 +63,6 @@ def test_every_parameter_is_in_one_group(tier, variant):
         "classifier bias": (0.5, 0),
     }
     assert rates == {name: expected[name] for name in groups}
-    assert all(f"{sum(p.numel() for p in g['params']):,}" in describe_groups(net, recipe(), 1) for g in groups.values())
 
 
 def test_learning_rate_follows_the_total_batch():
@@ -62,20 +71,116 @@ def test_learning_rate_follows_the_total_batch():
     assert recipe(batch_size=2).scaled_lr(1) == pytest.approx(0.025)
 
 
-def test_step_schedule():
-    factor = lr_factor(recipe(schedule="step", milestones=(4, 8)), steps_per_epoch=10)
-    assert [factor(step) for step in (0, 39, 40, 79, 80, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+# The recipe, and by what the rate is multiplied at which steps, of four in each of ten epochs.
+SCHEDULES = {
+    "constant": ({"schedule": "constant"}, {0: 1, 1: 1, 39: 1, 400: 1}),
+    "warm-up": (
+        {"schedule": "constant", "warmup_epochs": 1},
+        {0: 1 / 5, 1: 2 / 5, 3: 4 / 5, 4: 1, 5: 1},
+    ),
+    "warm-up within an epoch": (
+        {"schedule": "constant", "warmup_epochs": 0.6},  # 2.4 steps
+        {0: 1 / 3.4, 1: 2 / 3.4, 2: 3 / 3.4, 3: 1, 4: 1},
+    ),
+    "milestones": (
+        {"schedule": "step", "milestones": (2, 3, 5.5)},
+        {0: 1, 7: 1, 8: 0.1, 11: 0.1, 12: 0.01, 21: 0.01, 22: 0.001, 39: 0.001},
+    ),
+    "no milestone": ({"schedule": "step"}, {0: 1, 39: 1}),
+    "milestones in a warm-up": (
+        {"schedule": "step", "milestones": (0.5, 2), "warmup_epochs": 1},
+        {0: 1 / 5, 2: 3 / 5, 3: 4 / 5, 4: 0.1, 8: 0.01},
+    ),
+    "cosine": (
+        {"schedule": "cosine"},
+        {0: 1, 10: 0.5 + 0.5**1.5, 20: 0.5, 30: 0.5 - 0.5**1.5, 39: 0.5 - 0.5 * math.cos(math.pi / 40), 40: 0, 44: 0},
+    ),
+    "cosine after a warm-up": (
+        {"schedule": "cosine", "warmup_epochs": 2},
+        {0: 1 / 9, 7: 8 / 9, 8: 1, 16: 0.5 + 0.5**1.5, 24: 0.5, 40: 0},
+    ),
+    "a warm-up all along": (
+        {"schedule": "cosine", "warmup_epochs": 10},
+        {0: 1 / 41, 39: 40 / 41},
+    ),
+}
 
 
-def test_cosine_schedule_with_warmup():
-    factor = lr_factor(recipe(schedule="cosine", warmup_epochs=2), steps_per_epoch=10)
-    warm = [factor(step) for step in range(20)]
-    assert warm == sorted(warm)
-    assert 0 < warm[0] <= 0.05
-    assert warm[-1] < factor(20) == pytest.approx(1)
-    assert factor(60) == pytest.approx(0.5)
-    assert factor(100) == pytest.approx(0)
-    assert factor(99) == pytest.approx(0.5 * (1 + math.cos(math.pi * 79 / 80)))
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_step_by_step(name):
+    changes, factors = SCHEDULES[name]
+    factor = lr_factor(recipe(**changes), steps_per_epoch=4)
+    assert {step: factor(step) for step in factors} == pytest.approx(factors, abs=1e-12)
+
+
+def test_a_first_step_that_is_left_out_leaves_a_momentum_of_zero():
+    net = RubiksNet("tiny", 3)
+
+    def groups():
+        return parameter_groups(net, recipe(), 0.1)
+
+    for fused in (True, False):
+        made = optimizer(groups(), recipe(momentum=0.9), fused=fused)
+        assert type(made) is torch.optim.SGD
+        assert all(not made.state[p]["momentum_buffer"].any() for p in net.parameters())
+        assert {(group["momentum"], group["nesterov"], group["fused"]) for group in made.param_groups} == {
+            (0.9, False, fused)
+        }
+        assert not optimizer(groups(), recipe(momentum=0.0), fused=fused).state
+        made = optimizer(groups(), recipe(optimizer="adamw"), fused=fused)
+        assert type(made) is torch.optim.AdamW
+        assert {group["fused"] for group in made.param_groups} == {fused}
+    assert optimizer(groups(), recipe()).param_groups[0]["fused"]
+
+
+def test_what_is_frozen_is_in_no_group():
+    net = RubiksNet("tiny", 3)
+    net.backbone.requires_grad_(False)
+    groups = parameter_groups(net, recipe(), 0.1)
+    assert [(group["name"], len(group["params"])) for group in groups] == [("classifier", 1), ("classifier bias", 1)]
+
+
+def test_the_table_of_groups():
+    scales = {"shift_lr_scale": 0.25, "attention_lr_scale": 3.0, "classifier_lr_scale": 5.0, "weight_decay": 5e-4}
+    settings = recipe(**scales, accumulate=3, optimizer="adamw", schedule="cosine")
+    head, names, *rows = describe_groups(RubiksNet("tiny", 174, "rubiks3d-aq"), settings, 2).splitlines()
+    assert head == "adamw, cosine schedule, 10 epochs, total batch 24 (recipe.lr=0.1 is for 8)"
+    assert names.split() == ["group", "parameters", "lr", "weight", "decay"]
+    cells = {row[:18].strip(): row[18:].split() for row in rows}
+    assert {name: own[1:] for name, own in cells.items()} == {
+        "weights": ["0.3", "0.0005"],
+        "bias and norm": ["0.3", "0"],
+        "shift": ["0.075", "0"],
+        "attention": ["0.9", "0"],
+        "classifier": ["1.5", "0.0005"],
+        "classifier bias": ["1.5", "0"],
+    }
+    counts = {name: int(own[0].replace(",", "")) for name, own in cells.items()}
+    assert (counts["classifier"], counts["classifier bias"]) == (432 * 174, 174)
+    assert (counts["attention"], counts["shift"]) == (3 * 2862, 2 * 3240)
+    assert sum(counts.values()) == 1_904_106
+    assert len({len(row) for row in (names, *rows)}) == 1  # right-aligned
+
+
+def test_running_statistics_are_written_back_where_they_came_from():
+    net = RubiksNet("small", 3)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    statistics = running_statistics(net)
+    own = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+    assert sorted(map(id, statistics)) == sorted(map(id, own))
+    for tensor in own:
+        tensor.uniform_()
+    before = [tensor.clone() for tensor in own]
+    values = flat(statistics)
+    assert values.shape == (sum(tensor.numel() for tensor in own),)
+    for tensor in own:
+        tensor.zero_()
+    write_flat(values, statistics)
+    assert all(torch.equal(tensor, old) for tensor, old in zip(own, before, strict=True))
+    pair = [torch.zeros(2, 3), torch.zeros(2)]
+    write_flat(torch.arange(8.0), pair)
+    assert [tensor.tolist() for tensor in pair] == [[[0, 1, 2], [3, 4, 5]], [6, 7]]
+    assert flat(pair).tolist() == list(range(8))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +254,7 @@ def test_accumulated_batches_take_the_step_of_one_large_batch():
     nets = []
     for batch_size, accumulate in ((8, 1), (2, 4)):
         torch.manual_seed(0)
-        net = frozen_statistics(RubiksNet("tiny", 3, "rubiks3d"))
+        net = frozen_statistics(small(3))
         nets.append(fit(net, batch_size, accumulate, shift_lr_scale=1.0, precision="64-true"))
     for (name, whole), (_, parts) in zip(nets[0].named_parameters(), nets[1].named_parameters(), strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
@@ -159,7 +264,7 @@ def test_accumulated_batches_take_the_step_of_one_large_batch():
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
 def test_shift_steps_have_the_length_of_the_learning_rate(precision):
     torch.manual_seed(0)
-    net = RubiksNet("tiny", 3)
+    net = small(3)
     before = [p.detach().clone() for p in shift_parameters(net)]
     fit(net, 8, 1, precision=precision, shift_lr_scale=0.5, clip_grad_norm=1e-3)  # clipping must not touch the shifts
     for old, new in zip(before, shift_parameters(net), strict=True):
@@ -207,38 +312,12 @@ def test_waiting_for_data_counts_where_the_gpu_has_run_out_of_work(monkeypatch, 
 @quiet
 def test_clipping_bounds_the_step_of_everything_else():
     torch.manual_seed(0)
-    net = RubiksNet("tiny", 3)
+    net = small(3)
     shifts = {id(p) for p in shift_parameters(net)}
     before = {name: p.detach().clone() for name, p in net.named_parameters() if id(p) not in shifts}
     fit(net, 8, 1, clip_grad_norm=0.01)
     squares = sum((dict(net.named_parameters())[name] - old).square().sum() for name, old in before.items())
     assert squares.sqrt().item() == pytest.approx(0.1 * 0.01, rel=1e-2)  # learning rate times the limit
-
-
-@quiet
-def test_one_step_equals_sgd_written_out():
-    torch.manual_seed(0)
-    net = RubiksNet("tiny", 3, "rubiks3d-aq")
-    twin = RubiksNet("tiny", 3, "rubiks3d-aq").train()
-    twin.load_state_dict(net.state_dict())
-    fit(net, 8, 1, weight_decay=0.1, shift_lr_scale=0.01, label_smoothing=0.1)
-    batch = torch.stack([clip["views"] for clip in clips(8)])[:, 0] / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    labels = torch.tensor([clip["label"] for clip in clips(8)])
-    F.cross_entropy(twin((batch - mean) / std), labels, label_smoothing=0.1).backward()
-    with torch.no_grad():
-        for name, p in twin.named_parameters():
-            grad, rate = p.grad, 0.1
-            if name.endswith("shift"):
-                norm = grad.norm(dim=0)
-                grad, rate = torch.where(norm > 0, grad / norm, grad), 0.001
-            elif p.dim() > 1 and not name.endswith("conv2.0.weight"):
-                grad = grad + 0.1 * p
-            p -= rate * grad
-    for (name, actual), (_, expected) in zip(net.named_parameters(), twin.named_parameters(), strict=True):
-        torch.testing.assert_close(
-            actual, expected, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
 
 
 def test_score_is_the_mean_of_the_views():

@@ -23,8 +23,8 @@ class WeightedMean(Metric):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, weight: Tensor | float) -> None:
-        self.total = self.total + value * weight
-        self.weight = self.weight + weight
+        self.total += value * weight
+        self.weight += weight
 
     def compute(self) -> Tensor:
         return self.total / self.weight
