@@ -14,7 +14,8 @@ import pytest
 import torch
 from commands import Commands
 from conftest import ROOT, assert_rejected
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, _utils
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from rubiks.data import builtin, limits
 from rubiks.data.batches import Loader, PinnedCollate, collate
@@ -22,6 +23,13 @@ from rubiks.data.limits import NoRoom, Space, WorkerCollate, start_worker
 
 FULL = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
 pytestmark = pytest.mark.filterwarnings("ignore:.*number of training batches.*", "ignore:.*does not have many workers")
+
+
+@pytest.fixture(autouse=True)
+def _soon_noticed(monkeypatch):
+    """PyTorch looks every five seconds whether the workers that it waits for still live."""
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
 
 class Samples(Dataset):
