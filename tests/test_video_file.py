@@ -113,6 +113,17 @@ def test_a_wrong_count_of_frames_never_gives_a_wrong_frame(clips, paths):
             video.frames([2, 30, 5])
 
 
+def test_the_first_frame_gives_the_size_whichever_are_asked_for(clips, monkeypatch):
+    images = [moving_square(1)[0], *moving_square(3, 32, 40)]
+    coded = [av.VideoFrame.from_ndarray(image, format="rgb24") for image in images]
+    monkeypatch.setattr(decode, "decode", lambda container, stream: iter(coded))
+    path = clips / "a.mp4"
+    with VideoFile(str(path), checked=CheckedFile(path.stat().st_size, 4, 1, "none")) as video:
+        (frame,) = video.frames([2]).permute(0, 2, 3, 1).numpy()
+    scaled = coded[2].reformat(80, 64, interpolation="BICUBIC").to_ndarray()
+    np.testing.assert_array_equal(frame, scaled)
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
