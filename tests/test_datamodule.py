@@ -18,7 +18,7 @@ from rubiks.data.augment import Augment
 from rubiks.data.batches import Loader, PinnedCollate, SharedBatch, collate
 from rubiks.data.datamodule import VideoDataModule, default_workers
 from rubiks.data.dataset import VideoDataset
-from rubiks.data.limits import WorkerCollate
+from rubiks.data.limits import WorkerCollate, start_worker
 from rubiks.data.records import Span, VideoRecord
 from rubiks.data.views import TrainingViews
 from rubiks.errors import InputError, VideoError
@@ -163,9 +163,11 @@ def test_order_and_samples_follow_from_the_seed(records, seed):
     assert torch.equal(next(iter(data.val_dataloader()))["views"][1], samples[0, 1, 0]["views"])
 
 
-def test_seed_and_balance_are_off_unless_asked_for(records):
+def test_what_holds_unless_told_otherwise(records):
     views = TrainingViews(2, 32, (1.0,))
     data = VideoDataModule(records, records, views, views, 2, 3, 0)
+    dataset = data.train_dataloader().dataset
+    assert (dataset.seed, dataset.reader, dataset.timeout) == (0, "auto", None)
     assert [index for batch in data.train_dataloader() for index in batch["index"].tolist()] == (
         np.random.default_rng((0, 0)).permutation(7)[:6].tolist()
     )
@@ -203,18 +205,20 @@ def test_processes_load_different_parts(records):
 
 @pytest.mark.parametrize("device", [None, "cpu", "cuda"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_a_loader_is_made_with(records, workers, device):
+def test_what_a_loader_is_made_with(records, monkeypatch, workers, device):
+    monkeypatch.setattr(datamodule, "PREFETCH", 5)
     data = data_module(records, records, workers, reader="pyav", timeout=7.5)
     data.trainer = device and trainer(device=device)
     for loader, views in ((data.train_dataloader(), data.views["train"]), (data.val_dataloader(), data.views["val"])):
         assert (loader.num_workers, loader.persistent_workers) == (workers, workers > 0)
-        assert loader.prefetch_factor == (2 if workers else None)
+        assert loader.prefetch_factor == (5 if workers else None)
         assert loader.pin_memory == (device == "cuda")
         assert (loader.dataset.reader, loader.dataset.timeout, loader.dataset.views) == ("pyav", 7.5, views)
         if workers:
             assert isinstance(loader.collate_fn, WorkerCollate)
             assert isinstance(loader.collate_fn.collate, PinnedCollate) == (device == "cuda")
-            assert loader.worker_init_fn is not None
+            assert device != "cuda" or len(loader.collate_fn.collate._slots) == 6  # one more than are under way
+            assert loader.worker_init_fn is start_worker
         else:
             assert loader.collate_fn is collate
 
