@@ -93,7 +93,10 @@ def test_a_video_that_is_not_read_in_time_is_left_behind(record):
     )
 
 
-def test_without_a_limit_nothing_is_given_up(record):
-    end = threading.Event()
-    threading.Timer(0.3, end.set).start()
-    assert VideoDataset([record], FirstFrames(before=end.wait), 0)[0, 0, 0]["label"] == 4
+@pytest.mark.parametrize(("timeout", "same"), [(None, True), (60.0, False)])
+def test_only_a_limit_takes_a_thread(record, timeout, same):
+    """Without one nothing is ever given up."""
+    threads = []
+    views = FirstFrames(before=lambda: threads.append(threading.current_thread()))
+    assert VideoDataset([record], views, 0, timeout=timeout)[0, 0, 0]["label"] == 4
+    assert threads == [threading.current_thread()] if same else threading.current_thread() not in threads
