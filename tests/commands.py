@@ -21,13 +21,17 @@ class Commands:
         self.folder = folder
         monkeypatch.chdir(folder)
 
+    def start(self, name: str, arguments: tuple[str, ...]) -> None:
+        """train.py or eval.py as it is: it prints, and may exit."""
+        self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        launch(getattr(importlib.import_module(name), ENTRIES[name]), ROOT / "conf", name)
+
     def run(self, name: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of train.py or eval.py."""
-        self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         self.capsys.readouterr()
         status = 0
         try:
-            launch(getattr(importlib.import_module(name), ENTRIES[name]), ROOT / "conf", name)
+            self.start(name, arguments)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         out, err = self.capsys.readouterr()

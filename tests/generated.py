@@ -21,7 +21,7 @@ Write = Callable[[Path], None]
 _ENCODERS = {
     "h264": ("libx264", {"preset": "veryfast"}),
     "hevc": ("libx265", {"preset": "ultrafast"}),
-    "vp8": ("libvpx", {"deadline": "good", "cpu-used": "4"}),
+    "vp8": ("libvpx", {"deadline": "realtime", "cpu-used": "8"}),
     "vp9": ("libvpx-vp9", {"deadline": "good", "cpu-used": "5"}),
     "av1": ("libsvtav1", {"preset": "12"}),
     "mpeg4": ("mpeg4", {}),

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import time
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -18,6 +17,7 @@ from commands import Commands
 from conftest import ROOT
 from generated import FILES
 from omegaconf import OmegaConf
+from tasks import sleep_or_die
 from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, write_video
 
 from rubiks import assemble
@@ -166,18 +166,6 @@ def test_a_thousand_damaged_files(tmp_path):
     for entry in good[::10]:  # and what passes can be read
         with decode.open_video(VideoRecord(str(tmp_path / entry.name), 0)) as video:
             assert len(video.frames([0, entry.frames - 1])) == 2
-
-
-def sleep_or_die(seconds):
-    """A task: a number of seconds to sleep in C, -1 to crash, -2 for a bad video, -3 for a defect."""
-    if seconds == -1:
-        os.kill(os.getpid(), 11)
-    if seconds == -2:
-        raise VideoError("v", "bad")
-    if seconds == -3:
-        raise ZeroDivisionError
-    time.sleep(seconds)
-    return seconds
 
 
 class TestWorkers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from rubiks import RubiksNet, assemble
 from rubiks.cli.entry import compose
 from rubiks.data import builtin
 from rubiks.data.augment import NOTHING
+from rubiks.data.decode import VideoFile
 from rubiks.models import TIERS, VARIANTS
 from rubiks.training.module import VideoClassifier
 
@@ -279,20 +282,73 @@ def test_the_best_checkpoint_is_within_the_budget(builtin_data, commands, tmp_pa
     assert json.loads((tmp_path / "outputs/aq/finished.json").read_text())["best_val_top1"] == 0.8
 
 
-def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(builtin_data, commands, tmp_path):
-    clips = ("data.sampling=dense", "data.window=12", "data.clips_per_video=2", "data.balanced=true", "data.flip=auto")
+@pytest.fixture
+def seen(monkeypatch):
+    """What the commands show a network: the frame numbers of each video that is read, with its length; and of each
+    batch the step that it is for and the shape of its views."""
+    seen = SimpleNamespace(frames=[], batches=[])
+    frames = VideoFile.frames
+
+    def read(self, indices):
+        seen.frames.append((len(self), np.array(indices).reshape(-1, 4)))
+        return frames(self, indices)
+
+    monkeypatch.setattr(VideoFile, "frames", read)
+
+    def noting(step):
+        function = getattr(VideoClassifier, step)
+
+        def note(self, batch, *others):
+            seen.batches.append((step, tuple(batch["views"].shape)))
+            return function(self, batch, *others)
+
+        return functools.wraps(function)(note)
+
+    for step in ("training_step", "validation_step", "predict_step"):
+        monkeypatch.setattr(VideoClassifier, step, noting(step))
+    return seen
+
+
+def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(builtin_data, commands, tmp_path, seen):
+    clips = ("data.sampling=dense", "data.window=13", "data.clips_per_video=2", "data.balanced=true", "data.flip=auto")
     augment = ("augment=strong", "augment.color_jitter=0.4", "augment.temporal_jitter=true")
     output = commands.train(builtin_data, *SMALL, *clips, *augment, QUICK[0], "recipe.epochs=1", "run=dense")
     assert output.count("mirroring exchanges") == 2
     assert "'Moving something from left to right' and 'Moving something from right to left'" in output
     assert "'Moving something clockwise' and 'Moving something counter-clockwise'" in output
-    commands.evaluate(builtin_data, *SMALL[:2], "protocol=ten_clip", "protocol.crops=1", "run=dense")
-    results = json.loads((tmp_path / "outputs/dense/results.json").read_text())
-    assert {"sampling": "dense", "window": 12, "clips": 10, "num_frames": 4}.items() <= results.items()
+    training = [(length, numbers) for length, numbers in seen.frames if len(numbers) == 2]
+    validation = [(length, numbers) for length, numbers in seen.frames if len(numbers) == 1]
+    assert (len(training), len(validation)) == (24, 16)  # validation is tried before
+    assert min(length for length, _ in seen.frames) >= 13
+    steps = np.concatenate([np.diff(numbers) for _, numbers in training])
+    assert set(steps.flatten().tolist()) == set(range(1, 6))  # 13 // 4, and up to two frames more or less
+    assert any((first != second).any() for _, (first, second) in training)
+    for length, (numbers,) in validation:
+        assert numbers.tolist() == [(length - 13) // 2 + 3 * step for step in range(4)]
+    validated = ("validation_step", (8, 1, 4, 3, 32, 32))
+    assert seen.batches == [validated, *[("training_step", (8, 2, 4, 3, 32, 32))] * 3, validated]
+
+    def evaluated(*arguments):
+        seen.frames.clear()
+        seen.batches.clear()
+        commands.evaluate(*arguments)
+        return json.loads((tmp_path / "outputs/dense/results.json").read_text())
+
     (line,) = [line for line in output.splitlines() if line.startswith("To evaluate: python eval.py ")]
-    commands.evaluate(*line.split()[5:], "protocol=ten_clip", "protocol.crops=1", "run=dense")
-    commands.evaluate(builtin_data, *SMALL[:2], "data.sampling=uniform", "run=dense")
-    assert json.loads((tmp_path / "outputs/dense/results.json").read_text())["window"] is None
+    for arguments in ((builtin_data, *SMALL[:2]), line.split()[5:]):
+        results = evaluated(*arguments, "protocol=ten_clip", "run=dense")
+        told = {"sampling": "dense", "window": 13, "clips": 10, "crops": 3, "num_frames": 4, "size": 32, "videos": 8}
+        assert told.items() <= results.items()
+        assert len(seen.frames) == 8
+        for length, numbers in seen.frames:
+            starts = [int((length - 13) * clip / 9) for clip in range(10)]
+            assert numbers.tolist() == [[start + 3 * step for step in range(4)] for start in starts]
+        assert seen.batches == [("predict_step", (8, 30, 4, 3, 32, 32))]
+    results = evaluated(builtin_data, *SMALL[:2], "data.sampling=uniform", "run=dense")
+    assert (results["sampling"], results["window"]) == ("uniform", None)
+    for length, (numbers,) in seen.frames:
+        assert numbers.tolist() == [int(length / 8 + length / 4 * segment) for segment in range(4)]
+    assert seen.batches == [("predict_step", (8, 1, 4, 3, 32, 32))]
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, defaultdict
-from itertools import chain
+from collections import defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 from videos import decode_in_order, moving_square, write_video
 
+from rubiks.data import datamodule
 from rubiks.data.augment import Augment
 from rubiks.data.batches import Loader, PinnedCollate, SharedBatch, collate
-from rubiks.data.datamodule import VideoDataModule
-from rubiks.data.dataset import EpochSampler, VideoDataset
+from rubiks.data.datamodule import VideoDataModule, default_workers
+from rubiks.data.dataset import VideoDataset
+from rubiks.data.limits import WorkerCollate, start_worker
 from rubiks.data.records import Span, VideoRecord
 from rubiks.data.views import TrainingViews
 from rubiks.errors import InputError, VideoError
@@ -45,9 +45,9 @@ ALL = TrainingViews(
 )
 
 
-def data_module(train, val=(), workers=0, views=None, **options) -> VideoDataModule:
+def data_module(train, val=(), workers=0, views=None, seed=5, **options) -> VideoDataModule:
     views = views or TrainingViews(4, 32, (1.0, 0.875, 0.75), flip=[0, 1, 2])
-    return VideoDataModule(train, val, views, Protocol("one_clip", 1, 1, 4, 32), 2, 3, workers, seed=5, **options)
+    return VideoDataModule(train, val, views, Protocol("one_clip", 1, 1, 4, 32), 2, 3, workers, seed, **options)
 
 
 def batches(data: VideoDataModule, epoch: int) -> list[dict]:
@@ -141,65 +141,95 @@ def test_waiting_is_the_time_that_making_a_batch_takes(monkeypatch):
 
 
 def test_evaluation_batches_hold_every_video_once_in_order(records):
-    loader = data_module([], records).val_dataloader()
-    assert [index for batch in loader for index in batch["index"].tolist()] == list(range(7))
+    data = data_module([], records, balanced=True)  # which is for training alone
+    for loader in (data.val_dataloader(), data.predict_dataloader()):
+        found = list(loader)
+        assert [batch["index"].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6]]
+        assert [batch["label"].tolist() for batch in found] == [[0, 1, 2], [0, 1, 2], [0]]
+        assert [batch["views"].shape for batch in found] == [(count, 1, 4, 3, 32, 32) for count in (3, 3, 1)]
 
 
-@given(st.integers(0, 60), st.integers(1, 9), st.integers(0, 3))
-def test_processes_share_the_list(length, world_size, epoch):
-    def shares(training):
-        samplers = [EpochSampler(length, training, 3, rank, world_size) for rank in range(world_size)]
-        for sampler in samplers:
-            sampler.set_epoch(epoch)
-        lists = [[index for _, index, _ in sampler] for sampler in samplers]
-        assert [len(sampler) for sampler in samplers] == [len(part) for part in lists]
-        return lists
-
-    evaluation = shares(training=False)
-    assert sorted(chain.from_iterable(evaluation)) == list(range(length))
-    training = shares(training=True)
-    seen = list(chain.from_iterable(training))
-    assert len({len(part) for part in training}) == 1
-    assert len(set(seen)) == len(seen)
-    assert len(seen) > length - world_size
+@pytest.mark.parametrize("seed", [0, 5])
+def test_order_and_samples_follow_from_the_seed(records, seed):
+    data = data_module(records, records, seed=seed)
+    order = np.random.default_rng((seed, 1)).permutation(7)[:6].tolist()
+    dataset = VideoDataset(records, data.views["train"], seed)
+    found = batches(data, epoch=1)
+    assert [index for batch in found for index in batch["index"].tolist()] == order
+    for batch, indices in zip(found, (order[:2], order[2:4], order[4:]), strict=True):
+        assert torch.equal(batch["views"], torch.stack([dataset[1, index, 0]["views"] for index in indices]))
+    data.views["val"] = data.views["train"]  # random: evaluation may draw too
+    samples = VideoDataset(records, data.views["train"], seed)
+    assert torch.equal(next(iter(data.val_dataloader()))["views"][1], samples[0, 1, 0]["views"])
 
 
-def test_a_resumed_epoch_leaves_out_what_was_seen():
-    sampler = EpochSampler(20, training=True, seed=1)
-    sampler.set_epoch(3)
-    whole = list(sampler)
-    sampler.set_epoch(0)
-    sampler.start_at(3, 8)
-    assert list(sampler) == whole[8:]
-    assert [epoch for epoch, _, _ in sampler] == [0] * 20
+def test_what_holds_unless_told_otherwise(records):
+    views = TrainingViews(2, 32, (1.0,))
+    data = VideoDataModule(records, records, views, views, 2, 3, 0)
+    dataset = data.train_dataloader().dataset
+    assert (dataset.seed, dataset.reader, dataset.timeout) == (0, "auto", None)
+    assert [index for batch in data.train_dataloader() for index in batch["index"].tolist()] == (
+        np.random.default_rng((0, 0)).permutation(7)[:6].tolist()
+    )
 
 
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_balanced_epochs_have_each_class_equally_often(world_size):
-    labels = [0] * 40 + [2] * 3 + [5] * 17  # 60 videos of three classes
-    order = np.random.default_rng(0).permutation(60)
-    labels = [labels[i] for i in order]
-
-    def keys(epoch, done=0):
-        samplers = [EpochSampler(60, True, 1, rank, world_size, labels) for rank in range(world_size)]
-        for sampler in samplers:
-            sampler.start_at(epoch, done)
-        return [list(sampler) for sampler in samplers]
-
-    epochs = [list(chain.from_iterable(keys(epoch))) for epoch in range(3)]
-    for epoch in epochs:
-        assert Counter(labels[index] for _, index, _ in epoch) == {0: 20, 2: 20, 5: 20}
-        assert len(set(epoch)) == 60  # no sample comes twice: repeats of a video differ in their last number
-        for index, count in Counter(index for _, index, _ in epoch).items():
-            assert sorted(repeat for _, i, repeat in epoch if i == index) == list(range(count))
-            assert count in {0: (1,), 2: (6, 7), 5: (1, 2)}[labels[index]]
-    assert len({tuple(index for _, index, _ in epoch) for epoch in epochs}) == 3
-    assert [part[7:] for part in keys(2)] == keys(2, done=7 * world_size)
+def test_balanced_epochs_take_each_class_equally_often(records):
+    rare = [VideoRecord(record.path, int(number == 6)) for number, record in enumerate(records)]
+    for balanced, counts in ((False, [7, 1]), (True, [4, 4])):
+        data = data_module([*rare, rare[0]], balanced=balanced)
+        labels = [label for batch in batches(data, 0) for label in batch["label"].flatten().tolist()]
+        assert [labels.count(0), labels.count(1)] == counts
 
 
-def test_balanced_classes_that_do_not_divide_the_list():
-    sampler = EpochSampler(8, True, 0, labels=[0, 0, 0, 0, 0, 0, 1, 2])
-    assert sorted(Counter([0, 0, 0, 0, 0, 0, 1, 2][index] for _, index, _ in sampler).values()) == [2, 3, 3]
+@pytest.mark.parametrize(("videos", "sizes"), [(1, [1]), (2, [2]), (3, [2]), (4, [2, 2])])
+def test_a_last_small_batch_is_dropped_in_training_unless_it_is_the_only_one(records, videos, sizes):
+    assert [len(batch["index"]) for batch in batches(data_module(records[:videos]), 0)] == sizes
+
+
+def trainer(rank=0, world_size=1, device="cpu") -> SimpleNamespace:
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy)
+
+
+def test_processes_load_different_parts(records):
+    data = data_module(records, records)
+    evaluated, trained = [], []
+    for rank in range(2):
+        data.trainer = trainer(rank, 2)
+        evaluated.append([index for batch in data.val_dataloader() for index in batch["index"].tolist()])
+        trained.append([index for batch in data.train_dataloader() for index in batch["index"].tolist()])
+    assert evaluated == [[0, 2, 4, 6], [1, 3, 5]]
+    order = np.random.default_rng((5, 0)).permutation(7).tolist()
+    assert trained == [order[0:3:2], order[1:4:2]]
+
+
+@pytest.mark.parametrize("device", [None, "cpu", "cuda"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_loader_is_made_with(records, monkeypatch, workers, device):
+    monkeypatch.setattr(datamodule, "PREFETCH", 5)
+    data = data_module(records, records, workers, reader="pyav", timeout=7.5)
+    data.trainer = device and trainer(device=device)
+    for loader, views in ((data.train_dataloader(), data.views["train"]), (data.val_dataloader(), data.views["val"])):
+        assert (loader.num_workers, loader.persistent_workers) == (workers, workers > 0)
+        assert loader.prefetch_factor == (5 if workers else None)
+        assert loader.pin_memory == (device == "cuda")
+        assert (loader.dataset.reader, loader.dataset.timeout, loader.dataset.views) == ("pyav", 7.5, views)
+        if workers:
+            assert isinstance(loader.collate_fn, WorkerCollate)
+            assert isinstance(loader.collate_fn.collate, PinnedCollate) == (device == "cuda")
+            assert device != "cuda" or len(loader.collate_fn.collate._slots) == 6  # one more than are under way
+            assert loader.worker_init_fn is start_worker
+        else:
+            assert loader.collate_fn is collate
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"),
+    [(1, 1, 1), (2, 1, 1), (3, 1, 2), (8, 1, 7), (8, 2, 3), (8, 8, 1), (17, 1, 16), (18, 1, 16), (64, 4, 15)],
+)
+def test_as_many_workers_as_cores_are_left_and_sixteen_at_most(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(datamodule, "cores", lambda: cores)
+    assert default_workers(processes) == workers
 
 
 def same(batches, others) -> bool:
@@ -262,20 +292,45 @@ def pass_all(data: VideoDataModule, loader) -> list[dict]:
 
 
 def test_unreadable_videos_are_left_out_counted_and_named(damaged, caplog):
-    data = data_module([], damaged, on_error="skip", max_bad=0.5)
+    data = data_module([], damaged, on_error="skip", max_bad=0.3)  # as many as may be
     loader = data.val_dataloader()
     data.trainer = Stage(training=False)
     seen = pass_all(data, loader)
     assert sorted(index for batch in seen for index in batch["index"].tolist()) == [0, 1, 2, 6, 7, 8, 9]
     assert len(seen[1]["label"]) == 0  # all three of the second batch
-    assert {np.char.rpartition(path, "/")[-1].item() for path in data.bad["val"]} == {
-        "empty.mp4",
-        "text.mp4",
-        "gone.mp4",
+    assert {os.path.basename(path): reason.partition(":")[0] for path, reason in data.bad["val"].items()} == {
+        "empty.mp4": "is empty, 0 bytes",
+        "text.mp4": "cannot be opened as a video",
+        "gone.mp4": "cannot be opened",
     }
+    assert data.bad["train"] == {}
     assert "empty.mp4" in caplog.text
     pass_all(data, loader)
     assert len(data.bad["val"]) == 3  # each counts once
+
+
+def bad_batch(good: int, *bad: str) -> dict:
+    views, labels = torch.zeros(good, 1, 2, 3, 8, 8, dtype=torch.uint8), torch.zeros(good, dtype=torch.int64)
+    return {"views": views if good else [], "label": labels, "index": labels, "bad": [(path, "broken") for path in bad]}
+
+
+def test_unreadable_videos_of_training_and_validation_are_kept_apart(records):
+    data = data_module(records[:4], records, on_error="skip", max_bad=0.5)
+    for training, batch in ((True, bad_batch(1, "a", "b")), (False, bad_batch(0, "c"))):
+        data.trainer = Stage(training)
+        assert "bad" not in data.on_before_batch_transfer(batch, 0)
+    assert data.bad == {"train": {"a": "broken", "b": "broken"}, "val": {"c": "broken"}}
+    data.trainer = Stage(training=True)
+    with pytest.raises(InputError, match=r"^3 of the 4 train videos cannot be read, .* the first is a: broken$"):
+        data.on_before_batch_transfer(bad_batch(1, "d"), 0)
+
+
+def test_a_training_batch_without_a_readable_video_ends_the_run(records):
+    data = data_module(records, records, on_error="skip", max_bad=1.0)
+    data.trainer = Stage(training=True)
+    with pytest.raises(InputError, match=r"^no video of a training batch can be read, the first is a: broken$"):
+        data.on_before_batch_transfer(bad_batch(0, "a", "b"), 0)
+    assert len(data.on_before_batch_transfer(bad_batch(1), 0)["label"]) == 1
 
 
 def test_too_many_unreadable_videos_end_the_run(damaged):
@@ -286,12 +341,32 @@ def test_too_many_unreadable_videos_end_the_run(damaged):
         pass_all(data, loader)
 
 
+def test_unless_told_otherwise_the_first_unreadable_video_or_more_than_a_hundredth_end_the_run(records):
+    strict, lenient = data_module([], records[:1] * 100), data_module([], records[:1] * 100, on_error="skip")
+    strict.trainer = lenient.trainer = Stage(training=False)
+    lenient.on_before_batch_transfer(bad_batch(2, "a"), 0)
+    for data, path in ((strict, "a"), (lenient, "b")):
+        with pytest.raises(InputError):
+            data.on_before_batch_transfer(bad_batch(2, path), 0)
+
+
 def test_with_raise_the_first_unreadable_video_ends_the_run(damaged):
     data = data_module([], damaged, on_error="raise")
     loader = data.val_dataloader()
     data.trainer = Stage(training=False)
     with pytest.raises(InputError, match=r"empty\.mp4: is empty.*data\.on_error=skip"):
         pass_all(data, loader)
+
+
+def test_views_are_turned_to_the_networks_order_where_they_are_used(records):
+    data = data_module(records)
+    (batch, *_) = batches(data, 0)
+    before = batch["views"]
+    assert before.movedim(3, -1).is_contiguous()  # as decoders leave them
+    after = data.on_after_batch_transfer(batch, 0)["views"]
+    assert after.is_contiguous()
+    assert torch.equal(after, before)
+    assert data.on_after_batch_transfer(bad_batch(0, "a"), 0)["views"] == []
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -307,6 +382,3 @@ def test_a_video_that_hangs_is_given_up_and_named(records, tmp_path, workers):
     assert sorted(seen) == [0, 2, 3, 4, 5, 6, 7]
     assert list(data.bad["val"]) == ["stuck.mp4"]
     assert "data.timeout=0.5" in data.bad["val"]["stuck.mp4"]
-    data.on_error = "raise"
-    with pytest.raises(InputError, match=r"stuck\.mp4: was not read within data\.timeout"):
-        pass_all(data, loader)

@@ -1,8 +1,8 @@
 import builtins
+import functools
 import importlib.util
 import os
 import pickle
-import subprocess
 import sys
 import types
 import wave
@@ -12,16 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, rotated, usable, write_video
 
+from rubiks.data.dataset import VideoDataset
 from rubiks.data.decode import FrameFolder, ImageFile, VideoFile, open_video
 from rubiks.data.readers import check_reader
 from rubiks.data.records import Span, VideoRecord
 from rubiks.errors import InputError, VideoError
-
-decord = pytest.importorskip("decord")
+from rubiks.evaluation.protocols import Protocol
 
 
 @pytest.fixture(scope="module", params=["decord", "pyav", "torchcodec"])
@@ -55,6 +54,11 @@ def assert_same_as_in_order(read):
         np.testing.assert_array_equal(as_images(frames), expected[list(indices)])
 
     return check
+
+
+@functools.cache
+def whole_clip(path):
+    return decode_in_order(path)
 
 
 def as_images(frames):
@@ -91,10 +95,14 @@ class TestVideoFile:
     @pytest.mark.parametrize(
         "name", ["kinetics_demo.mp4", "mpeg4_test.avi", "short_32frames.mp4", "ssv2_like.webm", "ssv2_like_2.webm"]
     )
-    def test_real_clips(self, name, assert_same_as_in_order):
+    def test_real_clips(self, name, read):
         path = real_clip(name)
-        last = len(decode_in_order(path)) - 1
-        assert_same_as_in_order(path, [last, 0, last // 2, last // 3, last // 3])
+        expected = whole_clip(path)
+        last = len(expected) - 1
+        indices = [last, 0, last // 2, last // 3, last // 3]
+        length, frames = read(path, indices)
+        assert length == len(expected)
+        np.testing.assert_array_equal(as_images(frames), expected[indices])
 
     def test_the_truth_tells_frames_apart(self, clips):
         frames = decode_in_order(clips / "h264.mp4")
@@ -156,8 +164,9 @@ class TestVideoFile:
             with open_video(VideoRecord(name, 0), reader) as video:
                 np.testing.assert_array_equal(as_images(video.frames([30, 2])), expected)
 
-    def test_closing_frees_the_reader_also_after_an_error(self, clips):
-        video = VideoFile(str(clips / "h264.mp4"))
+    @pytest.mark.parametrize("name", ["decord", "torchcodec"])
+    def test_closing_frees_the_reader_also_after_an_error(self, clips, name):
+        video = VideoFile(str(clips / "h264.mp4"), usable(name))
         library = weakref.ref(video._library)
         with pytest.raises(KeyError), video:
             raise KeyError
@@ -171,7 +180,9 @@ class TestVideoFile:
         np.testing.assert_array_equal(as_images(frames), upright)
 
     def test_more_than_8_bits_per_channel(self, tmp_path, assert_same_as_in_order):
-        write_video(tmp_path / "10.mp4", moving_square(12), pix_fmt="yuv420p10le")
+        write_video(tmp_path / "10.mp4", moving_square(12), gop=4, pix_fmt="yuv420p10le")
+        with VideoFile(str(tmp_path / "10.mp4")) as video:
+            assert (video.seek, video.key_frames) == ("pyav", 3)  # decord and torchcodec would seek, too
         assert_same_as_in_order(tmp_path / "10.mp4", [11, 3])
 
 
@@ -197,20 +208,6 @@ class TestBadVideoFiles:
     def test_no_bytes(self, tmp_path, reason):
         (tmp_path / "empty.webm").touch()
         assert "0 bytes" in reason(tmp_path / "empty.webm")
-
-    def test_no_permission(self, clips, monkeypatch):
-        monkeypatch.setattr(os, "access", lambda path, mode: False)  # chmod does not stop root
-        with pytest.raises(VideoError, match="permission"):
-            open_video(VideoRecord(str(clips / "h264.mp4"), 0))
-
-    def test_a_shard_that_is_gone_or_cut_off(self, tmp_path):
-        shard = tmp_path / "train-00000.tar"
-        record = VideoRecord("a/1.mp4", 0, span=Span(str(shard), 512, 1000))
-        with pytest.raises(VideoError, match=r"^a/1.mp4: cannot be read from .*train-00000.tar: No such file"):
-            open_video(record)
-        shard.write_bytes(bytes(900))
-        with pytest.raises(VideoError, match=r"is not whole in .*train-00000\.tar, which is cut off"):
-            open_video(record)
 
     @pytest.mark.parametrize("kind", ["random", "text", "header", "half of an mp4"])
     def test_not_a_video(self, tmp_path, clips, kind, capfd, reason):
@@ -246,7 +243,7 @@ class TestBadVideoFiles:
             sound.setsampwidth(2)
             sound.setframerate(8000)
             sound.writeframes(bytes(4000))
-        assert "no video" in reason(path)
+        assert reason(path) == "holds no video, only sound or data"
 
     @pytest.mark.parametrize("name", ["vp9.webm", "h264.avi"])
     def test_no_frames(self, tmp_path, clips, name, reason):
@@ -255,7 +252,7 @@ class TestBadVideoFiles:
         whole = (clips / name).read_bytes()
         marker = b"movi" if name.endswith("avi") else b"\x1f\x43\xb6\x75"
         path.write_bytes(whole[: whole.index(marker) + 4])
-        assert reason(path)
+        assert reason(path) == "holds no frames"
 
     @pytest.mark.parametrize("name", ["h264.avi", "h264.ts", "mpeg4.avi"])
     def test_what_is_left_of_a_file_cut_off(self, tmp_path, clips, name):
@@ -279,8 +276,11 @@ class TestBadVideoFiles:
         path.write_bytes(whole)
         assert "cannot be" in reason(path, [0, 13, 26, 39])
 
-    @pytest.mark.parametrize("error", [decord.DECORDLimitReachedError, decord.DECORDError, RuntimeError, IndexError])
-    def test_errors_of_decord(self, clips, monkeypatch, error, assert_same_as_in_order):
+    @pytest.mark.parametrize("name", ["DECORDLimitReachedError", "DECORDError", "RuntimeError", "IndexError"])
+    def test_errors_of_decord(self, clips, monkeypatch, name, assert_same_as_in_order):
+        decord = pytest.importorskip("decord")
+        error = getattr(decord, name, None) or getattr(builtins, name)
+
         class Reader:
             def __init__(self, path, num_threads, fault_tol):
                 assert 0 < fault_tol * 40 < 1  # negative, its default, means that replaced frames are no error
@@ -433,29 +433,21 @@ def test_a_torchcodec_that_finds_no_ffmpeg_is_an_error_not_a_slow_run(monkeypatc
         check_reader("torchcodec")
 
 
-MEMORY = """
-import os, sys
-from rubiks.data.dataset import VideoDataset
-from rubiks.data.records import VideoRecord
-from rubiks.evaluation.protocols import Protocol
-
-def megabytes():
+def megabytes() -> float:
+    """Memory of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-path, reader = sys.argv[1:]
-videos = VideoDataset([VideoRecord(path, 0)], Protocol("one_clip", 1, 1, 8, 32), 0, reader, timeout=60)
-for number in range(160):
-    assert videos[0, 0, 0]["views"].shape == (1, 8, 3, 32, 32)
-    if number == 39:
-        before = megabytes()
-print(megabytes() - before)
-"""
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
 def test_memory_stays_flat(tmp_path, reader):
-    write_video(tmp_path / "a.mp4", moving_square(9, 240, 320))  # 1.8 MB of frames a video
-    command = [sys.executable, "-c", MEMORY, str(tmp_path / "a.mp4"), reader]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
-    assert float(done.stdout) < 30
+    write_video(tmp_path / "a.mp4", moving_square(9, 240, 320), gop=4)  # 1.8 MB of frames a video
+    with VideoFile(str(tmp_path / "a.mp4"), reader) as video:
+        assert reader == "pyav" or video._library is not None
+    record, protocol = VideoRecord(str(tmp_path / "a.mp4"), 0), Protocol("one_clip", 1, 1, 8, 32)
+    videos = VideoDataset([record], protocol, 0, reader, timeout=60)
+    for number in range(160):
+        assert videos[0, 0, 0]["views"].shape == (1, 8, 3, 32, 32)
+        if number == 39:
+            before = megabytes()
+    assert megabytes() - before < 30

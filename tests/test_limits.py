@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,16 +13,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import Commands
 from conftest import ROOT, assert_rejected
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, _utils
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from rubiks.data import builtin, limits
+from rubiks.data import limits
 from rubiks.data.batches import Loader, PinnedCollate, collate
 from rubiks.data.limits import NoRoom, Space, WorkerCollate, start_worker
+from rubiks.errors import InputError
 
 FULL = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
 pytestmark = pytest.mark.filterwarnings("ignore:.*number of training batches.*", "ignore:.*does not have many workers")
+
+
+@pytest.fixture(autouse=True)
+def _soon_noticed(monkeypatch):
+    """PyTorch looks every five seconds whether the workers that it waits for still live."""
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
 
 class Samples(Dataset):
@@ -134,62 +143,58 @@ def test_memory_is_that_of_a_container():
 # ---- with a /dev/shm of a few pages
 
 
-@pytest.fixture(scope="module")
-def small_shm():
-    """Words that begin a command, in a place of its own where /dev/shm has so many bytes."""
-    mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o "size=$0" tmpfs /dev/shm && exec "$@"']
-    try:
-        subprocess.run([*mount, "4096", "true"], check=True, capture_output=True, timeout=30)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"unshare -m and mount are not permitted here: {error}")
-    return lambda size: [*mount, str(size)]
+def with_small_shm(size: int, folder: Path, function) -> None:
+    """What the process of `small_shm` does."""
+    torch.set_num_threads(1)  # the other threads are left behind where a process is forked
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        file = open(folder / name, "w")  # noqa: SIM115  to the end of the process
+        os.dup2(file.fileno(), number)
+        setattr(sys, name, file)
+    if ctypes.CDLL(None).unshare(0x00020000):  # CLONE_NEWNS
+        sys.exit("unshare is not permitted")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
+    function()
+
+
+@pytest.fixture
+def small_shm(tmp_path_factory):
+    """Calls a function in a process of its own, for which /dev/shm has so many bytes; status, stdout and stderr."""
+
+    def run(size: int, function) -> tuple[int, str, str]:
+        folder = tmp_path_factory.mktemp("output")
+        process = multiprocessing.get_context("fork").Process(target=with_small_shm, args=(size, folder, function))
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, process.kill()
+        return process.exitcode, (folder / "stdout").read_text(), (folder / "stderr").read_text()
+
+    status, _, stderr = run(4096, lambda: None)
+    if status:
+        pytest.skip(f"a /dev/shm of one's own is not permitted here: {stderr}")
+    return run
 
 
 # Of one batch the views take 49 pages, label and index one each; semaphores take eleven.
-EACH_SIZE = """
-import subprocess, sys
-import torch
-sys.path[:0] = {path!r}
-from test_limits import PinnedCollate, Samples, collate, make_loader
-from rubiks.errors import InputError
+def never_room_enough() -> None:
+    class Large(Samples):
+        def __getitem__(self, number: int) -> dict:
+            return {**super().__getitem__(number), "views": torch.zeros(1, 1, 3, 150, 148, dtype=torch.uint8)}
 
-class Large(Samples):
-    def __getitem__(self, number):
-        return {{**super().__getitem__(number), "views": torch.zeros(1, 1, 3, 150, 148, dtype=torch.uint8)}}
-
-for pages in [20, *range(59, 64), *range(110, 115)]:
-    subprocess.run(["mount", "-o", f"remount,size={{4096 * pages}}", "/dev/shm"], check=True)
-    for collate_fn in (collate, PinnedCollate(2)):
-        try:
-            for batch in make_loader(Large(), collate_fn, workers=1):
-                pass
-        except InputError as error:
-            assert str(error).startswith("shared memory is full ("), error
-            assert "): /dev/shm has 0." in str(error), error
-            assert "up to 3 batches" in str(error)
-        else:
-            raise AssertionError(f"{{pages}} pages suffice")
-print("done")
-"""
+    for pages in (20, *range(59, 64), *range(110, 115)):
+        subprocess.run(["mount", "-o", f"remount,size={4096 * pages}", "/dev/shm"], check=True)
+        for collate_fn in (collate, PinnedCollate(2)):
+            with pytest.raises(InputError, match=r"^shared memory is full \(.*\): /dev/shm has 0\..*up to 3 batches"):
+                list(make_loader(Large(), collate_fn, workers=1))
+    print("done")
 
 
 def test_shared_memory_of_any_size_that_does_not_suffice_is_one_message(small_shm):
     """Too small for views, or for one of the small tensors: never a wait that does not end."""
-    script = EACH_SIZE.format(path=[str(ROOT / "tests"), str(ROOT)])
-    ended = subprocess.run(
-        [*small_shm(4096), sys.executable, "-c", script], capture_output=True, text=True, timeout=120
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+    assert small_shm(4096, never_room_enough) == (0, "done\n", "")
 
 
 SMALL = ("device=cpu", "data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4")
-
-
-@pytest.fixture(scope="module")
-def builtin_data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("builtin")
-    builtin.generate(root, "plain", 24, 8, 0, progress=False)
-    return f"data.root={root}"
 
 
 def one_error(stderr: str) -> str:
@@ -199,14 +204,14 @@ def one_error(stderr: str) -> str:
     return lines[0]
 
 
-def test_train_and_eval_tell_of_full_shared_memory(small_shm, builtin_data, monkeypatch, capsys, tmp_path):
-    Commands(monkeypatch, capsys, tmp_path).train(*SMALL[1:], builtin_data, "recipe.epochs=1", "run=first")
+def test_train_and_eval_tell_of_full_shared_memory(small_shm, builtin_data, commands):
+    commands.train(*SMALL[1:], builtin_data, "recipe.epochs=1", "run=first")
 
     def run(name, size, *choices):
-        words = [sys.executable, str(ROOT / f"{name}.py"), *SMALL, builtin_data, "data.workers=2", *choices]
-        ended = subprocess.run([*small_shm(size), *words], capture_output=True, text=True, cwd=tmp_path, timeout=60)
-        assert ended.returncode == 2, ended.stderr
-        return one_error(ended.stderr)
+        words = (*SMALL, builtin_data, "data.workers=2", *choices)
+        status, _, stderr = small_shm(size, lambda: commands.start(name, words))
+        assert status == 2, stderr
+        return one_error(stderr)
 
     # A batch has 8 * 4 * 3 * 32 * 32 bytes, 96 KiB.
     told = run("train", 120 * 1024, "recipe.batch_size=8", "logger=csv", "run=second")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import shlex
@@ -115,7 +117,7 @@ def layouts(tmp_path_factory):
 
 
 @pytest.fixture
-def copy(layouts, tmp_path):
+def copied(layouts, tmp_path):
     """A data set's folder that a test may change."""
     return lambda name: shutil.copytree(layouts / name, tmp_path / name)
 
@@ -180,8 +182,8 @@ def test_the_commands(layouts, tmp_path, monkeypatch, capsys):
     assert "no run of data=ucf101-split2" in commands.refused("eval", *data, "data.split=2")
 
 
-def test_check_reads_frames_once_and_the_manifest_counts_them(copy, rubiks_command, monkeypatch):
-    root = copy("jester")
+def test_check_reads_frames_once_and_the_manifest_counts_them(copied, rubiks_command, monkeypatch):
+    root = copied("jester")
     choices = ("data=jester", f"data.root={root}", "data.num_classes=2", "--workers", 1)
     for name in ("4", "5"):
         (root / "20bn-jester-v1" / name).mkdir()
@@ -256,8 +258,15 @@ def test_a_prepared_copy_is_read_by_the_same_keys(name, layouts, tmp_path, rubik
 # ---- what is wrong: each error names the file and the line
 
 
+@functools.cache
+def preset(name):
+    return compose([f"data={name}", "data.root=somewhere"])
+
+
 def source_of(name, root):
-    return assemble.source(compose([f"data={name}", f"data.root={root}"]))
+    cfg = copy.deepcopy(preset(name))
+    cfg.data.root = str(root)
+    return assemble.source(cfg)
 
 
 @pytest.mark.parametrize(
@@ -287,8 +296,8 @@ def source_of(name, root):
         ("hmdb51", "testTrainMulti_7030_splits/chew_test_split1.txt", "x/a.avi 1\n", ["line 1", "'x/a.avi'"]),
     ],
 )  # fmt: skip
-def test_bad_lists(copy, name, file, content, words):
-    root = copy(name)
+def test_bad_lists(copied, name, file, content, words):
+    root = copied(name)
     path = root / file
     if content is not None:
         path.write_text(content)
@@ -299,8 +308,8 @@ def test_bad_lists(copy, name, file, content, words):
     assert_rejected(lambda: source_of(name, root).records("train"), str(path), *words)
 
 
-def test_lists_of_hmdb51_without_videos(copy):
-    root = copy("hmdb51")
+def test_lists_of_hmdb51_without_videos(copied):
+    root = copied("hmdb51")
     source = HMDB51(str(root), 3)
     assert_rejected(lambda: source.classes, "testTrainMulti_7030_splits", "CLASS_test_split3.txt, found none")
     (root / "testTrainMulti_7030_splits/chew_test_split3.txt").write_text("c=d!_chew_h_0.avi 2\n")
@@ -325,12 +334,14 @@ def test_the_labels_must_be_as_many_as_the_edition_has(name, count, tmp_path):
     (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end,split\n" + rows)
     path = tmp_path / {"ssv2": "labels.json", "kinetics": "train.csv"}[name]
 
-    def names(*choices):
-        cfg = compose([f"data={name}", f"data.root={tmp_path}", *choices])
+    def names(number=CLASSES[name]):
+        cfg = copy.deepcopy(preset(name))
+        cfg.data.root, cfg.data.num_classes = str(tmp_path), number
         return assemble.class_names(cfg, assemble.source(cfg))
 
-    assert len(names(f"data.num_classes={count}")) == len(names("data.num_classes=null")) == count
-    assert_rejected(lambda: names("data.num_classes=500"), f"{path}: expected data.num_classes=500", f"got {count}")
+    assert preset(name).data.num_classes == CLASSES[name]
+    assert len(names(count)) == len(names(None)) == count
+    assert_rejected(lambda: names(500), f"{path}: expected data.num_classes=500", f"got {count}")
     if count == CLASSES[name]:
         assert len(names()) == count
     else:

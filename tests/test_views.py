@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import permutations, product
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rubiks.data.augment import Augment
 from rubiks.data.views import TrainingViews, multi_scale_crop, random_segments, random_window
 from rubiks.evaluation.protocols import Protocol, segment_centres, segment_starts
 
@@ -26,6 +30,20 @@ def test_sampled_frames_lie_in_their_segments(length, frames, seed):
         assert fixed.min() >= 0
         assert fixed.max() < length
         assert (np.diff(fixed) >= 0).all()
+
+
+def assert_all_alike(draws: Counter, outcomes: set) -> None:
+    """Each outcome comes about equally often, and no other."""
+    assert set(draws) == outcomes
+    expected = draws.total() / len(outcomes)
+    assert all(abs(count - expected) < 4 * expected**0.5 for count in draws.values())
+
+
+def test_each_segment_draws_a_frame_of_its_own():
+    """As in TSM, whatever the other segments draw; here of 4 frames each."""
+    rng = np.random.default_rng(0)
+    draws = Counter(tuple((random_segments(14, 3, rng) - [0, 4, 8]).tolist()) for _ in range(6400))
+    assert_all_alike(draws, set(product(range(4), repeat=3)))
 
 
 def test_published_test_indices():
@@ -94,6 +112,15 @@ def test_protocol_frames():
     assert shuffled[1].tolist() != segment_starts(48, 8).tolist()
 
 
+def test_frames_are_shuffled_for_each_clip_and_video_anew():
+    protocol, rng = Protocol("two_clip", 2, 1, 3, 224, "shuffled"), np.random.default_rng(0)
+    orders = Counter()
+    for _ in range(2880):
+        centres, starts = protocol.frame_indices(6, rng)
+        orders[tuple(centres), tuple(starts)] += 1
+    assert_all_alike(orders, set(product(permutations((1, 3, 5)), permutations((0, 2, 4)))))
+
+
 def test_multi_scale_crop_follows_the_rule():
     """TSM's rule for a 240x427 frame, written out: sides, pairs at most one step apart, 13 places."""
     scales = (1.0, 0.875, 0.75, 0.66)
@@ -116,7 +143,25 @@ def test_multi_scale_crop_follows_the_rule():
 def test_a_crop_near_the_input_size_becomes_it():
     sizes = {multi_scale_crop(256, 340, 224, (1.0, 0.875), np.random.default_rng(i))[2:] for i in range(50)}
     assert sizes == {(256, 256), (224, 224), (256, 224), (224, 256)}
-    assert multi_scale_crop(255, 340, 224, (0.875,), np.random.default_rng(0))[2:] == (224, 224)  # 223 becomes 224
+
+
+@pytest.mark.parametrize(
+    ("short", "scale", "side"),
+    [
+        (255, 0.875, 224),  # 223 pixels
+        (221, 1.0, 221),
+        (222, 1.0, 222),  # there are no 224
+        (224, 1.0, 224),
+        (224, 0.995, 224),  # 222
+        (226, 1.0, 224),
+        (227, 1.0, 227),
+        (300, 0.74, 224),  # 222
+        (300, 0.737, 221),
+    ],
+)
+def test_a_crop_becomes_the_input_size_within_two_pixels_where_the_frame_has_them(short, scale, side):
+    for height, width in ((short, 340), (340, short)):
+        assert multi_scale_crop(height, width, 224, (scale,), np.random.default_rng(0))[2:] == (side, side)
 
 
 def test_training_view_is_one_crop_of_all_frames():
@@ -145,6 +190,13 @@ def test_flip_only_where_allowed_and_with_the_label():
     assert outcomes == {True, False}
     for seed in range(5):  # a class that is its own mirror image
         assert flipping(frames[None], 0, np.random.default_rng(seed))[1] == [0]
+
+
+def test_half_of_the_clips_are_mirrored_each_by_itself():
+    frames, rng = torch.arange(16, dtype=torch.uint8).expand(2, 1, 3, 16, 16), np.random.default_rng(0)
+    views = TrainingViews(1, 16, (1.0,), flip=[1, 0], clips=2)
+    outcomes = Counter(tuple(views(frames, 0, rng)[1]) for _ in range(400))
+    assert_all_alike(outcomes, set(product((0, 1), repeat=2)))
 
 
 def tsm_view(frames: torch.Tensor, size: int, scales: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
@@ -222,6 +274,47 @@ def test_dense_windows_lie_anywhere():
     assert {int(indices[0]) for indices in starts(False)} == set(range(7))
     steps = np.concatenate([np.diff(indices) for indices in starts(True)])
     assert set(steps.tolist()) == set(range(1, 16))
+
+
+def test_jitter_moves_each_frame_of_a_window_ahead_by_a_draw_of_its_own():
+    """Here by up to 2 frames, from a window that has a single place. Without, frames stay where they are."""
+    rng = np.random.default_rng(0)
+    views = TrainingViews(3, 16, (1.0,), window=11, augment=Augment(temporal_jitter=True))
+    draws = Counter(tuple((views.frame_indices(11, rng)[0] - [0, 3, 6]).tolist()) for _ in range(5400))
+    assert_all_alike(draws, set(product(range(3), repeat=3)))
+    for still in (TrainingViews(3, 16, (1.0,), window=11).frame_indices(11, rng)[0], random_window(11, 3, 11, rng)):
+        assert still.tolist() == [0, 3, 6]
+
+
+def test_windows_lie_in_all_places_alike():
+    rng = np.random.default_rng(0)
+    views = TrainingViews(2, 16, (1.0,), clips=2, window=5)
+    starts = Counter()
+    for _ in range(1600):
+        clips = views.frame_indices(8, rng)
+        assert (clips[:, 1] - clips[:, 0] == 2).all()
+        starts[tuple(clips[:, 0].tolist())] += 1
+    assert_all_alike(starts, set(product(range(4), repeat=2)))
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "clips", "expected"),
+    [
+        (21, 11, 1, [[5, 7, 9, 11]]),
+        (20, 11, 1, [[4, 6, 8, 10]]),  # the earlier of two middles
+        (21, 11, 3, [[0, 2, 4, 6], [5, 7, 9, 11], [10, 12, 14, 16]]),
+        (20, 11, 3, [[0, 2, 4, 6], [4, 6, 8, 10], [9, 11, 13, 15]]),
+        (20, 11, 4, [[0, 2, 4, 6], [3, 5, 7, 9], [6, 8, 10, 12], [9, 11, 13, 15]]),
+        (11, 11, 2, [[0, 2, 4, 6]] * 2),
+        (5, 11, 1, [[0, 2, 4, 1]]),  # begins anew
+        (1, 11, 2, [[0, 0, 0, 0]] * 2),
+    ],
+)
+def test_dense_clips_are_spread_from_the_first_place_to_the_last(length, window, clips, expected):
+    protocol = Protocol("dense", clips, 1, 4, 224, window=window)
+    assert protocol.frame_indices(length, np.random.default_rng(0)).tolist() == expected
+    backwards = Protocol("dense", clips, 1, 4, 224, "reversed", window)
+    assert backwards.frame_indices(length, np.random.default_rng(0)).tolist() == [row[::-1] for row in expected]
 
 
 def test_published_dense_test_indices():

@@ -31,7 +31,7 @@ def usable(reader: str) -> str:
     try:
         check_reader(reader)
     except InputError as error:
-        pytest.skip(str(error))
+        pytest.skip(f"{error}" + (f" ({error.__cause__})" if error.__cause__ else ""))
     return reader
 
 

@@ -119,7 +119,7 @@ class VideoDataModule(pl.LightningDataModule):
             prefetch_factor=PREFETCH if self.workers > 0 else None,
             pin_memory=pinned,
             collate_fn=WorkerCollate(own_collate) if self.workers > 0 else own_collate,
-            worker_init_fn=start_worker if self.workers > 0 else None,
+            worker_init_fn=start_worker,
         )
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
