@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from hydra._internal.hydra import Hydra
 
 from rubiks.cli.entry import launch
 
@@ -24,6 +25,8 @@ class Commands:
     def run(self, name: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of train.py or eval.py."""
         self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        # Hydra composes the configuration twice, first to learn hydra.mode alone, which nobody sets here.
+        self.monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         self.capsys.readouterr()
         status = 0
         try:

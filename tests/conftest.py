@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import av  # noqa: F401  before any test imports decord, whose older libvpx PyAV's encoder would then find
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from rubiks.cli import main
@@ -38,6 +41,29 @@ def commands(monkeypatch, capsys, tmp_path):
     from commands import Commands  # it takes ROOT from here
 
     return Commands(monkeypatch, capsys, tmp_path)
+
+
+class Fits(list):
+    """The calls of Lightning's fit, in order; `during` is what happens in each, given the call."""
+
+    during = staticmethod(lambda call: None)
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """What train.py gives to Lightning's fit, which trains nothing here."""
+    calls = Fits()
+    ours = logging.getLogger("rubiks")
+    level = ours.level
+
+    def fit(trainer, module, data, **options) -> None:
+        calls.append(SimpleNamespace(trainer=trainer, module=module, data=data, options=options))
+        calls[-1].seed, calls[-1].log_level = torch.initial_seed(), ours.level
+        calls.during(calls[-1])
+
+    monkeypatch.setattr(pl.Trainer, "fit", fit)
+    yield calls
+    ours.setLevel(level)
 
 
 @pytest.fixture(scope="session")

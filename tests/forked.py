@@ -1,0 +1,88 @@
+"""train.py and eval.py in processes of their own, forked from that of the tests: a new interpreter imports for seconds.
+
+They have their own signals, environment, output and exit status, and so have the processes that they start.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import traceback
+import types
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from commands import BASE, ENTRIES
+from conftest import ROOT
+from faulty_train import insert
+from hydra.core.global_hydra import GlobalHydra
+
+from rubiks import processes
+from rubiks.cli.entry import launch
+
+
+def start(folder: Path, name: str, *choices: str, fault: str = "", **environment: str) -> subprocess.Popen:
+    """Start train.py or eval.py with these choices in a folder; `fault` is one of `faulty_train`."""
+    return popen(
+        [sys.executable, str(ROOT / f"{name}.py"), *BASE, *(["logger=csv"] if name == "train" else []), *choices],
+        cwd=folder,
+        env=os.environ | ({"FAULT": fault} if fault else {}) | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen, timeout: float = 180) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr, once no process is left that could write to them."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, out, err
+
+
+def popen(command: Sequence[str], env: Mapping[str, str], **options: Any) -> subprocess.Popen:
+    """subprocess.Popen for [python, train.py or eval.py, choices ...], without a new interpreter."""
+    return subprocess.Popen(command, preexec_fn=functools.partial(_become, command, dict(env)), **options)
+
+
+def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
+    """In the forked process, where a new interpreter would be called: be the command instead."""
+    status = 1
+    try:
+        os.closerange(3, 1024)  # also what tells Popen that the command has begun
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+        warnings.resetwarnings()
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = list(command[1:])
+        GlobalHydra.instance().clear()
+        processes.subprocess = types.SimpleNamespace(Popen=popen)
+        if "FAULT" in environment:
+            insert(*environment["FAULT"].split())
+        name = Path(command[1]).stem
+        launch(getattr(importlib.import_module(name), ENTRIES[name]), ROOT / "conf", name)
+        status = 0
+    except SystemExit as exit_:
+        status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
