@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,36 @@ from hydra._internal.hydra import Hydra
 from rubiks.cli.entry import launch
 
 
+class Captured:
+    """What is written to stdout and stderr, where pytest's fixtures for it cannot be had."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._streams = io.StringIO(), io.StringIO()
+        for name, stream in zip(("stdout", "stderr"), self._streams, strict=True):
+            monkeypatch.setattr(sys, name, stream)
+
+    def readouterr(self) -> tuple[str, ...]:
+        """What has come since the last call."""
+        texts = tuple(stream.getvalue() for stream in self._streams)
+        for stream in self._streams:
+            stream.seek(0)
+            stream.truncate()
+        return texts
+
+
+@contextlib.contextmanager
+def commands_in(folder: Path) -> Iterator[Commands]:
+    """`Commands` for a fixture that several tests share."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield Commands(monkeypatch, Captured(monkeypatch), folder)
+
+
 class Commands:
     """train.py and eval.py as a user types them, in a folder of their own."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str] | Captured, folder: Path
+    ) -> None:
         self.monkeypatch = monkeypatch
         self.capsys = capsys
         self.folder = folder

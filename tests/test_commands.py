@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from commands import BASE
+from commands import BASE, Commands, commands_in
 from conftest import ROOT
 from PIL import Image
 from videos import decode_in_order, moving_square, real_clip, write_video
@@ -44,16 +43,8 @@ pytestmark = pytest.mark.filterwarnings(
 def trained(builtin_data, tmp_path_factory):
     """A folder in which a run called `first` has been trained, and what the command printed."""
     folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(folder)
-        output = subprocess.run(
-            [sys.executable, ROOT / "train.py", *BASE, "logger=csv", builtin_data, *SMALL, *QUICK, "run=first"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert output.returncode == 0, output.stderr
-    return folder, output.stdout
+    with commands_in(folder) as commands:
+        return folder, commands.train(builtin_data, *SMALL, *QUICK, "run=first")
 
 
 def copy_of(trained, tmp_path):
@@ -154,42 +145,27 @@ def test_a_run_can_be_evaluated_by_its_name(trained, builtin_data, commands, tmp
 
 
 @pytest.mark.parametrize(("step", "epoch", "batch"), [("training_step", 1, 1), ("validation_step", 0, 0)])
-def test_interrupted_training_goes_on_as_if_it_had_not_been(trained, builtin_data, tmp_path, step, epoch, batch):
+def test_interrupted_training_goes_on_as_if_it_had_not_been(
+    trained, builtin_data, tmp_path, monkeypatch, capfd, step, epoch, batch
+):
     """Ctrl-C, then the same command: the end equals the uninterrupted run's."""
-    command = [sys.executable, ROOT / "train.py", *BASE, "logger=csv", builtin_data, *SMALL, *QUICK, "run=again"]
-    slow = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import runpy, time, rubiks.training.module as m\n"
-        f"step = m.VideoClassifier.{step}\n"
-        "def patched(self, batch, index):\n"
-        "    loss = step(self, batch, index)\n"
-        f"    if not self.trainer.sanity_checking and (self.trainer.current_epoch, index) == {epoch, batch}:\n"
-        "        print('inside', flush=True); time.sleep(3)  # the batch is in the running statistics\n"
-        "    return loss\n"
-        f"m.VideoClassifier.{step} = patched\n"
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, *command[1:]],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("inside"):
-            time.sleep(0.5)
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.communicate(timeout=120)[0]
-    assert process.returncode != 0
-    assert "Stopping after this step" in rest
-    assert "run=again" in rest, "".join(lines) + rest
-    resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "Going on with outputs/again" in resumed.stdout
+    commands = Commands(monkeypatch, capfd, tmp_path)
+    original = getattr(VideoClassifier, step)
+
+    def interrupted(self, clips, index):
+        loss = original(self, clips, index)  # the batch is in the running statistics
+        if not self.trainer.sanity_checking and (self.trainer.current_epoch, index) == (epoch, batch):
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoClassifier, step, interrupted)
+        status, _, err = commands.run("train", (*BASE, "logger=csv", builtin_data, *SMALL, *QUICK, "run=again"))
+    assert status == 130
+    assert "Stopping after this step" in err
+    assert "run=again" in err
+    output = commands.train(builtin_data, *SMALL, *QUICK, "run=again")
+    assert "Going on with outputs/again" in output
     ours, reference = (
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
         for folder in (tmp_path / "outputs/again", trained[0] / "outputs/first")
@@ -612,21 +588,16 @@ def test_bad_checkpoints_of_eval(builtin_data, commands, tmp_path):
     assert "natural, reversed, shuffled" in commands.refused("eval", *options, "ckpt=net.pth.tar", "frame_order=odd")
 
 
-def test_checkpoints_that_cannot_be_written_are_one_clear_error(builtin_data, tmp_path):
+def test_checkpoints_that_cannot_be_written_are_one_clear_error(builtin_data, commands, tmp_path):
     """A limit on the size of files stands for a full disk."""
-    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))"
-    start = f"{limit}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    options = (*BASE, "logger=csv", builtin_data, *SMALL, *QUICK, "run=full")
-    result = subprocess.run(
-        [sys.executable, "-c", start, ROOT / "train.py", *options],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2, result.stderr
-    assert "last.ckpt cannot be written: File too large" in result.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, before[1]))
+    try:
+        status, _, err = commands.run("train", (*BASE, "logger=csv", builtin_data, *SMALL, *QUICK, "run=full"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 2
+    assert "last.ckpt cannot be written: File too large" in err
     assert not list(tmp_path.glob("outputs/full/checkpoints/*"))
 
 

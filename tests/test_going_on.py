@@ -14,7 +14,7 @@ import sys
 
 import pytest
 import torch
-from commands import BASE, Commands
+from commands import BASE, Commands, commands_in
 from conftest import ROOT
 
 from rubiks import RubiksNet
@@ -50,8 +50,8 @@ def data(tmp_path_factory):
 def started(data, tmp_path_factory):
     """The folder of a run that has stopped within its first epoch."""
     folder = tmp_path_factory.mktemp("started")
-    choices = (*BASE, "logger=csv", f"data.root={data}", *START, "run=first", f"trainer.max_steps={STEPS}")
-    subprocess.run([sys.executable, ROOT / "train.py", *choices], cwd=folder, check=True, capture_output=True)
+    with commands_in(folder) as commands:
+        commands.train(f"data.root={data}", *START, "run=first", f"trainer.max_steps={STEPS}")
     return folder / "outputs"
 
 
