@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import functools
 import json
 import os
 import resource
@@ -10,16 +12,21 @@ import shutil
 import signal
 import sys
 
+import hydra
 import numpy as np
 import pytest
 import torch
 import yaml
 from commands import BASE, Commands, commands_in
-from conftest import ROOT
+from conftest import ROOT, assert_rejected
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from videos import decode_in_order, moving_square, real_clip, write_video
 
 import rubiks.cli.main
+import train
 from rubiks import RubiksNet, assemble
 from rubiks.cli.entry import compose
 from rubiks.data import builtin
@@ -463,6 +470,7 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
 # ---- bad input
 
 
+# What composing the configuration refuses, and keys that there are not: through the whole command.
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -471,16 +479,39 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["protocol=three_clip"], ["one_clip", "two_clip"]),
         (["protocol=ten_clip"], ["protocol.clips", "data.sampling=dense"]),
         (["data=imagenet"], ["builtin", "csv", "hmdb51", "images", "jester", "kinetics", "ssv1", "ssv2", "ucf101"]),
-        (["data=images"], ["data.root"]),
-        (["data=images", "data.root=nowhere"], ["nowhere/train", "data.root"]),
         (["recipe.learning_rate=1"], ["recipe.learning_rate", "recipe.lr", "recipe.momentum"]),
         (["epochs=3"], ["epochs", "recipe", "seed"]),
         (["+recipe.nonsense=1"], ["recipe.nonsense", "batch_size"]),
         (["+trainer.nonsense=1"], ["key of trainer", "nonsense", "profiler"]),
         (["aq.budget=0.5"], ["aq.budget"]),
+        (["variant=rubiks3d-aq", "+aq.nonsense=1"], ["aq.nonsense", "per_layer"]),
+        (["augment=weak"], ["default", "strong"]),
+        (["augment.mix=1"], ["augment.mix", "augment.mixup", "augment.cutmix"]),
+        (["tier"], ["tier"]),
+    ],
+)
+def test_bad_choices_of_train(arguments, words, builtin_data, commands):
+    message = commands.refused("train", builtin_data, *SMALL, *arguments)
+    for word in words:
+        assert word in message
+
+
+@functools.cache
+def composed(groups: tuple[str, ...]) -> DictConfig:
+    """The configuration of train.py, with Hydra's own."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return hydra.compose("train", [*BASE, "logger=csv", *groups], return_hydra_config=True)
+
+
+# Values that a configuration may have: composed once for all of them.
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data=images"], ["data.root"]),
+        (["data=images", "data.root=nowhere"], ["nowhere/train", "data.root"]),
         (["variant=rubiks3d-aq", "aq.budget=2"], ["aq.budget", "0 to 1"]),
         (["variant=rubiks3d-aq", "aq.soft=1"], ["aq.soft", "from 0 to below 1"]),
-        (["variant=rubiks3d-aq", "+aq.nonsense=1"], ["aq.nonsense", "per_layer"]),
         (["recipe.optimizer=adam"], ["recipe.optimizer", "sgd, adamw"]),
         (["recipe.lr=fast"], ["recipe.lr", "fast"]),
         (["recipe.epochs=-1"], ["recipe.epochs", "-1"]),
@@ -493,9 +524,7 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["data.sampling=dense", f"data.window={10**24}"], ["data.window", "at most 1,000,000"]),
         (["data.clips_per_video=0"], ["data.clips_per_video"]),
         (["data.balanced=some"], ["data.balanced", "True, False"]),
-        (["augment=weak"], ["default", "strong"]),
         (["augment.mixup=-1"], ["augment.mixup", "-1"]),
-        (["augment.mix=1"], ["augment.mix", "augment.mixup", "augment.cutmix"]),
         (["augment.temporal_jitter=true"], ["augment.temporal_jitter", "data.sampling=dense"]),
         (["data.on_error=ignore"], ["data.on_error", "raise, skip"]),
         (["data.max_bad=2"], ["data.max_bad", "0 to 1"]),
@@ -519,15 +548,19 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
         (["data=ssv2", "data.root=nowhere"], ["nowhere", "data.root"]),
         (["data=kinetics", "data.root=."], ["data.val_list", "val.csv"]),
         (["data=csv"], ["data.train_list"]),
-        (["tier"], ["tier"]),
     ],
 )
-def test_bad_arguments_of_train(arguments, words, builtin_data, commands):
-    data = [] if any(argument.startswith("data=") for argument in arguments) else [builtin_data, *SMALL]
-    overridden = {argument.partition("=")[0] for argument in arguments}
-    message = commands.refused("train", *(a for a in data if a.partition("=")[0] not in overridden), *arguments)
-    for word in words:
-        assert word in message
+def test_bad_values_of_train(arguments, words, builtin_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    groups = tuple(choice for choice in arguments if choice.startswith(("data=", "variant=", "protocol=")))
+    cfg = copy.deepcopy(composed(groups))
+    HydraConfig.instance().set_config(cfg)
+    data = [] if any(choice.startswith("data=") for choice in groups) else [builtin_data, *SMALL]
+    for choice in [*data, *(choice for choice in arguments if choice not in groups)]:
+        key, _, value = choice.partition("=")
+        OmegaConf.update(cfg, key, yaml.safe_load(value))
+    assert_rejected(lambda: train.train(cfg), *words)
+    assert not list(tmp_path.glob("outputs/*"))
 
 
 def test_a_folder_that_cannot_be_made(builtin_data, commands, tmp_path):

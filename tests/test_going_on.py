@@ -9,13 +9,11 @@ import math
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
+import forked
 import pytest
 import torch
 from commands import BASE, Commands, commands_in
-from conftest import ROOT
 
 from rubiks import RubiksNet
 from rubiks.data import builtin
@@ -221,12 +219,11 @@ def test_a_run_goes_on_with_another_number_of_processes(data, started, tmp_path)
     shutil.copytree(started, tmp_path / "outputs")
     two = ("recipe.batch_size=2", "trainer=ddp", "trainer.devices=2", "trainer.max_steps=9")
     for changes in (two, ()):
-        command = [sys.executable, ROOT / "train.py", *BASE, "logger=csv", *now(data, changes), "run=first"]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        assert "total batch 4 " in result.stdout
-        assert f"recipe.batch_size: {'4 -> 2' if changes else '2 -> 4'}" in result.stdout
-    assert "Going on with outputs/first after 1 epoch and 12 videos of the next (9 steps)" in result.stdout
+        status, output, err = forked.end(forked.start(tmp_path, "train", *now(data, changes), "run=first"))
+        assert status == 0, err
+        assert "total batch 4 " in output
+        assert f"recipe.batch_size: {'4 -> 2' if changes else '2 -> 4'}" in output
+    assert "Going on with outputs/first after 1 epoch and 12 videos of the next (9 steps)" in output
     state = torch.load(tmp_path / "outputs/first/checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 12
     assert state["rubiks"]["position"]["epoch"] == 2
