@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 from conftest import ROOT
 from hydra._internal.hydra import Hydra
+from pytorch_lightning.loggers import WandbLogger
 
 from rubiks.cli.entry import launch
+from rubiks.training.pictures import ShiftPictures
 
 
 class Captured:
@@ -34,22 +37,40 @@ class Captured:
 
 
 @contextlib.contextmanager
-def commands_in(folder: Path) -> Iterator[Commands]:
+def commands_in(folder: Path, pictures: bool = False) -> Iterator[Commands]:
     """`Commands` for a fixture that several tests share."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        yield Commands(monkeypatch, Captured(monkeypatch), folder)
+        yield Commands(monkeypatch, Captured(monkeypatch), folder, pictures)
+
+
+def _logs_images(trainer: pl.Trainer) -> bool:
+    return any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
 
 
 class Commands:
-    """train.py and eval.py as a user types them, in a folder of their own."""
+    """train.py and eval.py as a user types them, in a folder of their own.
+
+    Pictures of the shifts are only drawn where they are asked for, or logged: they take longer than a small training.
+    """
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str] | Captured, folder: Path
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str] | Captured,
+        folder: Path,
+        pictures: bool = False,
     ) -> None:
         self.monkeypatch = monkeypatch
         self.capsys = capsys
         self.folder = folder
         monkeypatch.chdir(folder)
+        if not pictures:
+            draw = ShiftPictures.on_validation_end
+            monkeypatch.setattr(
+                ShiftPictures,
+                "on_validation_end",
+                lambda self, trainer, module: draw(self, trainer, module) if _logs_images(trainer) else None,
+            )
 
     def run(self, name: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of train.py or eval.py."""

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.filterwarnings(
 def trained(builtin_data, tmp_path_factory):
     """A folder in which a run called `first` has been trained, and what the command printed."""
     folder = tmp_path_factory.mktemp("trained")
-    with commands_in(folder) as commands:
+    with commands_in(folder, pictures=True) as commands:
         return folder, commands.train(builtin_data, *SMALL, *QUICK, "run=first")
 
 
@@ -255,7 +255,7 @@ def test_the_best_checkpoint_is_within_the_budget(builtin_data, commands, tmp_pa
 
     monkeypatch.setattr(VideoClassifier, "validation_step", falling)
     choices = (builtin_data, *SMALL, "variant=rubiks3d-aq", "aq.budget=0.125", "aq.soft=0.5", "recipe.epochs=4")
-    commands.train(*choices, "recipe.batch_size=8", "run=aq")
+    commands.train(*choices, "recipe.batch_size=8", "trainer.limit_train_batches=1", "run=aq")
     best = tmp_path / "outputs/aq/checkpoints/best.ckpt"
     assert RubiksNet.load_pretrained(best).temporal_share() <= 0.125
     assert torch.load(best, weights_only=True)["rubiks"]["epoch"] == 3  # the first hard one
