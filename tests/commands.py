@@ -7,7 +7,9 @@ import importlib
 import io
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -51,6 +53,7 @@ class Commands:
     """train.py and eval.py as a user types them, in a folder of their own.
 
     Pictures of the shifts are only drawn where they are asked for, or logged: they take longer than a small training.
+    So does a collection of the tests' garbage: what train.py asks of `gc` is only noted.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Commands:
         self.monkeypatch = monkeypatch
         self.capsys = capsys
         self.folder = folder
+        self.gc: list[str] = []
         monkeypatch.chdir(folder)
         if not pictures:
             draw = ShiftPictures.on_validation_end
@@ -79,8 +83,12 @@ class Commands:
         self.monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         self.capsys.readouterr()
         status = 0
+        module = importlib.import_module(name)
+        if name == "train":
+            noted = {word: partial(self.gc.append, word) for word in ("collect", "freeze", "unfreeze")}
+            self.monkeypatch.setattr(module, "gc", SimpleNamespace(**noted))
         try:
-            launch(getattr(importlib.import_module(name), ENTRIES[name]), ROOT / "conf", name)
+            launch(getattr(module, ENTRIES[name]), ROOT / "conf", name)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         out, err = self.capsys.readouterr()
