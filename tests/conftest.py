@@ -58,12 +58,21 @@ def fits(monkeypatch):
 
     def fit(trainer, module, data, **options) -> None:
         calls.append(SimpleNamespace(trainer=trainer, module=module, data=data, options=options))
-        calls[-1].seed, calls[-1].log_level = torch.initial_seed(), ours.level
+        calls[-1].seed = torch.initial_seed()
+        calls[-1].log_levels = ours.level, logging.getLogger().level
         calls.during(calls[-1])
 
     monkeypatch.setattr(pl.Trainer, "fit", fit)
     yield calls
     ours.setLevel(level)
+
+
+def watch_flushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Gathers what stands on a captured stdout whenever it is flushed, so that a pipe's reader has it at once."""
+    texts: list[str] = []
+    stream = sys.stdout
+    monkeypatch.setattr(stream, "flush", lambda: texts.append(stream.getvalue()))
+    return texts
 
 
 @pytest.fixture(scope="session")

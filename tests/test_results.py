@@ -15,6 +15,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from commands import BASE
+from conftest import watch_flushes
 
 import rubiks
 from rubiks import RubiksNet, assemble, processes
@@ -91,6 +92,7 @@ def written(tmp_path) -> dict:
 
 
 def test_every_number_and_name_that_is_written_is_true(listed, commands, predicts, tmp_path, monkeypatch):
+    flushed = watch_flushes(monkeypatch)
     net = save(tmp_path / "net.pth.tar", "rubiks3d-aq", budget=0.125)
     manifest = Manifest(tmp_path / "videos", "known.jsonl")
     manifest.append(Entry("v1.mp4", 0, 0, sha256="cd", frames=9, key_frames=1, seek="any"))
@@ -150,6 +152,7 @@ def test_every_number_and_name_that_is_written_is_true(listed, commands, predict
         "Predictions in deep/scores.npz\n",
     ):
         assert line in output
+    assert any(text.endswith("Evaluating net.pth.tar on 5 videos\n") for text in flushed)
     row = next(line for line in output.splitlines() if "tiny" in line)
     assert [cell.strip() for cell in row.replace("│", "|").strip("|").split("|")] == [
         "tiny", "rubiks3d-aq", "2 clips x 1 crop", "4", "25.00", "75.00",

@@ -122,9 +122,7 @@ def test_a_run_goes_on_from_its_last_state(builtin_data, commands, fits, tmp_pat
     (tmp_path / "begin.ckpt").unlink()  # the run's own weights are taken
     fits.during = lambda call: unfinished.append(not (folder / "finished.json").exists())
     unfinished: list[bool] = []
-    output = commands.train(
-        builtin_data, *SMALL, "run=first", "recipe.lr=0.5", "recipe.epochs=3", "data.workers=2", "trainer.max_steps=20"
-    )
+    output = commands.train(*choices, "recipe.lr=0.5", "recipe.epochs=3", "data.workers=2", "trainer.max_steps=20")
     call = fits[1]
     assert call.options == {"ckpt_path": "outputs/first/checkpoints/last.ckpt", "weights_only": True}
     assert (call.module.start, call.data._start) == (Position(1, 8, 8), (1, 8))
@@ -168,11 +166,15 @@ def test_a_state_that_has_no_best_score_any_more_says_so(builtin_data, commands,
     assert "Going on with outputs/first after 1 epoch (6 steps)\n" in output
 
 
-def test_a_damaged_state_does_not_take_the_place_of_the_one_before(builtin_data, commands, fits, tmp_path):
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_damaged_or_missing_state_does_not_take_the_place_of_the_one_before(
+    damaged, builtin_data, commands, fits, tmp_path
+):
     commands.train(builtin_data, *SMALL, "run=first")
     folder = tmp_path / "outputs/first"
     state = save(fits[0], folder, "previous", epoch=1, videos=0, steps=6, validation_due=False)
-    (folder / "checkpoints/last.ckpt").write_bytes(state[:1000])
+    if damaged:
+        (folder / "checkpoints/last.ckpt").write_bytes(state[:1000])
     there = []
     fits.during = lambda call: there.extend(path.name for path in (folder / "checkpoints").iterdir())
     commands.train(builtin_data, *SMALL, "run=first")
@@ -243,7 +245,7 @@ def test_one_process_of_two_speaks_and_writes(rank, by_us, builtin_data, command
     assert isinstance(stop._beat, processes.Beat) == by_us
     assert locked == [first]  # else the parent holds it
     assert ("knows none of the train videos" in out) == first
-    assert call.log_level == (logging.INFO if rank == 0 else logging.WARNING)
+    assert call.log_levels == (logging.INFO if rank == 0 else logging.WARNING, logging.INFO)
     written = {"config.yaml", "choices.txt", "finished.json"} | ({".lock"} if first else set())
     assert {path.name for path in folder.glob("*")} == (written if rank == 0 else set())
     if rank == 0:
