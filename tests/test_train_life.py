@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,7 @@ def one_of_two(monkeypatch, tmp_path):
 
     def become(rank: int, by_us: bool) -> None:
         monkeypatch.setattr(processes, "follow_parent", lambda: None)
+        monkeypatch.setattr(os, "_exit", sys.exit)  # it would be the end of the tests, too
         values = {"LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
         if by_us:
             (tmp_path / "reports").mkdir()
