@@ -6,6 +6,7 @@ They have their own signals, environment, output and exit status, and so have th
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import os
 import signal
@@ -59,6 +60,8 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
     """In the forked process, where a new interpreter would be called: be the command instead."""
     status = 1
     try:
+        gc.freeze()  # what is not of this process, as the ends of threads that it does not have, stays as it is
+        gc.unfreeze = lambda: None
         os.closerange(3, 1024)  # also what tells Popen that the command has begun
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
