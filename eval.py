@@ -40,7 +40,7 @@ def _evaluate(cfg: DictConfig, run: runs.Run, stop: Stop) -> None:
     results_file = run.folder / "results.json"
     check_writable(results_file)
     predictions_file = assemble.predictions_file(cfg)
-    pl.seed_everything(assemble.whole_number("seed", cfg.seed, 0), verbose=False)
+    pl.seed_everything(assemble.whole_number("seed", cfg.seed, 0))
     saved = assemble.evaluated_checkpoint(cfg)
     net = RubiksNet.from_saved(saved)
     trained = saved.config.get("data", {})

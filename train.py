@@ -59,7 +59,7 @@ def _train(cfg: DictConfig, run: runs.Run, stop: Stop, rehearsal: bool) -> None:
     resume = None if rehearsal else assemble.unfinished(cfg, run, recipe.epochs)
     if resume is not None:  # before the lists are read, which may be others
         continuing.check(run, resume, {**resume.config, **assemble.plain(cfg)}, assemble.choices())
-    pl.seed_everything(assemble.whole_number("seed", cfg.seed, 0), verbose=False)
+    pl.seed_everything(assemble.whole_number("seed", cfg.seed, 0))
 
     source = assemble.source(cfg)
     classes = assemble.class_names(cfg, source)

@@ -2,29 +2,90 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 from conftest import ROOT
+from hydra._internal.hydra import Hydra
+from pytorch_lightning.loggers import WandbLogger
 
 from rubiks.cli.entry import launch
+from rubiks.training.pictures import ShiftPictures
+
+
+class Captured:
+    """What is written to stdout and stderr, where pytest's fixtures for it cannot be had."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._streams = io.StringIO(), io.StringIO()
+        for name, stream in zip(("stdout", "stderr"), self._streams, strict=True):
+            monkeypatch.setattr(sys, name, stream)
+
+    def readouterr(self) -> tuple[str, ...]:
+        """What has come since the last call."""
+        texts = tuple(stream.getvalue() for stream in self._streams)
+        for stream in self._streams:
+            stream.seek(0)
+            stream.truncate()
+        return texts
+
+
+@contextlib.contextmanager
+def commands_in(folder: Path, pictures: bool = False) -> Iterator[Commands]:
+    """`Commands` for a fixture that several tests share."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield Commands(monkeypatch, Captured(monkeypatch), folder, pictures)
+
+
+def _logs_images(trainer: pl.Trainer) -> bool:
+    return any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
 
 
 class Commands:
-    """train.py and eval.py as a user types them, in a folder of their own."""
+    """train.py and eval.py as a user types them, in a folder of their own.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    Pictures of the shifts are only drawn where they are asked for, or logged: they take longer than a small training.
+    So does a collection of the tests' garbage: what train.py asks of `gc` is only noted.
+    """
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str] | Captured,
+        folder: Path,
+        pictures: bool = False,
+    ) -> None:
         self.monkeypatch = monkeypatch
         self.capsys = capsys
         self.folder = folder
+        self.gc: list[str] = []
         monkeypatch.chdir(folder)
+        if not pictures:
+            draw = ShiftPictures.on_validation_end
+            monkeypatch.setattr(
+                ShiftPictures,
+                "on_validation_end",
+                lambda self, trainer, module: draw(self, trainer, module) if _logs_images(trainer) else None,
+            )
 
     def start(self, name: str, arguments: tuple[str, ...]) -> None:
         """train.py or eval.py as it is: it prints, and may exit."""
+        module = importlib.import_module(name)
         self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        launch(getattr(importlib.import_module(name), ENTRIES[name]), ROOT / "conf", name)
+        # Hydra composes the configuration twice, first to learn hydra.mode alone, which nobody sets here.
+        self.monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        if name == "train":
+            noted = {word: partial(self.gc.append, word) for word in ("collect", "freeze", "unfreeze")}
+            self.monkeypatch.setattr(module, "gc", SimpleNamespace(**noted))
+        launch(getattr(module, ENTRIES[name]), ROOT / "conf", name)
 
     def run(self, name: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of train.py or eval.py."""

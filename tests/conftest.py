@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import av  # noqa: F401  before any test imports decord, whose older libvpx PyAV's encoder would then find
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from rubiks.cli import main
@@ -39,6 +42,38 @@ def commands(monkeypatch, capsys, tmp_path):
     from commands import Commands  # it takes ROOT from here
 
     return Commands(monkeypatch, capsys, tmp_path)
+
+
+class Fits(list):
+    """The calls of Lightning's fit, in order; `during` is what happens in each, given the call."""
+
+    during = staticmethod(lambda call: None)
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """What train.py gives to Lightning's fit, which trains nothing here."""
+    calls = Fits()
+    ours = logging.getLogger("rubiks")
+    level = ours.level
+
+    def fit(trainer, module, data, **options) -> None:
+        calls.append(SimpleNamespace(trainer=trainer, module=module, data=data, options=options))
+        calls[-1].seed = torch.initial_seed()
+        calls[-1].log_levels = ours.level, logging.getLogger().level
+        calls.during(calls[-1])
+
+    monkeypatch.setattr(pl.Trainer, "fit", fit)
+    yield calls
+    ours.setLevel(level)
+
+
+def watch_flushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Gathers what stands on a captured stdout whenever it is flushed, so that a pipe's reader has it at once."""
+    texts: list[str] = []
+    stream = sys.stdout
+    monkeypatch.setattr(stream, "flush", lambda: texts.append(stream.getvalue()))
+    return texts
 
 
 @pytest.fixture(scope="session")

@@ -7,16 +7,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from itertools import product
 
+import forked
 import numpy as np
 import pytest
 import torch
 import yaml
 from commands import BASE
-from conftest import ROOT
 from videos import moving_square, write_video
 
 from rubiks import RubiksNet, assemble
@@ -311,31 +310,21 @@ def test_a_folder_without_permission_is_told_before_the_evaluation(data, files, 
         (signal.SIGTERM, "rubiks.assemble.manifest", 0, 143, "SIGTERM"),
     ],
 )
-def test_an_evaluation_that_is_stopped_says_so(number, place, workers, status, name, data, files, tmp_path):
-    owner, _, function = place.rpartition(".")
-    waiting = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import pkgutil, runpy, time\n"
-        f"owner = pkgutil.resolve_name({owner!r})\n"
-        "def wait(*arguments):\n"
-        "    print('inside', flush=True); time.sleep(60)\n"
-        f"owner.{function} = wait\n"
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    choices = ("device=cpu", f"data.workers={workers}", *data, *SMALL, f"ckpt={files['tiny', 'rubiks3d']}")
-    process = subprocess.Popen(
-        [sys.executable, "-c", waiting, ROOT / "eval.py", *choices],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def test_an_evaluation_that_is_stopped_says_so(
+    number, place, workers, status, name, data, files, tmp_path, monkeypatch
+):
+    def wait(*_) -> None:
+        print("inside", flush=True)
+        time.sleep(60)
+
+    monkeypatch.setattr(place, wait)
+    choices = (f"data.workers={workers}", *data, *SMALL, f"ckpt={files['tiny', 'rubiks3d']}")
+    process = forked.start(tmp_path, "eval", *choices)
     for line in process.stdout:
         if line.startswith("inside"):
             break
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == status, err
+    found, _, err = forked.end(process, timeout=60)
+    assert found == status, err
     assert err == f"interrupted by {name}: there are no results yet\n"
     assert not list(tmp_path.glob("outputs/*"))

@@ -1,0 +1,286 @@
+"""What eval.py hands on, and that all it writes and prints is true. Lightning's predict gives scores that are known."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from commands import BASE
+from conftest import watch_flushes
+
+import rubiks
+from rubiks import RubiksNet, assemble, processes
+from rubiks.data.manifest import Entry, Manifest
+from rubiks.evaluation.collect import CollectPredictions
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+LABELS = [6, 0, 3, 1, 2, 6]  # of the list; the third video is missing, and the last but one turns out to be unreadable
+PRESENT = [f"v{number}.mp4" for number in (0, 1, 3, 4, 5)]
+SCORED = [0, 1, 2, 4]  # of those that are present
+# Of seven classes. The right one comes first for v0 alone, and among the first five for v0, v1 and v5.
+LOGITS = np.array(
+    [
+        [0, 1, 2, 3, 4, 5, 9],
+        [5, 6, 7, 8, 1, 2, 3],
+        [3, 0, 4, 5, 6, 7, 8],
+        [9, 8, 7, 0, 1, 2, 6],
+    ],
+    dtype=np.float32,
+)
+
+
+class Predicts(list):
+    """The calls of Lightning's predict, in order; `during` is what happens in each."""
+
+    during = staticmethod(lambda: None)
+
+
+@pytest.fixture
+def predicts(monkeypatch):
+    calls = Predicts()
+
+    def predict(trainer, module, data, **options) -> None:
+        calls.append(SimpleNamespace(trainer=trainer, module=module, data=data, options=options))
+        calls[-1].seed = torch.initial_seed()
+        calls.during()
+        (collected,) = trainer.callbacks
+        assert isinstance(collected, CollectPredictions)
+        collected.logits, collected.indices = torch.from_numpy(LOGITS), torch.tensor(SCORED)
+        collected.labels = torch.tensor([data.records["val"][index].label for index in SCORED])
+
+    monkeypatch.setattr(pl.Trainer, "predict", predict)
+    return calls
+
+
+@pytest.fixture
+def listed(tmp_path) -> tuple[str, ...]:
+    """The choices of a list of six videos, of which one is missing."""
+    (tmp_path / "videos").mkdir()
+    for name in PRESENT:
+        (tmp_path / "videos" / name).touch()
+    (tmp_path / "list.csv").write_text("".join(f"v{number}.mp4,{label}\n" for number, label in enumerate(LABELS)))
+    choices = ("data=csv", "data.root=videos", "data.val_list=list.csv", "data.num_classes=7")
+    return (*choices, "data.on_error=skip", "data.max_bad=0.5", "run=scores")
+
+
+def save(path, variant: str = "rubiks3d", num_frames: int = 5, budget: float | None = None, **described) -> RubiksNet:
+    """Write an official file, or a checkpoint of ours that says all this of itself."""
+    net = RubiksNet("tiny", 7, variant, num_frames)
+    if budget is not None:
+        net.harden(budget)
+    if described:
+        described |= {"tier": "tiny", "variant": variant, "num_classes": 7, "num_frames": num_frames}
+        weights = {f"net.{key}": value for key, value in net.state_dict().items()}
+        torch.save({"state_dict": weights, "rubiks": described}, path)
+    else:
+        net.save_pretrained(path)
+    return net
+
+
+def written(tmp_path) -> dict:
+    return json.loads((tmp_path / "outputs/scores/results.json").read_text())
+
+
+def test_every_number_and_name_that_is_written_is_true(listed, commands, predicts, tmp_path, monkeypatch):
+    flushed = watch_flushes(monkeypatch)
+    net = save(tmp_path / "net.pth.tar", "rubiks3d-aq", budget=0.125)
+    manifest = Manifest(tmp_path / "videos", "known.jsonl")
+    manifest.append(Entry("v1.mp4", 0, 0, sha256="cd", frames=9, key_frames=1, seek="any"))
+    times = iter((100.0, 112.3456))
+    monkeypatch.setattr("eval.time", SimpleNamespace(perf_counter=lambda: next(times)))
+    before = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    output = commands.evaluate(
+        *listed, "ckpt=net.pth.tar", "protocol=two_clip", "protocol.crops=1", "frame_order=reversed", "data.size=40",
+        "data.num_frames=3", "batch_size=2", "seed=9", "precision=bf16-mixed", "data.manifest=known.jsonl",
+        "data.reader=pyav", "data.timeout=44", "data.workers=3", "save_predictions=deep/scores.npz",
+    )  # fmt: skip
+
+    results = written(tmp_path)
+    date = datetime.datetime.fromisoformat(results.pop("date"))
+    assert before <= date <= datetime.datetime.now(datetime.timezone.utc)
+    assert date.utcoffset() == datetime.timedelta(0)
+    labels = np.array([6, 0, 1, 6])
+    assert results == {
+        "top1": 100 * np.mean(LOGITS.argmax(1) == labels),
+        "top5": 100 * np.mean([label in np.argsort(-row)[:5] for row, label in zip(LOGITS, labels, strict=True)]),
+        "data": "csv",
+        "manifest_sha256": hashlib.sha256(b"v1.mp4\t0\tcd\t9\n").hexdigest(),
+        "protocol": "two_clip",
+        "clips": 2,
+        "crops": 1,
+        "frame_order": "reversed",
+        "sampling": "uniform",
+        "window": None,
+        "num_frames": 3,
+        "size": 40,
+        "videos": 4,
+        "listed": 6,
+        "left_out": 2,
+        "tier": "tiny",
+        "variant": "rubiks3d-aq",
+        "num_classes": 7,
+        "temporal_share": 357 / 2862,
+        "checkpoint": "net.pth.tar",
+        "epoch": None,
+        "seconds": 12.35,
+        "device": "cpu",
+        "precision": "bf16-mixed",
+        "versions": {"rubiks": rubiks.__version__, "torch": torch.__version__},
+    }
+    assert (results["top1"], results["top5"]) == (25.0, 75.0)
+    saved = np.load(tmp_path / "deep/scores.npz")
+    assert saved["names"].tolist() == ["v0.mp4", "v1.mp4", "v3.mp4", "v5.mp4"]
+    assert saved["labels"].tolist() == labels.tolist()
+    assert np.array_equal(saved["logits"], LOGITS)
+
+    for line in (
+        "Evaluating net.pth.tar on 5 videos\n",
+        "Temporal budget: 12.47% of the channels are shifted in time",
+        "Frames of each clip were reversed in time",
+        "Not scored: 2 of the 6 listed videos",
+        "Results in outputs/scores/results.json\n",
+        "Predictions in deep/scores.npz\n",
+    ):
+        assert line in output
+    assert any(text.endswith("Evaluating net.pth.tar on 5 videos\n") for text in flushed)
+    row = next(line for line in output.splitlines() if "tiny" in line)
+    assert [cell.strip() for cell in row.replace("│", "|").strip("|").split("|")] == [
+        "tiny", "rubiks3d-aq", "2 clips x 1 crop", "4", "25.00", "75.00",
+    ]  # fmt: skip
+
+    # What was handed on to that end.
+    (call,) = predicts
+    assert (call.seed, os.environ["PL_GLOBAL_SEED"]) == (9, "9")
+    assert call.options == {"return_predictions": False}
+    assert vars(call.data.views["val"]) == {
+        "name": "two_clip", "clips": 2, "crops": 1, "num_frames": 3, "size": 40, "frame_order": "reversed",
+        "window": None,
+    }  # fmt: skip
+    assert [record.name for record in call.data.records["val"]] == PRESENT
+    assert [record.name for record in call.data.records["val"] if record.checked is not None] == ["v1.mp4"]
+    assert list(call.data.records["train"]) == []
+    assert vars(call.data).items() >= {
+        "eval_batch_size": 2, "workers": 3, "seed": 9, "on_error": "skip", "max_bad": 0.5, "reader": "pyav",
+        "timeout": 44,
+    }.items()  # fmt: skip
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(call.module.net.state_dict()[name], tensor), name
+    assert call.trainer.checkpoint_callback is None
+    assert call.trainer.loggers == []
+
+
+DENSE = {"data": {"size": 40, "sampling": "dense", "window": 12}}
+UNIFORM = {"data": {"size": 48, "sampling": "uniform", "window": 30}}
+
+
+@pytest.mark.parametrize(
+    ("config", "choices", "expected"),
+    [
+        (None, (), (224, 5, "uniform", None)),
+        (None, ("data.sampling=dense",), (224, 5, "dense", 64)),
+        ({}, ("data.size=32",), (32, 5, "uniform", None)),
+        ({"data": {}}, ("data.sampling=dense", "data.window=7"), (224, 5, "dense", 7)),
+        (DENSE, (), (40, 5, "dense", 12)),
+        (DENSE, ("data.sampling=uniform",), (40, 5, "uniform", None)),
+        (DENSE, ("data.size=48", "data.num_frames=6", "data.window=20"), (48, 6, "dense", 20)),
+        (UNIFORM, (), (48, 5, "uniform", None)),
+        (UNIFORM, ("data.sampling=dense",), (48, 5, "dense", 30)),
+    ],
+)
+def test_clips_are_as_the_network_was_trained_unless_others_are_chosen(
+    config, choices, expected, listed, commands, predicts, tmp_path
+):
+    described = {} if config is None else {"config": config, "epoch": 4}
+    save(tmp_path / "net.ckpt", **described)
+    commands.evaluate(*listed, *choices, "ckpt=net.ckpt")
+    results = written(tmp_path)
+    assert tuple(results[key] for key in ("size", "num_frames", "sampling", "window")) == expected
+    assert results["epoch"] == described.get("epoch")
+    assert (results["variant"], "temporal_share" in results) == ("rubiks3d", False)
+    protocol = predicts[0].data.views["val"]
+    assert (protocol.size, protocol.num_frames, protocol.window) == (*expected[:2], expected[3])
+
+
+def test_classes_come_from_the_checkpoint_where_the_data_names_none_and_must_be_the_same(
+    listed, commands, predicts, tmp_path
+):
+    names = [f"class {number}" for number in range(7)]
+    save(tmp_path / "net.ckpt", epoch=1, classes=names)
+    unnamed = (*listed, "data.num_classes=null", "ckpt=net.ckpt")
+    commands.evaluate(*unnamed)
+    assert written(tmp_path)["num_classes"] == 7
+    (tmp_path / "names.txt").write_text("\n".join([*names[:4], "another", *names[5:]]) + "\n")
+    message = commands.refused("eval", *unnamed, "data.labels=names.txt")
+    assert "class 4 is 'class 4' there and 'another' in the data set" in message
+    for choice, words in (
+        ("batch_size=0", "batch_size must be a whole number of at least 1, got 0"),
+        ("data.num_frames=-1", "data.num_frames must be a whole number of at least 1, got -1"),
+        ("seed=-1", "seed must be a whole number of at least 0, got -1"),
+    ):
+        assert words in commands.refused("eval", *unnamed, choice)
+    assert len(predicts) == 1
+    # The least that may be.
+    commands.evaluate(*unnamed, "batch_size=1", "data.num_frames=1", "seed=0")
+    assert written(tmp_path)["num_frames"] == 1
+
+
+def test_a_gpu_is_named_and_a_soft_network_has_no_share(listed, commands, predicts, tmp_path, monkeypatch):
+    save(tmp_path / "net.pth.tar", "rubiks3d-aq")
+    monkeypatch.setattr(assemble, "on_gpu", lambda cfg: cfg.device == "cpu")  # Lightning was told the truth
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "the name of a GPU")
+    commands.evaluate(*listed, "ckpt=net.pth.tar")
+    results = written(tmp_path)
+    assert (results["device"], results["precision"]) == ("the name of a GPU", "32-true")
+    assert results["temporal_share"] is None
+    assert results["versions"]["torch"].split(".")[0].isdigit()
+
+
+def test_a_parent_starts_its_processes_and_scores_nothing(listed, commands, predicts, tmp_path, monkeypatch):
+    save(tmp_path / "net.pth.tar")
+    started = []
+    monkeypatch.setattr(processes, "run", lambda *arguments, **options: started.append((arguments, options)))
+    choices = (*BASE, *listed, "ckpt=net.pth.tar", "trainer.devices=2", "process_timeout=21")
+    status, out, err = commands.run("eval", choices)
+    assert (status, "Evaluating" in out, err) == (0, False, "")
+    assert started == [((2, 1, Path("outputs/scores"), list(choices), 21), {"steps": False})]
+    assert predicts == []
+    assert not list(tmp_path.glob("outputs/*"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_of_two_speaks_and_writes(rank, listed, commands, predicts, tmp_path, monkeypatch):
+    save(tmp_path / "net.pth.tar")
+    values = {"LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+    output = commands.evaluate(
+        *listed, "ckpt=net.pth.tar", "trainer=ddp", "trainer.devices=2", "save_predictions=s.npz"
+    )
+    assert len(predicts) == 1
+    assert predicts[0].trainer.world_size == 2
+    assert ("Evaluating" in output, "Results in" in output) == (rank == 0, rank == 0)
+    assert (tmp_path / "outputs/scores/results.json").is_file() == (tmp_path / "s.npz").is_file() == (rank == 0)
+
+
+def test_an_interrupted_evaluation_leaves_nothing(listed, commands, predicts, tmp_path):
+    save(tmp_path / "net.pth.tar")
+
+    def interrupted() -> None:
+        assert (tmp_path / "outputs/scores").is_dir()
+        signal.raise_signal(signal.SIGTERM)
+
+    predicts.during = interrupted
+    status, _, err = commands.run("eval", (*BASE, *listed, "ckpt=net.pth.tar"))
+    assert (status, err) == (143, "interrupted by SIGTERM: there are no results yet\n")
+    assert not list(tmp_path.glob("outputs/*"))
+    assert isinstance(signal.getsignal(signal.SIGTERM), signal.Handlers)  # as it was before
