@@ -60,11 +60,12 @@ def draw_histograms(title: str, values: Mapping[str, Tensor], outlines: Mapping[
         limit = max(0.1, *(own.abs().max().item() for own in shown))
         bins = np.linspace(-limit, limit, 42)
         for base, stage in enumerate(stages):
-            drawn = [own[stage][column] for own in (values, outlines) if stage in own]
-            counts = [np.histogram(own, bins)[0] for own in drawn]
-            unit = max(count.max() for count in counts) / 0.9
-            for count, style in zip(counts, ({"fill": True, "color": "C0"}, {"color": "black"}), strict=False):
-                axes.stairs(base + count / unit, bins, baseline=base, **style)
+            own = [values[stage][column], *([outlines[stage][column]] if stage in outlines else [])]
+            counts = [np.histogram(offsets, bins)[0] for offsets in own]
+            heights = [base + 0.9 * count / max(count.max() for count in counts) for count in counts]
+            axes.stairs(heights[0], bins, baseline=base, fill=True, color="C0")
+            for height in heights[1:]:
+                axes.stairs(height, bins, baseline=base, color="black")
         axes.set_ylim(0, len(stages))
         axes.set_yticks([])
         axes.tick_params(labelsize=7)
