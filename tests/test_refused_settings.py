@@ -130,7 +130,10 @@ def test_a_message_says_what_may_be_there(key, value, words, root):
     assert_rejected(lambda: made(root, key, value).everything(), words)
 
 
-@pytest.mark.parametrize(("section", "settings"), [("recipe", "lr"), ("augment", "mixup"), ("aq", "budget")])
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [("recipe", "epochs, batch_size, lr"), ("augment", "mixup, cutmix"), ("aq", "budget, per_layer, soft")],
+)
 def test_a_key_that_a_file_of_ones_own_has_too_much_is_named(section, settings, root):
     cfg = made(root, "data.workers", 0).cfg
     OmegaConf.update(cfg, f"{section}.nonsense", 1, force_add=True)

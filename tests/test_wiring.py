@@ -217,6 +217,11 @@ def test_the_network_has_the_dropout_that_it_is_given(made):
     assert (made.classes, made.net.num_classes) == (["turn left", "turn right", "jump"], 3)
 
 
+def test_a_setting_may_be_that_of_another_key():
+    cfg = configuration(recipe__batch_size=24, recipe__lr_batch="${recipe.batch_size}")
+    assert assemble.recipe(cfg).lr_batch == 24
+
+
 def test_other_variants_have_no_attention_schedule():
     assert assemble.attention_schedule(configuration()) is None
 
