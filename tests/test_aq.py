@@ -69,6 +69,7 @@ def test_length_of_the_soft_phase():
     assert AttentionSchedule(0, soft=0.6).soft_steps(100) == 0  # there is nothing to choose
     assert AttentionSchedule(0.01, soft=0.39).soft_steps(10) == 3  # whole steps
     assert AttentionSchedule(1, soft=0.99).soft_steps(1) == 0
+    assert AttentionSchedule(1, soft=math.nextafter(1, 0)).soft_steps(1_000_001) == 1_000_000
 
 
 @pytest.mark.parametrize("temperature", [2.0, 0.7, 0.1, 0.01])
