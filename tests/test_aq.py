@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -333,6 +335,15 @@ def test_training_from_a_hard_network_keeps_its_choice():
     assert all(torch.equal(shift.weight, own) for shift, own in zip(net.attention_shifts(), before, strict=True))
     with pytest.raises(InputError, match=r"aq.budget=0.03.*6\.22%"):
         fit(AttentionSchedule(0.03), net)
+
+
+def test_a_hard_network_of_exactly_the_budget_is_trained():
+    net = small(3, "rubiks3d-aq").harden(0.25)
+    for budget, allowed in ((net.temporal_share(), True), (net.temporal_share() - 1e-6, False)):
+        module = VideoClassifier(net, recipe(), attention=AttentionSchedule(budget))
+        module._trainer = SimpleNamespace(is_global_zero=True)
+        with contextlib.nullcontext() if allowed else pytest.raises(InputError, match=f"aq.budget={budget:g}, but"):
+            module.on_train_start()
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
