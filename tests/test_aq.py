@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -69,6 +71,7 @@ def test_length_of_the_soft_phase():
     assert AttentionSchedule(0, soft=0.6).soft_steps(100) == 0  # there is nothing to choose
     assert AttentionSchedule(0.01, soft=0.39).soft_steps(10) == 3  # whole steps
     assert AttentionSchedule(1, soft=0.99).soft_steps(1) == 0
+    assert AttentionSchedule(1, soft=math.nextafter(1, 0)).soft_steps(1_000_001) == 1_000_000
 
 
 @pytest.mark.parametrize("temperature", [2.0, 0.7, 0.1, 0.01])
@@ -332,6 +335,15 @@ def test_training_from_a_hard_network_keeps_its_choice():
     assert all(torch.equal(shift.weight, own) for shift, own in zip(net.attention_shifts(), before, strict=True))
     with pytest.raises(InputError, match=r"aq.budget=0.03.*6\.22%"):
         fit(AttentionSchedule(0.03), net)
+
+
+def test_a_hard_network_of_exactly_the_budget_is_trained():
+    net = small(3, "rubiks3d-aq").harden(0.25)
+    for budget, allowed in ((net.temporal_share(), True), (net.temporal_share() - 1e-6, False)):
+        module = VideoClassifier(net, recipe(), attention=AttentionSchedule(budget))
+        module._trainer = SimpleNamespace(is_global_zero=True)
+        with contextlib.nullcontext() if allowed else pytest.raises(InputError, match=f"aq.budget={budget:g}, but"):
+            module.on_train_start()
 
 
 @pytest.mark.parametrize("per_layer", [False, True])

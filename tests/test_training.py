@@ -99,6 +99,7 @@ SCHEDULES = {
         {"schedule": "cosine", "warmup_epochs": 2},
         {0: 1 / 9, 7: 8 / 9, 8: 1, 16: 0.5 + 0.5**1.5, 24: 0.5, 40: 0},
     ),
+    "half an epoch of cosine": ({"schedule": "cosine", "warmup_epochs": 9.5}, {38: 1, 39: 0.5, 40: 0}),
     "a warm-up all along": (
         {"schedule": "cosine", "warmup_epochs": 10},
         {0: 1 / 41, 39: 40 / 41},

@@ -63,8 +63,8 @@ class AttentionSchedule:
             raise _bad("multiplier_rate", "a number of at least 0", self.multiplier_rate)
 
     def soft_steps(self, steps: int) -> int:
-        """How many of the optimiser steps of a training are soft; at least the last one is hard."""
-        return min(int(self.soft * steps), steps - 1) if self.budget > 0 else 0
+        """How many of the optimiser steps of a training are soft; at least the last one is hard, as soft is below 1."""
+        return int(self.soft * steps) if self.budget > 0 else 0
 
     def temperature(self, progress: float) -> float:
         """The temperature when a share `progress`, 0 to 1, of the soft phase is over."""
