@@ -233,7 +233,7 @@ class TestBadVideoFiles:
         (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
         path = tmp_path / "list.mp4"
         for reader in ("auto", "pyav"):
-            with pytest.raises(VideoError, match="is a playlist, expected a video file"):
+            with pytest.raises(VideoError, match=r": is a playlist, expected a video file$"):
                 open_video(VideoRecord(str(path), 0), reader)
 
     def test_sound_only(self, tmp_path, reason):

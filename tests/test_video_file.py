@@ -73,6 +73,39 @@ def test_the_reader_that_is_right_for_a_file_reads_it(clips, paths, reader, name
     assert paths.taken == [reader if seek == "any" and reader != "pyav" else "_from_entries"]
 
 
+def test_a_library_seeks_unless_told_otherwise(clips):
+    usable("decord")
+    path = str(clips / "a.mp4")
+    with VideoFile(path) as video, open_video(VideoRecord(path, 0)) as record:
+        assert video._library is not None
+        assert record._library is not None
+
+
+def test_opening_decodes_nothing_where_packets_tell_the_number_of_frames(clips, monkeypatch):
+    monkeypatch.setattr(VideoFile, "_decoded", lambda self: pytest.fail("decoded"))
+    for name in ("a.mp4", "a.mkv", "ten bits.mp4", "a.webm"):
+        with VideoFile(str(clips / name), "pyav") as video:
+            assert len(video) == FRAMES
+
+
+@pytest.mark.parametrize(
+    ("error", "decides"),
+    [(av.error.InvalidDataError(1, "x"), True), (ValueError(), True), (KeyError(), True), (ZeroDivisionError(), False)],
+)
+def test_what_cannot_be_sought_is_decoded_in_order_and_defects_are_raised(clips, monkeypatch, error, decides):
+    def fail(self, indices):
+        raise error
+
+    monkeypatch.setattr(VideoFile, "_from_entries", fail)
+    with VideoFile(str(clips / "ten bits.mp4")) as video:
+        if not decides:
+            with pytest.raises(ZeroDivisionError):
+                video.frames(WANTED)
+            return
+        frames = video.frames(WANTED).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(frames, decode_in_order(clips / "ten bits.mp4")[WANTED])
+
+
 def test_colours_of_more_than_8_bits_are_those_of_a_decode_in_order(clips):
     """In which decord differs a little."""
     with VideoFile(str(clips / "ten bits.mp4")) as video:
@@ -151,7 +184,7 @@ def test_no_file_stays_open_where_one_is_refused(clips, tmp_path):
     with pytest.raises(VideoError) as caught:  # while the error's frames are kept
         VideoFile(str(path))
     assert open_files() == before
-    assert "is coded in a way that FFmpeg does not know, or its header is broken" in str(caught.value)
+    assert caught.value.reason == "is coded in a way that FFmpeg does not know, or its header is broken"
 
 
 def test_a_video_takes_one_core(clips):
