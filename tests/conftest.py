@@ -13,6 +13,7 @@ import av  # noqa: F401  before any test imports decord, whose older libvpx PyAV
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from rubiks.cli import main
 from rubiks.data import builtin
@@ -121,8 +122,9 @@ def fused_kernels() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _as_in_a_new_process() -> None:
     torch.manual_seed(0)
+    rank_zero_only.rank = 0  # Lightning keeps that of the last trainer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
