@@ -81,7 +81,7 @@ def test_unreadable_videos_are_given_as_errors_and_defects_raised(record, timeou
 def test_a_video_that_is_not_read_in_time_is_left_behind(record):
     end = threading.Event()
     try:
-        found = VideoDataset([record], FirstFrames(before=end.wait), 0, timeout=0.25)[0, 0, 0]
+        found = VideoDataset([record], FirstFrames(before=lambda: end.wait(20)), 0, timeout=0.25)[0, 0, 0]
         others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
         assert all(thread.daemon for thread in others)  # no process waits for it at its end
     finally:

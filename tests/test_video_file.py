@@ -90,7 +90,7 @@ def test_opening_decodes_nothing_where_packets_tell_the_number_of_frames(clips, 
 
 @pytest.mark.parametrize(
     ("error", "decides"),
-    [(av.error.InvalidDataError(1, "x"), True), (ValueError(), True), (KeyError(), True), (ZeroDivisionError(), False)],
+    [(av.error.ExternalError(1, "x"), True), (ValueError(), True), (KeyError(), True), (ZeroDivisionError(), False)],
 )
 def test_what_cannot_be_sought_is_decoded_in_order_and_defects_are_raised(clips, monkeypatch, error, decides):
     def fail(self, indices):
