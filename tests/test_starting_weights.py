@@ -88,9 +88,11 @@ def test_without_init_or_in_a_run_that_goes_on_the_weights_are_new(folder):
 
 @pytest.mark.parametrize("rule", ["tsm", "uniform", "zero"])
 @pytest.mark.parametrize("count", [3, 4])
-def test_a_network_of_images_is_inflated_by_init_temporal(rule, count, folder):
+def test_a_network_of_images_is_inflated_by_init_temporal(rule, count, folder, caplog):
+    caplog.set_level("INFO")
     classes = [str(label) for label in range(count)]
     net = network(folder, "flat.pth.tar", classes, init_temporal=rule)
+    assert f"from rubiks2d (2D shift), to rubiks3d (3D shift), in time by init_temporal={rule}" in caplog.text
     flat = RubiksNet.load_pretrained(folder / "flat.pth.tar")
     assert torch.equal(net.backbone.conv1.weight, flat.backbone.conv1.weight)
     assert equal(weights(net, classifier=True), weights(flat, classifier=True)) == (count == 3)

@@ -211,7 +211,7 @@ def test_what_the_manifest_knows_is_in_the_records(made, root):
 
 
 def test_the_network_has_the_dropout_that_it_is_given(made):
-    assert made.net.dropout.p == 0.45
+    assert [assemble.network(made.cfg, made.classes, share).dropout.p for share in (0.45, 0.15)] == [0.45, 0.15]
     assert len(made.net.attention_shifts()) == 17
     assert isinstance(made.net.attention_shifts()[0], AttentionShift)
     assert (made.classes, made.net.num_classes) == (["turn left", "turn right", "jump"], 3)
