@@ -139,6 +139,8 @@ def test_what_is_frozen_is_in_no_group():
     net.backbone.requires_grad_(False)
     groups = parameter_groups(net, recipe(), 0.1)
     assert [(group["name"], len(group["params"])) for group in groups] == [("classifier", 1), ("classifier bias", 1)]
+    net.new_fc.weight.requires_grad_(False)
+    assert [group["name"] for group in parameter_groups(net, recipe(), 0.1)] == ["classifier bias"]
 
 
 def test_the_table_of_groups():

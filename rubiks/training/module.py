@@ -129,7 +129,7 @@ class VideoClassifier(pl.LightningModule):
             self.finite_losses.append(finite)
         # Without the losses of steps that are left out.
         self.train_loss.update(loss.detach().where(finite, 0.0), finite * float(len(label)))
-        self.log("train/loss_step", loss, on_step=True, on_epoch=False)
+        self.log("train/loss_step", loss)
         return loss if self.annealing is None else loss + self._attention_penalty(self.annealing)
 
     def _attention_penalty(self, annealing: Annealing) -> Tensor:
