@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import av  # noqa: F401  before any test imports decord, whose older libvpx PyAV's encoder would then find
+import hypothesis
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -26,6 +27,8 @@ OFFICIAL = Path(__file__).parent / "official"  # numbers computed with the offic
 
 sys.path[:0] = [str(ROOT), str(OFFICIAL)]  # for train.py and eval.py, and what the official code gave
 
+hypothesis.settings.register_profile("tests", deadline=None)  # machines are slow at times
+hypothesis.settings.load_profile("tests")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
 
 
