@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rubiks.cli import main
 from rubiks.data import builtin
 from rubiks.errors import InputError
+from rubiks.models.tiers import TIERS, Tier
 from rubiks.ops import fused, operator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +105,14 @@ def rubiks_command(monkeypatch, capsys):
         return status, out, err
 
     return command
+
+
+@pytest.fixture(scope="module")
+def small_network():
+    """tier=tiny is a network of one narrow block in each stage: for tests of what happens around a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TIERS, "tiny", Tier(18, (1, 1, 1, 1)))
+        yield
 
 
 def assert_rejected(action, *parts: str) -> None:

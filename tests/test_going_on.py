@@ -19,9 +19,12 @@ from forked import end, start
 from rubiks import RubiksNet
 from rubiks.data import builtin
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers", "ignore:.*number of training batches.*", "ignore:.*LeafSpec"
-)
+pytestmark = [
+    pytest.mark.usefixtures("small_network"),
+    pytest.mark.filterwarnings(
+        "ignore:.*does not have many workers", "ignore:.*number of training batches.*", "ignore:.*LeafSpec"
+    ),
+]
 
 VIDEOS, DONE, STEPS = 24, 16, 4  # of the list, and where the run stands: in batches of 4, within its first epoch
 START = (
@@ -46,7 +49,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def started(data, tmp_path_factory):
+def started(small_network, data, tmp_path_factory):
     """The folder of a run that has stopped within its first epoch."""
     folder = tmp_path_factory.mktemp("started")
     choices = (f"data.root={data}", *START, "run=first", f"trainer.max_steps={STEPS}")

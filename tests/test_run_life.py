@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -30,9 +31,12 @@ SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_
 # Six batches, and optimiser steps, an epoch.
 QUICK = (*SMALL, "recipe.batch_size=4", "recipe.epochs=2", "trainer.log_every_n_steps=1")
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers", "ignore:.*number of training batches.*", "ignore:.*LeafSpec"
-)
+pytestmark = [
+    pytest.mark.usefixtures("small_network"),
+    pytest.mark.filterwarnings(
+        "ignore:.*does not have many workers", "ignore:.*number of training batches.*", "ignore:.*LeafSpec"
+    ),
+]
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ def wait_inside(process: subprocess.Popen) -> bool:
 
 
 @pytest.fixture(scope="module")
-def references(builtin_data, tmp_path_factory):
+def references(small_network, builtin_data, tmp_path_factory):
     """The last states of uninterrupted runs, of one process and of two."""
     states = {}
     for count, choices in ((1, ()), (2, DDP)):
@@ -232,18 +236,14 @@ def test_a_full_disk_leaves_the_state_before(builtin_data, commands, references,
     """A limit on the size of files stands for a full disk."""
     commands.train(builtin_data, *QUICK, "run=full", "trainer.max_steps=3")
     before = (tmp_path / "outputs/full/checkpoints/last.ckpt").read_bytes()
-    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))"
-    program = f"{limit}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    result = subprocess.run(
-        [sys.executable, "-c", program, ROOT / "train.py", *BASE, "logger=csv", builtin_data, *QUICK, "run=full"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2
-    assert "last.ckpt cannot be written: File too large" in result.stderr
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        status, _, err = commands.run("train", (*BASE, "logger=csv", builtin_data, *QUICK, "run=full"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert status == 2
+    assert "last.ckpt cannot be written: File too large" in err
     assert (tmp_path / "outputs/full/checkpoints/last.ckpt").read_bytes() == before
     commands.train(builtin_data, *QUICK, "run=full")
     assert_same_state(last(tmp_path / "outputs/full"), references[1])
@@ -333,7 +333,7 @@ def test_a_moved_run_goes_on_and_keeps_its_best(builtin_data, commands, tmp_path
 
 
 @pytest.fixture(scope="module")
-def stopped(builtin_data, tmp_path_factory):
+def stopped(small_network, builtin_data, tmp_path_factory):
     """The folder of a run that has stopped within its second epoch."""
     folder = tmp_path_factory.mktemp("stopped")
     status, _, err = end(start(folder, "train", builtin_data, *QUICK, "trainer.max_steps=9", "run=torn"))

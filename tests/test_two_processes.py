@@ -25,12 +25,15 @@ from rubiks.training.optim import running_statistics
 SMALL = ("data.size=32", "data.num_frames=4", "trainer.log_every_n_steps=1")
 DDP = ("trainer=ddp", "trainer.devices=2", "process_timeout=60")
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers",
-    "ignore:.*number of training batches.*",
-    "ignore:.*LeafSpec",
-    "ignore:.*in eval mode",
-)
+pytestmark = [
+    pytest.mark.usefixtures("small_network"),
+    pytest.mark.filterwarnings(
+        "ignore:.*does not have many workers",
+        "ignore:.*number of training batches.*",
+        "ignore:.*LeafSpec",
+        "ignore:.*in eval mode",
+    ),
+]
 
 
 @pytest.fixture
