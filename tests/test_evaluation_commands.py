@@ -23,7 +23,10 @@ from rubiks.cli.entry import compose
 from rubiks.data import builtin
 from rubiks.errors import InputError
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*")
+pytestmark = [
+    pytest.mark.usefixtures("small_network"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*"),
+]
 
 SMALL = ("data.size=32", "data.num_frames=2")
 

@@ -23,7 +23,10 @@ from rubiks.data.limits import NoRoom, Space, WorkerCollate, start_worker
 from rubiks.errors import InputError
 
 FULL = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
-pytestmark = pytest.mark.filterwarnings("ignore:.*number of training batches.*", "ignore:.*does not have many workers")
+pytestmark = [
+    pytest.mark.usefixtures("small_network"),
+    pytest.mark.filterwarnings("ignore:.*number of training batches.*", "ignore:.*does not have many workers"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -32,12 +32,15 @@ SMALL = ("data.train_videos=16", "data.val_videos=8", "data.size=32", "data.num_
 QUICK = ("recipe.batch_size=8", "recipe.epochs=1", "trainer.log_every_n_steps=1")
 KEY = 40 * "a"
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers",
-    "ignore:.*number of training batches.*",
-    "ignore:.*your dataloader is not resumable.*",
-    "ignore:Checkpoint directory .* exists and is not empty",
-)
+pytestmark = [
+    pytest.mark.usefixtures("small_network"),
+    pytest.mark.filterwarnings(
+        "ignore:.*does not have many workers",
+        "ignore:.*number of training batches.*",
+        "ignore:.*your dataloader is not resumable.*",
+        "ignore:Checkpoint directory .* exists and is not empty",
+    ),
+]
 
 
 class Server(ThreadingHTTPServer):
