@@ -34,7 +34,7 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# Hours; with ARGS="rubiks.data.views*" only a part. pyproject.toml names the files, tests/mutants.md what survives.
+# Hours; with ARGS="rubiks.data.views*" only a part. pyproject.toml names the files, docs/mutants.md what survives.
 mutants: $(READY)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" OMP_NUM_THREADS=1 mutmut run $(ARGS)
 	$(VENV)/bin/mutmut results

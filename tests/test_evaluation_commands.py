@@ -24,6 +24,7 @@ from rubiks.data import builtin
 from rubiks.errors import InputError
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("small_network"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*"),
 ]

@@ -20,6 +20,7 @@ from rubiks import RubiksNet
 from rubiks.data import builtin
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("small_network"),
     pytest.mark.filterwarnings(
         "ignore:.*does not have many workers", "ignore:.*number of training batches.*", "ignore:.*LeafSpec"

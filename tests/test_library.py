@@ -17,6 +17,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 # Runs the operator, after `{setup}`, and prints how. Moving every channel by one frame shows that the result is right.
 PROGRAM = """
 import json, warnings, torch

@@ -24,6 +24,7 @@ from rubiks.errors import InputError
 
 FULL = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("small_network"),
     pytest.mark.filterwarnings("ignore:.*number of training batches.*", "ignore:.*does not have many workers"),
 ]

@@ -32,6 +32,7 @@ SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_
 QUICK = (*SMALL, "recipe.batch_size=4", "recipe.epochs=2", "trainer.log_every_n_steps=1")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("small_network"),
     pytest.mark.filterwarnings(
         "ignore:.*does not have many workers", "ignore:.*number of training batches.*", "ignore:.*LeafSpec"

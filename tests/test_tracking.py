@@ -33,6 +33,7 @@ QUICK = ("recipe.batch_size=8", "recipe.epochs=1", "trainer.log_every_n_steps=1"
 KEY = 40 * "a"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("small_network"),
     pytest.mark.filterwarnings(
         "ignore:.*does not have many workers",

@@ -26,6 +26,7 @@ SMALL = ("data.size=32", "data.num_frames=4", "trainer.log_every_n_steps=1")
 DDP = ("trainer=ddp", "trainer.devices=2", "process_timeout=60")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("small_network"),
     pytest.mark.filterwarnings(
         "ignore:.*does not have many workers",
