@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 OFFICIAL = Path(__file__).parent / "official"  # numbers computed with the official code
 
+SMALL_TIER = Tier(18, (1, 1, 1, 1))  # one narrow block in each stage
+
 sys.path[:0] = [str(ROOT), str(OFFICIAL)]  # for train.py and eval.py, and what the official code gave
 
 hypothesis.settings.register_profile("tests", deadline=None)  # machines are slow at times
@@ -111,7 +113,7 @@ def rubiks_command(monkeypatch, capsys):
 def small_network():
     """tier=tiny is a network of one narrow block in each stage: for tests of what happens around a network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TIERS, "tiny", Tier(18, (1, 1, 1, 1)))
+        patch.setitem(TIERS, "tiny", SMALL_TIER)
         yield
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMALL_TIER
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from rubiks import RubiksNet
-from rubiks.models import tiers
+from rubiks.models import TIERS
 from rubiks.nn import Normalize
 
 MEAN, STD = (torch.tensor(values).double().view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -27,7 +28,7 @@ NORMALIZE = Normalize().double()  # its constants are of float32, whose last dig
 def small(classes: int, variant: str = "rubiks3d", **options: Any) -> RubiksNet:
     """A network of one block in each stage, which calls itself tiny."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiers.TIERS, "tiny", tiers.Tier(18, (1, 1, 1, 1)))
+        patch.setitem(TIERS, "tiny", SMALL_TIER)
         return RubiksNet("tiny", classes, variant, **options)
 
 

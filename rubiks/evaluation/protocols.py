@@ -77,13 +77,13 @@ class Protocol:
 def segment_centres(length: int, frames: int) -> np.ndarray:
     """The centre of each of `frames` equal segments, TSM's one-clip test sampling: ``int(tick / 2 + tick * i)``."""
     tick = length / frames
-    return np.array([int(tick / 2 + tick * i) for i in range(frames)])
+    return np.array([int(tick / 2 + tick * i) for i in range(frames)], dtype=np.int64)
 
 
 def segment_starts(length: int, frames: int) -> np.ndarray:
     """The start of each of `frames` equal segments, the second clip of TSM's two-clip test: ``int(tick * i)``."""
     tick = length / frames
-    return np.array([int(tick * i) for i in range(frames)])
+    return np.array([int(tick * i) for i in range(frames)], dtype=np.int64)
 
 
 def spread_windows(length: int, frames: int, window: int, clips: int) -> np.ndarray:
