@@ -121,4 +121,6 @@ class Commands:
 
 
 BASE = ("device=cpu", "data.workers=0")
+# What Lightning says of runs as small as those of tests.
+SMALL_RUNS = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*")
 ENTRIES = {"train": "train", "eval": "evaluate"}

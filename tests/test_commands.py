@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import BASE, Commands, commands_in
+from commands import BASE, SMALL_RUNS, Commands, commands_in
 from conftest import ROOT
 from PIL import Image
 from videos import decode_in_order, moving_square, real_clip, write_video
@@ -33,17 +33,7 @@ from rubiks.training.module import VideoClassifier
 SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4")
 QUICK = ("recipe.batch_size=8", "recipe.epochs=2", "trainer.log_every_n_steps=1")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("small_network"),
-    pytest.mark.filterwarnings(
-        "ignore:.*does not have many workers",
-        "ignore:.*number of training batches.*",
-        "ignore:.*your dataloader is not resumable.*",
-        "ignore:The dirpath has changed",  # the run was copied
-        "ignore:Checkpoint directory .* exists and is not empty",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_network"), SMALL_RUNS]
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,13 @@ import shutil
 import pytest
 import pytorch_lightning as pl
 import torch
-from commands import BASE, Commands
+from commands import BASE, SMALL_RUNS, Commands
 from forked import end, start
 
 from rubiks import RubiksNet
 from rubiks.data import builtin
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("small_network"),
-    pytest.mark.filterwarnings(
-        "ignore:.*does not have many workers", "ignore:.*number of training batches.*", "ignore:.*LeafSpec"
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_network"), SMALL_RUNS]
 
 VIDEOS, DONE, STEPS = 24, 16, 4  # of the list, and where the run stands: in batches of 4, within its first epoch
 START = (

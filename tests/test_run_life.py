@@ -18,7 +18,7 @@ import time
 
 import pytest
 import torch
-from commands import BASE
+from commands import BASE, SMALL_RUNS
 from conftest import ROOT
 from faulty_train import insert
 from forked import end, start
@@ -31,13 +31,7 @@ SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_
 # Six batches, and optimiser steps, an epoch.
 QUICK = (*SMALL, "recipe.batch_size=4", "recipe.epochs=2", "trainer.log_every_n_steps=1")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("small_network"),
-    pytest.mark.filterwarnings(
-        "ignore:.*does not have many workers", "ignore:.*number of training batches.*", "ignore:.*LeafSpec"
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_network"), SMALL_RUNS]
 
 
 @pytest.fixture

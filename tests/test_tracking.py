@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import yaml
-from commands import BASE
+from commands import BASE, SMALL_RUNS
 from conftest import ROOT, assert_rejected
 
 from rubiks import tracking
@@ -32,16 +32,7 @@ SMALL = ("data.train_videos=16", "data.val_videos=8", "data.size=32", "data.num_
 QUICK = ("recipe.batch_size=8", "recipe.epochs=1", "trainer.log_every_n_steps=1")
 KEY = 40 * "a"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("small_network"),
-    pytest.mark.filterwarnings(
-        "ignore:.*does not have many workers",
-        "ignore:.*number of training batches.*",
-        "ignore:.*your dataloader is not resumable.*",
-        "ignore:Checkpoint directory .* exists and is not empty",
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_network"), SMALL_RUNS]
 
 
 class Server(ThreadingHTTPServer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 
@@ -14,10 +15,13 @@ import torch.nn.functional as F
 from commands import BASE
 from forked import end, start
 from pytorch_lightning.callbacks import Callback
-from torch import nn
+from test_training import frozen_statistics
+from written_out import Training, one_hot
 
-from rubiks import RubiksNet
+from rubiks import RubiksNet, assemble
+from rubiks.cli.entry import compose
 from rubiks.data import builtin
+from rubiks.data.dataset import VideoDataset
 from rubiks.nn import Normalize
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import running_statistics
@@ -87,15 +91,6 @@ def state(folder, name="last") -> dict:
     return torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
 
 
-def frozen(net: RubiksNet) -> RubiksNet:
-    """Batch norm by running statistics, so that the halves of a batch give the gradient of the whole."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-            module.train = lambda mode=True: None
-    return net
-
-
 class Batches(Callback):
     """Keeps the normalised clips and labels of each training batch, of both processes together, in float64."""
 
@@ -117,9 +112,7 @@ def test_two_processes_take_the_steps_of_one_with_their_batches(together, data, 
     original = pl.Trainer.fit
 
     def fit(trainer, module, *args, **options):
-        frozen(module.net)
-        batches.start = {name: p.detach().double() for name, p in module.net.named_parameters()}
-        batches.buffers = dict(module.net.named_buffers())
+        batches.net = copy.deepcopy(frozen_statistics(module.net))
         trainer.callbacks.append(batches)
         return original(trainer, module, *args, **options)
 
@@ -136,41 +129,21 @@ def test_two_processes_take_the_steps_of_one_with_their_batches(together, data, 
     assert len(batches.seen) == 3
     assert len({index.item() for _, label in batches.seen for index in label}) > 1
 
-    twin = frozen(RubiksNet("tiny", 8, num_frames=4).double())
-    with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            parameter.copy_(batches.start[name])
-        for name, buffer in twin.named_buffers():
-            buffer.copy_(batches.buffers[name])
-    momenta = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
+    rates = {"weights": 0.05, "norms": 0.05, "shift": 0.05 * 0.01, "classifier": 0.05, "classifier bias": 0.05}
+    training = Training(batches.net, rates, {"weights": 0.01, "classifier": 0.01}, momentum=0.9, clip=0.5)
     for clips, label in batches.seen:
-        twin.zero_grad()
-        F.cross_entropy(twin(clips), label).backward()
-        others = [p.grad for name, p in twin.named_parameters() if not name.endswith("shift")]
-        norm = torch.cat([grad.flatten() for grad in others]).norm()
-        for name, p in twin.named_parameters():
-            grad, rate = p.grad, 0.05
-            if name.endswith("shift"):
-                length = grad.norm(dim=0)
-                grad, rate = torch.where(length > 0, grad / length, grad), 0.05 * 0.01
-            else:
-                grad = grad * min(1.0, 0.5 / norm)
-                if p.dim() > 1 and not name.endswith("conv2.0.weight"):
-                    grad = grad + 0.01 * p.detach()
-            momenta[name] = 0.9 * momenta[name] + grad
-            p.data -= rate * momenta[name]
+        training.batch(clips, one_hot(label, 8))
+        training.step(1.0)
     trained = state(tmp_path / "outputs/two")["state_dict"]
-    for name, expected in twin.named_parameters():
-        moved, found = expected - batches.start[name], trained[f"net.{name}"].double() - batches.start[name]
+    before = dict(batches.net.named_parameters())
+    for name, expected in training.net.named_parameters():
+        start = before[name].double()
+        moved, found = expected - start, trained[f"net.{name}"].double() - start
         assert (found - moved).norm() <= 0.01 * moved.norm() + 1e-6, name
 
 
 def scores(net: RubiksNet, folder) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels of all validation videos, one by one, in list order."""
-    from rubiks import assemble
-    from rubiks.cli.entry import compose
-    from rubiks.data.dataset import VideoDataset
-
     cfg = compose([*LISTS, *SMALL, f"data.root={folder}", "tier=tiny"])
     source = assemble.source(cfg)
     records, _ = assemble.records(cfg, source, "val", 8, assemble.manifest(cfg))
