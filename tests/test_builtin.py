@@ -150,7 +150,7 @@ def test_a_temporary_file_taken_away_is_written_again(tmp_path: Path, monkeypatc
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_ends_quickly_and_leaves_whole_clips(tmp_path: Path) -> None:
-    script = f"{SCRIPT}generate({str(tmp_path)!r}, 'plain', 3000, 400, workers=2)"
+    script = f"{SCRIPT}generate({str(tmp_path)!r}, 'plain', 3000, 400, workers=1)"
     command = [sys.executable, "-c", script]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     videos = tmp_path / "plain-3000+400-seed0" / VIDEOS

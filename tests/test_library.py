@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from with_torch import Process, WithTorch
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +57,8 @@ needs_compiler = pytest.mark.skipif(
 class Checkout:
     """A copy of the operator with its sources, nothing installed, and an environment and cache of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, with_torch: WithTorch) -> None:
+        self.folder, self.with_torch = folder, with_torch
         self.ops = folder / "rubiks" / "ops"
         self.cache = folder / "cache"
         (folder / "rubiks").mkdir(parents=True)
@@ -69,18 +70,10 @@ class Checkout:
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self.environment |= {"RUBIKS_CACHE": str(self.cache), "TMPDIR": str(folder / "tmp"), "CUDA_HOME": "/nowhere"}
 
-    def start(self, setup: str = "", **environment: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM.format(setup=setup)],
-            cwd=self.folder,
-            env=self.environment | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, setup: str = "", **environment: str) -> Process:
+        return self.with_torch.start(PROGRAM.format(setup=setup), self.folder, self.environment | environment)
 
-    def finish(self, process: subprocess.Popen) -> dict:
+    def finish(self, process: Process) -> dict:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         return json.loads(out) | {"stderr": err}
@@ -110,15 +103,22 @@ class Checkout:
         return len((self.folder / "links").read_text().split())
 
 
+@pytest.fixture(scope="module")
+def with_torch():
+    server = WithTorch()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def checkout(tmp_path):
-    return Checkout(tmp_path / "checkout")
+def checkout(tmp_path, with_torch):
+    return Checkout(tmp_path / "checkout", with_torch)
 
 
 @pytest.fixture(scope="module")
-def first_use(tmp_path_factory):
+def first_use(tmp_path_factory, with_torch):
     """A checkout in which three processes have started at once with an empty cache, and what they told."""
-    checkout = Checkout(tmp_path_factory.mktemp("library") / "checkout")
+    checkout = Checkout(tmp_path_factory.mktemp("library") / "checkout", with_torch)
     processes = [checkout.start() for _ in range(3)]
     return checkout, [checkout.finish(process) for process in processes]
 
@@ -189,7 +189,7 @@ def test_a_failed_build_quotes_the_compiler(checkout):
 
 
 @needs_compiler
-def test_a_library_that_cannot_be_used_is_left_alone(built, tmp_path):
+def test_a_library_that_cannot_be_used_is_left_alone(built, with_torch, tmp_path):
     contents = (built / "librubiks.so").read_bytes()
     started = []
     for name, library, changes, words in (
@@ -198,7 +198,7 @@ def test_a_library_that_cannot_be_used_is_left_alone(built, tmp_path):
         ("of CUDA", contents, {"cuda": True}, "needs PyTorch with CUDA, this is"),
         ("without facts", contents, None, "is damaged"),
     ):
-        checkout = Checkout(tmp_path / name)
+        checkout = Checkout(tmp_path / name, with_torch)
         checkout.install(built, **(changes or {}))
         (checkout.ops / "librubiks.so").write_bytes(library)
         if changes is None:
@@ -243,7 +243,7 @@ def test_a_killed_builder_keeps_nobody_waiting(built, checkout):
         time.sleep(0.1)
         assert first.poll() is None
     os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
+    first.communicate(timeout=60)
     result = checkout.run(CXX=cxx)
     assert (result["compiled"][0], checkout.links()) == (True, 1)
 
