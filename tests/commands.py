@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import importlib
 import io
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO, Any
 
+import omegaconf
 import pytest
 import pytorch_lightning as pl
+import yaml
 from conftest import ROOT
 from hydra._internal.hydra import Hydra
 from pytorch_lightning.loggers import WandbLogger
@@ -43,6 +47,14 @@ def commands_in(folder: Path, pictures: bool = False) -> Iterator[Commands]:
     """`Commands` for a fixture that several tests share."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         yield Commands(monkeypatch, Captured(monkeypatch), folder, pictures)
+
+
+_yaml_loader = functools.cache(omegaconf._utils.get_yaml_loader)
+_load_yaml = functools.cache(yaml.load)
+
+
+def _load_once(stream: IO[str] | str, Loader: type) -> Any:  # noqa: N803  PyYAML's name
+    return copy.copy(_load_yaml(stream if isinstance(stream, str) else stream.read(), Loader))
 
 
 def _logs_images(trainer: pl.Trainer) -> bool:
@@ -80,10 +92,13 @@ class Commands:
         """train.py or eval.py as it is: it prints, and may exit."""
         module = importlib.import_module(name)
         self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        # Hydra composes the configuration twice, first to learn hydra.mode alone, which nobody sets here.
+        # Hydra composes the configuration twice, first to learn hydra.mode alone, which nobody sets here, and reads
+        # each of its files twice.
         self.monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        self.monkeypatch.setattr(omegaconf._utils, "get_yaml_loader", _yaml_loader)
+        self.monkeypatch.setattr(yaml, "load", _load_once)
         if name == "train":
-            noted = {word: partial(self.gc.append, word) for word in ("collect", "freeze", "unfreeze")}
+            noted = {word: functools.partial(self.gc.append, word) for word in ("collect", "freeze", "unfreeze")}
             self.monkeypatch.setattr(module, "gc", SimpleNamespace(**noted))
         launch(getattr(module, ENTRIES[name]), ROOT / "conf", name)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,10 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch.distributed.run
 from commands import BASE, ENTRIES
 from conftest import ROOT
 from faulty_train import insert
 from hydra.core.global_hydra import GlobalHydra
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 from rubiks import processes
 from rubiks.cli.entry import launch
@@ -30,10 +33,24 @@ from rubiks.cli.entry import launch
 
 def start(folder: Path, name: str, *choices: str, fault: str = "", **environment: str) -> subprocess.Popen:
     """Start train.py or eval.py with these choices in a folder; `fault` is one of `faulty_train`."""
+    return _start(folder, [sys.executable, *_words(name, choices)], ({"FAULT": fault} if fault else {}) | environment)
+
+
+def start_torchrun(folder: Path, processes: int, *choices: str) -> subprocess.Popen:
+    """Start as many processes of train.py by torchrun, which is itself forked from the tests."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return _start(folder, [sys.executable, *launcher, *_words("train", choices)], {})
+
+
+def _words(name: str, choices: Sequence[str]) -> list[str]:
+    return [str(ROOT / f"{name}.py"), *BASE, *(["logger=csv"] if name == "train" else []), *choices]
+
+
+def _start(folder: Path, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
     return popen(
-        [sys.executable, str(ROOT / f"{name}.py"), *BASE, *(["logger=csv"] if name == "train" else []), *choices],
+        command,
         cwd=folder,
-        env=os.environ | ({"FAULT": fault} if fault else {}) | environment,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -52,7 +69,7 @@ def end(process: subprocess.Popen, timeout: float = 180) -> tuple[int, str, str]
 
 
 def popen(command: Sequence[str], env: Mapping[str, str], **options: Any) -> subprocess.Popen:
-    """subprocess.Popen for [python, train.py or eval.py, choices ...], without a new interpreter."""
+    """subprocess.Popen for [python, train.py or eval.py, ...] or torchrun's command, without a new interpreter."""
     return subprocess.Popen(command, preexec_fn=functools.partial(_become, command, dict(env)), **options)
 
 
@@ -62,6 +79,7 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
     try:
         gc.freeze()  # what is not of this process, as the ends of threads that it does not have, stays as it is
         gc.unfreeze = lambda: None
+        multiprocessing.process._children = set()
         os.closerange(3, 1024)  # also what tells Popen that the command has begun
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
@@ -78,14 +96,21 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
         processes.subprocess = types.SimpleNamespace(Popen=popen)
         if "FAULT" in environment:
             insert(*environment["FAULT"].split())
-        name = Path(command[1]).stem
-        launch(getattr(importlib.import_module(name), ENTRIES[name]), ROOT / "conf", name)
+        if command[1] == "-m":
+            subprocess_handler.Popen = lambda args, env, **options: popen([sys.executable, *args[2:]], env, **options)
+            torch.distributed.run.main(command[3:])
+        else:
+            name = Path(command[1]).stem
+            launch(getattr(importlib.import_module(name), ENTRIES[name]), ROOT / "conf", name)
         status = 0
     except SystemExit as exit_:
         status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
+        for child in multiprocessing.active_children():  # as an interpreter does at its end
+            child.terminate()
+            child.join()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -11,9 +11,10 @@ import sys
 import threading
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from conftest import ROOT, assert_rejected
+from conftest import assert_rejected
 from torch.utils.data import Dataset, _utils
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -226,14 +227,8 @@ def test_train_and_eval_tell_of_full_shared_memory(small_shm, builtin_data, comm
 
 
 def test_a_worker_killed_in_training_ends_it_at_once(builtin_data, tmp_path):
-    choices = [*SMALL, builtin_data, "data.workers=2", "recipe.batch_size=8", "recipe.epochs=1000", "logger=csv"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *choices, "run=killed"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    choices = [*SMALL, builtin_data, "data.workers=2", "recipe.batch_size=8", "recipe.epochs=1000"]
+    process = forked.start(tmp_path, "train", *choices, "run=killed")
     guard = threading.Timer(60, process.kill)
     guard.start()
     try:

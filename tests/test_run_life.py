@@ -21,7 +21,7 @@ import torch
 from commands import BASE, SMALL_RUNS
 from conftest import ROOT
 from faulty_train import insert
-from forked import end, start
+from forked import end, start, start_torchrun
 
 from rubiks import RubiksNet, launched, runs
 from rubiks.errors import InputError
@@ -505,17 +505,8 @@ def test_processes_that_contradict_the_configuration(environment, devices, nodes
 
 
 def test_torchrun(builtin_data, references, tmp_path):
-    choices = [*BASE, "logger=csv", builtin_data, *QUICK, *DDP, "run=elastic"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [sys.executable, *launcher, ROOT / "train.py", *choices],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr
+    status, _, errors = end(start_torchrun(tmp_path, 2, builtin_data, *QUICK, *DDP, "run=elastic"))
+    assert status == 0, errors
     assert last(tmp_path / "outputs/elastic")["rubiks"]["position"] == references[2]["rubiks"]["position"]
 
 
