@@ -5,6 +5,7 @@ They have their own signals, environment, output and exit status, and so have th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -73,6 +74,18 @@ def popen(command: Sequence[str], env: Mapping[str, str], **options: Any) -> sub
     return subprocess.Popen(command, preexec_fn=functools.partial(_become, command, dict(env)), **options)
 
 
+def _let_go() -> None:
+    """Nothing of the tests' process stays open; what tells Popen that the command has begun neither.
+
+    The numbers stay taken: at the next fork, libuv closes those of the pipe that it had in the tests' process.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3, 1024):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            os.dup2(null, number)
+
+
 def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
     """In the forked process, where a new interpreter would be called: be the command instead."""
     status = 1
@@ -80,7 +93,7 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
         gc.freeze()  # what is not of this process, as the ends of threads that it does not have, stays as it is
         gc.unfreeze = lambda: None
         multiprocessing.process._children = set()
-        os.closerange(3, 1024)  # also what tells Popen that the command has begun
+        _let_go()
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)

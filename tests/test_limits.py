@@ -95,6 +95,20 @@ def test_a_defect_in_a_worker_keeps_its_traceback():
         list(make_loader(Samples(5, lambda: 1 / 0)))
 
 
+def test_ctrl_c_while_workers_start_is_not_theirs(capfd):
+    """A terminal sends it to all of them, also to one that has just been forked."""
+
+    def interrupted(number: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        start_worker(number)
+
+    loader = make_loader(Samples())
+    loader.worker_init_fn = interrupted
+    assert len(list(loader)) == 20
+    assert capfd.readouterr().err == ""
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()  # and here it comes again
+
+
 def test_the_end_of_a_worker_is_told_where_a_batch_is_waited_for():
     """Not within a step of the optimiser, nor while a checkpoint is written."""
     loader = make_loader(Samples())

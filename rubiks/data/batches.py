@@ -121,7 +121,7 @@ class Loader(DataLoader):
             start = time.perf_counter()
             try:
                 if batches is None:
-                    with _own_handler_of_children():
+                    with _without_interrupts(), _own_handler_of_children():
                         batches = super().__iter__()
                 self._check_workers()
                 batch = next(batches, None)
@@ -153,6 +153,16 @@ class Loader(DataLoader):
     def _full(self, found: NoRoom) -> InputError:
         batches = self.num_workers * ((self.prefetch_factor or 0) + 1)
         return InputError(describe_full(found.reason, found.size, found.space, batches))
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back: a terminal also sends it to workers, which inherit that they do not get it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
