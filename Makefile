@@ -25,7 +25,7 @@ train: $(READY)
 eval: $(READY)
 	$(RUN) eval.py protocol=two_clip $(ARGS)
 
-# One thread for each of as many processes as there are cores.
+# One thread for each of the processes, of which there is one more than cores (tests/conftest.py).
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal $(ARGS)
 

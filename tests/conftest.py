@@ -18,6 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from rubiks.cli import main
 from rubiks.data import builtin
+from rubiks.data.workers import cores
 from rubiks.errors import InputError
 from rubiks.models.tiers import TIERS, Tier
 from rubiks.ops import fused, operator
@@ -139,6 +140,11 @@ def fused_kernels() -> None:
 def _as_in_a_new_process() -> None:
     torch.manual_seed(0)
     rank_zero_only.rank = 0  # Lightning keeps that of the last trainer
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more process than cores, since many tests wait: for a server, a signal, other processes."""
+    return cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

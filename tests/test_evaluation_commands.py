@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import BASE
+from commands import BASE, SMALL_RUNS
 from videos import moving_square, write_video
 
 from rubiks import RubiksNet, assemble
@@ -26,7 +26,7 @@ from rubiks.errors import InputError
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("small_network"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*"),
+    SMALL_RUNS,
 ]
 
 SMALL = ("data.size=32", "data.num_frames=2")

@@ -27,7 +27,7 @@ FULL = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("small_network"),
-    pytest.mark.filterwarnings("ignore:.*number of training batches.*", "ignore:.*does not have many workers"),
+    SMALL_RUNS,
 ]
 
 
