@@ -14,6 +14,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
+from commands import SMALL_RUNS
 from conftest import assert_rejected
 from torch.utils.data import Dataset, _utils
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
