@@ -26,16 +26,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from rubiks.data import speed
-from rubiks.data.datamodule import VideoDataModule
+from rubiks.data.datamodule import Loading, VideoDataModule
 from rubiks.data.manifest import Manifest
 from rubiks.data.prepare import Job, prepare, target_name
-from rubiks.data.readers import READERS, check_reader
+from rubiks.data.readers import Reader, check_reader
 from rubiks.data.records import VideoRecord
 from rubiks.data.views import TrainingViews
 from rubiks.data.workers import cores
@@ -89,7 +89,7 @@ def memory(records: Sequence[VideoRecord], views: TrainingViews, workers: int, m
     """Megabytes of this process and of each of the loader's workers when so many videos had been read."""
     repeated = [records[number % len(records)] for number in range(marks[1])]
     batch = 20
-    data = VideoDataModule(repeated, [], views, views, batch, batch, workers, timeout=120)
+    data = VideoDataModule(repeated, [], views, views, batch, batch, Loading(workers=workers))
     taken = []
     for number, _ in enumerate(data.train_dataloader(), start=1):
         if number * batch in marks:
@@ -172,7 +172,7 @@ def version_of(package: str) -> str | None:
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of reading videos.")
     parser.add_argument("sources", nargs="+", metavar="NAME=FOLDER")
-    parser.add_argument("--readers", nargs="+", choices=READERS, default=["auto"], help="of the originals")
+    parser.add_argument("--readers", nargs="+", choices=get_args(Reader), default=["auto"], help="of the originals")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=16)

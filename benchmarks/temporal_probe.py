@@ -225,7 +225,7 @@ def probe(tier: str, variant: str, seed: int, data: tuple[Clips, Clips], argumen
     )
     torch.manual_seed(seed)
     net = RubiksNet(tier, len(scenes.class_names(arguments.level)), variant, arguments.frames).to(arguments.device)
-    rate = train(net, training, recipe, AttentionSchedule(arguments.budget), arguments.steps, arguments.size)
+    rate = train(net, training, recipe, AttentionSchedule(budget=arguments.budget), arguments.steps, arguments.size)
     return {
         "tier": tier,
         "variant": variant,

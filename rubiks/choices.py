@@ -3,6 +3,31 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was typed after train.py or eval.py.
+
+    Attributes:
+        choices: KEY=VALUE, one after the other.
+        job: which one of several runs of --multirun this is, from 0; None for a single run.
+    """
+
+    choices: list[str]
+    job: int | None = None
+
+    def sets(self, key: str) -> bool:
+        """Whether one of the choices is KEY=..."""
+        return any(choice.startswith(f"{key}=") for choice in self.choices)
+
+    def for_evaluation(self) -> list[str]:
+        """Those of the choices of a training that an evaluation of its run needs too."""
+        shared = ("data", "device", "precision")  # tier and variant come from the checkpoint
+        training = ("data.clips_per_video", "data.balanced")  # keys that eval.py does not have
+        keys = [(choice, choice.split("=")[0].lstrip("+")) for choice in self.choices]
+        return [choice for choice, key in keys if key.split(".")[0] in shared and key not in training]
 
 
 def setting(key: str, value: object) -> str:

@@ -11,17 +11,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from rubiks.errors import InputError
 from rubiks.runs import Run
+from rubiks.settings import AsTuple, Expected, Settings
 
 log = logging.getLogger(__name__)
 
-MODES = ("auto", "online", "offline", "disabled")  # of logger.wandb.mode
 PATIENCE = 5  # seconds for W&B's server to answer before training starts
 
 # What WANDB_MODE may be, and what W&B takes it for. In mode shared, several programs write to one run.
@@ -35,29 +35,54 @@ WANDB_MODES = {
 }
 
 
-def loggers(choices: DictConfig, run: Run, config: dict[str, Any], leader: bool) -> list[Logger]:
-    """The loggers of the configuration's section `logger`. W&B's run begins here, in the leading process only.
+Word = Annotated[str, Expected("a name", "quote a number: '\"5\"'")]
+
+
+class WandbSettings(Settings, section="logger.wandb"):
+    """Weights & Biases."""
+
+    project: Word = Field("rubiks", description="where runs go")
+    entity: Word | None = Field(None, description="user or team; null: the default one")
+    tags: Annotated[tuple[str, ...], AsTuple, Expected("a list of words, as in logger.wandb.tags=[a,b]")] = Field(
+        (), description="of a run"
+    )
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto",
+        description="auto: WANDB_MODE where it is set, else online where somebody is logged in and the server answers, "
+        "else offline; online: no run without a server",
+    )
+
+
+class LoggerSettings(Settings, section="logger"):
+    """Where the curves of a training go."""
+
+    csv: bool = Field(True, description="csv/version_0/metrics.csv in the run's folder")
+    wandb: Annotated[WandbSettings | None, Expected("null or a section with project, entity, tags, mode")] = Field(
+        WandbSettings(), description="Weights & Biases; null: without"
+    )
+    tensorboard: bool = Field(False, description="for `tensorboard --logdir outputs` (pip install tensorboard)")
+
+
+def loggers(settings: LoggerSettings, run: Run, config: dict[str, Any], leader: bool) -> list[Logger]:
+    """The loggers of a training. W&B's run begins here, in the leading process only.
 
     Raises:
-        InputError: a choice is wrong, a package is missing, or W&B must be online and cannot be. The run's folder has
-            then been left as it was, unless W&B's server refused the run after it had accepted the key.
+        InputError: a package is missing, or W&B must be online and cannot be. The run's folder has then been left as it
+            was, unless W&B's server refused the run after it had accepted the key.
     """
-    for key in ("csv", "tensorboard"):
-        if not isinstance(choices[key], bool):
-            raise InputError(f"logger.{key} must be true or false, got {choices[key]!r}")
-    if choices.tensorboard and importlib.util.find_spec("tensorboard") is None:
+    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("logger.tensorboard=true needs a package that is not installed: pip install tensorboard")
-    options = _options(choices.wandb)
+    options = settings.wandb if settings.wandb is not None and settings.wandb.mode != "disabled" else None
 
     chosen: list[Logger] = []
     if options is not None:
         experiment = _begin(options, run, config) if leader else None
         if experiment is not None or not leader:
             chosen.append(WandbLogger(run.folder.name, run.folder, experiment=experiment))
-    if choices.tensorboard:
+    if settings.tensorboard:
         # One folder for all parts of a run that goes on: one curve.
         chosen.insert(0, TensorBoardLogger(run.folder, "tensorboard", version="", default_hp_metric=False))
-    if choices.csv:
+    if settings.csv:
         chosen.insert(0, CSVLogger(run.folder, "csv"))
     return chosen
 
@@ -79,27 +104,6 @@ def sync_command(run: Run) -> str | None:
     waiting = [part for part in parts if not part.with_name(f"{part.name}.synced").exists()]
     # Of a folder, `wandb sync` takes every part that it has not uploaded yet, in the order in which they began.
     return f"wandb sync {shlex.quote(str(folder))}" if waiting else None
-
-
-def _options(section: Any) -> dict[str, Any] | None:
-    """logger.wandb as it was chosen; None without W&B."""
-    if section is None:
-        return None
-    if not isinstance(section, DictConfig):
-        raise InputError(f"logger.wandb must be null or a section with project, entity, tags, mode; got {section!r}")
-    values: Any = OmegaConf.to_container(section, resolve=True)
-    known = {key: values.pop(key, None) for key in ("project", "entity", "tags", "mode")}
-    for key in values:
-        raise InputError(f"logger.wandb.{key} is unknown; logger.wandb has {', '.join(known)}")
-    if known["mode"] not in MODES:
-        raise InputError(f"logger.wandb.mode must be one of {', '.join(MODES)}; got {known['mode']!r}")
-    for key in ("project", "entity"):
-        if not isinstance(known[key], str) and not (key == "entity" and known[key] is None):
-            raise InputError(f"logger.wandb.{key} must be a name, got {known[key]!r}; quote a number: '\"5\"'")
-    tags = known["tags"]
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise InputError(f"logger.wandb.tags must be a list of words, as in logger.wandb.tags=[a,b]; got {tags!r}")
-    return None if known["mode"] == "disabled" else known
 
 
 def _mode(wanted: str) -> tuple[str, str]:
@@ -159,9 +163,9 @@ def _patience() -> Iterator[None]:
         del os.environ[name]
 
 
-def _begin(options: dict[str, Any], run: Run, config: dict[str, Any]) -> Any:
+def _begin(options: WandbSettings, run: Run, config: dict[str, Any]) -> Any:
     """Begin a run in W&B or go on with it, offline where it cannot be online and need not; None where W&B is off."""
-    mode, insists = _mode(options["mode"])
+    mode, insists = _mode(options.mode)
     if mode == "disabled":
         return None
     import wandb
@@ -185,7 +189,7 @@ def _begin(options: dict[str, Any], run: Run, config: dict[str, Any]) -> Any:
     return experiment
 
 
-def _init(options: dict[str, Any], run: Run, config: dict[str, Any], mode: Any) -> Any:
+def _init(options: WandbSettings, run: Run, config: dict[str, Any], mode: Any) -> Any:
     import wandb
 
     # The id stays with the run's folder, so that a run that goes on is one run in W&B too. A sweep's agent sets one.
@@ -193,13 +197,13 @@ def _init(options: dict[str, Any], run: Run, config: dict[str, Any], mode: Any) 
     run_id = os.environ.get("WANDB_RUN_ID") or (id_file.read_text().strip() if id_file.is_file() else "")
     run_id = run_id or secrets.token_hex(4)
     id_file.write_text(run_id)
-    where = {"project": options["project"], "entity": options["entity"], "id": run_id}
+    where: dict[str, Any] = {"project": options.project, "entity": options.entity, "id": run_id}
     if os.environ.get("WANDB_SWEEP_ID"):
         where = {}  # W&B knows it from the agent, and warns of what it then ignores
     return wandb.init(
         **where,
         name=run.folder.name,
-        tags=options["tags"],
+        tags=options.tags,
         dir=run.folder,
         mode=mode,
         resume="allow",  # offline too: `wandb sync` then appends a later part to the earlier ones

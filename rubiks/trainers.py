@@ -1,38 +1,100 @@
-"""From a configuration to Lightning's Trainer, and what it is to do besides the steps."""
+"""Lightning's Trainer: its settings, and what it does besides the steps."""
 
 from __future__ import annotations
 
 import datetime
 import inspect
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from pydantic import ConfigDict, Field, model_validator
 from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import Self
 
 from rubiks import launched, processes
-from rubiks.assemble import on_gpu, one_of, plain, whole_number
 from rubiks.errors import InputError
 from rubiks.runs import Run
+from rubiks.settings import Count, Settings, unknown
 from rubiks.stopping import Stop
 from rubiks.training.callbacks import ProgressLines, Throughput
 from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from rubiks.training.nonfinite import SkipNonFinite
 from rubiks.training.pictures import ShiftPictures
 
+# Lightning's arguments that other keys decide.
+_ELSEWHERE = ("self", "accelerator", "callbacks", "logger", "max_epochs", "precision", "plugins")
 
-def trainer(cfg: DictConfig, callbacks: list[Callback], stop: Stop, **extra: Any) -> pl.Trainer:
-    """Lightning's Trainer with the configured arguments, without loggers; `stop` handles the signals."""
-    gpu = on_gpu(cfg)
-    arguments = plain(cfg.trainer)
-    elsewhere = {"accelerator", "callbacks", "logger", "max_epochs", "precision", "plugins"}  # other keys decide
-    known = [key for key in inspect.signature(pl.Trainer).parameters if key not in elsewhere]
-    for key in arguments:
-        one_of("a key of trainer", key, tuple(known))
+
+class TrainerSettings(Settings, section="trainer"):
+    """Arguments of Lightning's Trainer. Others than these can be added: +trainer.profiler=simple"""
+
+    model_config = ConfigDict(extra="allow")
+
+    devices: Any = Field(1, description="GPUs, or processes on a CPU: their number, a list of GPUs, or auto: all GPUs")
+    num_nodes: Count = Field(1, description="machines")
+    strategy: Any = Field("auto", description="how several processes train; auto and ddp: DDP")
+    fast_dev_run: Any = Field(False, description="true: one batch of training and validation, nothing written")
+    log_every_n_steps: Any = Field(10, description="optimiser steps between points of the curves")
+    limit_train_batches: Any = Field(1.0, description="share or number of an epoch's batches that are trained on")
+    limit_val_batches: Any = Field(1.0, description="the same for validation")
+    check_val_every_n_epoch: Any = Field(1, description="epochs between validations")
+    max_steps: Literal[-1] | Count | None = Field(-1, description="stop after so many optimiser steps; -1: no limit")
+    max_time: Any = Field(None, description="stop after this time, counted from each start: DD:HH:MM:SS")
+    sync_batchnorm: Any = Field(False, description="true: batch statistics over all processes")
+    deterministic: Any = Field(False, description="true: deterministic algorithms alone")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        known = [key for key in inspect.signature(pl.Trainer.__init__).parameters if key not in _ELSEWHERE]
+        for key in self.model_extra or {}:
+            if key not in known:
+                raise InputError(unknown(self.section, key, known))
+        return self
+
+    def limit(self) -> int | None:
+        """Optimiser steps after which training stops."""
+        return None if self.max_steps == -1 else self.max_steps
+
+
+class CheckpointSettings(Settings, section="checkpoint"):
+    """When a training's state is saved, besides the ends of epochs."""
+
+    every_n_steps: Count | None = Field(
+        1000,
+        description="optimiser steps after which the state is saved within an epoch: what a power cut costs; null: "
+        "only at the end of epochs",
+    )
+    every_n_epochs: Count | None = Field(
+        None,
+        description="also keep the state after each so many epochs, checkpoints/epoch-0010.ckpt and so on",
+    )
+
+
+def trainer(
+    settings: TrainerSettings,
+    gpu: bool,
+    precision: Any,
+    process_timeout: float,
+    callbacks: list[Callback],
+    stop: Stop,
+    **extra: Any,
+) -> pl.Trainer:
+    """Lightning's Trainer, without loggers.
+
+    Args:
+        settings: its arguments.
+        gpu: train on a GPU.
+        precision: any of Lightning's, or auto: bf16-mixed on a GPU, 32-true on a CPU.
+        process_timeout: seconds that processes wait for one another.
+        callbacks: what is done besides the steps.
+        stop: handles the signals.
+        extra: further arguments.
+    """
+    arguments = dict(settings)
     arguments.pop("max_steps", None)  # `Checkpoints` stops then; Lightning would schedule otherwise
     several = arguments["num_nodes"] > 1 or _several(arguments["devices"], gpu)
     if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and several):
@@ -41,14 +103,14 @@ def trainer(cfg: DictConfig, callbacks: list[Callback], stop: Stop, **extra: Any
         name = "forward_sync_buffers" if "forward_sync_buffers" in known_to_ddp else "broadcast_buffers"  # before 2.15
         options: dict[str, Any] = {name: False}
         # The parent of the processes looks for those that hang; NCCL itself takes long over it, and prints much.
-        patience = process_timeout(cfg) + (300 if gpu else 0)
+        patience = process_timeout + (300 if gpu else 0)
         arguments["strategy"] = DDPStrategy(timeout=datetime.timedelta(seconds=patience), **options)
     bar = sys.stdout.isatty()
     try:
         made = pl.Trainer(
             **arguments,
             accelerator="gpu" if gpu else "cpu",
-            precision=("bf16-mixed" if gpu else "32-true") if cfg.precision == "auto" else cfg.precision,
+            precision=("bf16-mixed" if gpu else "32-true") if precision == "auto" else precision,
             benchmark=gpu,
             use_distributed_sampler=False,  # EpochSampler divides the list
             num_sanity_val_steps=1,
@@ -89,43 +151,40 @@ class _Tell(Callback):
         processes.report(exception)
 
 
-def process_timeout(cfg: DictConfig) -> float:
-    """Seconds that processes wait for one another."""
-    value = cfg.process_timeout
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1_000_000:
-        raise InputError(f"process_timeout must be a number of seconds above 0 and at most 1,000,000, got {value!r}")
-    return value
-
-
 def starts_processes(trainer: pl.Trainer) -> bool:
     """Whether this process is to start others that train, and not to train itself."""
     return trainer.num_devices > 1 and not launched.environment().creates_processes_externally
 
 
-def training_callbacks(cfg: DictConfig, run: Run, stop: Stop, keep_best: bool) -> list[Callback]:
-    """What happens in a training besides the steps; for `keep_best` see `Checkpoints`."""
-    every: dict[str, int | None] = {}
-    for key in ("every_n_steps", "every_n_epochs"):
-        value = cfg.checkpoint[key]
-        every[key] = None if value is None else whole_number(f"checkpoint.{key}", value, 1)
+def training_callbacks(
+    run: Run,
+    stop: Stop,
+    saving: CheckpointSettings,
+    patience: int | None = None,
+    max_steps: int | None = None,
+    keep_best: bool = True,
+) -> list[Callback]:
+    """What happens in a training besides the steps.
+
+    Args:
+        run: the run.
+        stop: handles the signals.
+        saving: when the state is saved.
+        patience: epochs without a better validation after which training stops; None: any number.
+        max_steps: optimiser steps after which it stops; None: any number.
+        keep_best: see `Checkpoints`.
+    """
     non_finite = SkipNonFinite()
     callbacks: list[Callback] = [
         Throughput(),
         ProgressLines(bar=sys.stdout.isatty()),
         ShiftPictures(run.folder / "shifts"),
         non_finite,
-        Checkpoints(run, stop, non_finite, max_steps=max_steps(cfg), keep_best=keep_best, **every),
+        Checkpoints(run, stop, non_finite, max_steps=max_steps, keep_best=keep_best, **dict(saving)),
     ]
-    if cfg.patience is not None:
-        patience = whole_number("patience", cfg.patience, 1)
+    if patience is not None:
         callbacks.append(EarlyStopping("val/top1", mode="max", patience=patience, verbose=False))
     return callbacks
-
-
-def max_steps(cfg: DictConfig) -> int | None:
-    """Optimiser steps after which training stops."""
-    steps = cfg.trainer.max_steps
-    return None if steps in (-1, None) else whole_number("trainer.max_steps", steps, 1)
 
 
 def checkpoints(trainer: pl.Trainer) -> Checkpoints:
@@ -135,12 +194,12 @@ def checkpoints(trainer: pl.Trainer) -> Checkpoints:
     return found
 
 
-def reason(cfg: DictConfig, trainer: pl.Trainer) -> str:
+def reason(settings: TrainerSettings, trainer: pl.Trainer) -> str:
     """Why training has stopped before its last epoch, as a key of the configuration."""
-    limit = max_steps(cfg)
+    limit = settings.limit()
     if limit is not None and trainer.global_step >= limit:
         return f" (trainer.max_steps={limit})"
     early = trainer.early_stopping_callback
     if early is not None and early.stopped_epoch:
-        return f" (patience={cfg.patience}: validation top-1 has not risen for so many epochs)"
-    return "" if cfg.trainer.max_time is None else f" (trainer.max_time={cfg.trainer.max_time})"
+        return f" (patience={early.patience}: validation top-1 has not risen for so many epochs)"
+    return "" if settings.max_time is None else f" (trainer.max_time={settings.max_time})"

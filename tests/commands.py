@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import importlib
 import io
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,10 @@ from conftest import ROOT
 from hydra._internal.hydra import Hydra
 from pytorch_lightning.loggers import WandbLogger
 
+from rubiks.cli import train as cli_train
 from rubiks.cli.entry import launch
+from rubiks.cli.evaluate import evaluate
+from rubiks.experiment import Evaluation, Training
 from rubiks.training.pictures import ShiftPictures
 
 
@@ -90,7 +92,6 @@ class Commands:
 
     def start(self, name: str, arguments: tuple[str, ...]) -> None:
         """train.py or eval.py as it is: it prints, and may exit."""
-        module = importlib.import_module(name)
         self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         # Hydra composes the configuration twice, first to learn hydra.mode alone, which nobody sets here, and reads
         # each of its files twice.
@@ -99,8 +100,8 @@ class Commands:
         self.monkeypatch.setattr(yaml, "load", _load_once)
         if name == "train":
             noted = {word: functools.partial(self.gc.append, word) for word in ("collect", "freeze", "unfreeze")}
-            self.monkeypatch.setattr(module, "gc", SimpleNamespace(**noted))
-        launch(getattr(module, ENTRIES[name]), ROOT / "conf", name)
+            self.monkeypatch.setattr(cli_train, "gc", SimpleNamespace(**noted))
+        launch(*ENTRIES[name], ROOT / "conf", name)
 
     def run(self, name: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of train.py or eval.py."""
@@ -138,4 +139,4 @@ class Commands:
 BASE = ("device=cpu", "data.workers=0")
 # What Lightning says of runs as small as those of tests.
 SMALL_RUNS = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*")
-ENTRIES = {"train": "train", "eval": "evaluate"}
+ENTRIES = {"train": (cli_train.train, Training), "eval": (evaluate, Evaluation)}

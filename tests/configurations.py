@@ -15,12 +15,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rubiks.cli.entry import compose
+from rubiks.cli.entry import compose, plain
+from rubiks.experiment import Training
 
 
 @functools.cache
 def _composed(choices: tuple[str, ...]) -> DictConfig:
     return compose(list(choices))
+
+
+def training(*choices: str, **changes: object) -> Training:
+    """What train.py makes of `configuration`."""
+    return Training(**plain(configuration(*choices, **changes)))
 
 
 def configuration(*choices: str, **changes: object) -> DictConfig:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import importlib
 import multiprocessing
 import os
 import signal
@@ -114,7 +113,7 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
             torch.distributed.run.main(command[3:])
         else:
             name = Path(command[1]).stem
-            launch(getattr(importlib.import_module(name), ENTRIES[name]), ROOT / "conf", name)
+            launch(*ENTRIES[name], ROOT / "conf", name)
         status = 0
     except SystemExit as exit_:
         status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

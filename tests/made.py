@@ -6,8 +6,12 @@ from functools import cached_property
 from pathlib import Path
 
 import pytorch_lightning as pl
+from omegaconf import DictConfig
 
-from rubiks import assemble, trainers
+from rubiks import assemble, trainers, weights
+from rubiks.cli.entry import plain
+from rubiks.data import videos
+from rubiks.experiment import Training
 from rubiks.runs import Run
 from rubiks.stopping import Stop
 
@@ -15,70 +19,77 @@ from rubiks.stopping import Stop
 class Made:
     """What train.py makes of a configuration, each object when it is first asked for."""
 
-    def __init__(self, cfg) -> None:
+    def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
 
     @cached_property
-    def recipe(self):
-        return assemble.recipe(self.cfg)
-
-    @cached_property
-    def attention(self):
-        return assemble.attention_schedule(self.cfg)
-
-    @cached_property
-    def augment(self):
-        return assemble.augment(self.cfg)
+    def settings(self) -> Training:
+        return Training(**plain(self.cfg))
 
     @cached_property
     def source(self):
-        return assemble.source(self.cfg)
+        return self.settings.data.source.ready()
 
     @cached_property
     def classes(self):
-        return assemble.class_names(self.cfg, self.source)
+        return videos.class_names(self.source)
 
     @cached_property
     def manifest(self):
-        return assemble.manifest(self.cfg)
+        return videos.manifest_of(self.settings.data.source)
 
     @cached_property
     def train(self):
-        return assemble.records(self.cfg, self.source, "train", len(self.classes), self.manifest)[0]
+        return self._records("train")
 
     @cached_property
     def val(self):
-        return assemble.records(self.cfg, self.source, "val", len(self.classes), self.manifest)[0]
+        return self._records("val")
+
+    def _records(self, split):
+        loading = self.settings.data.loading
+        return videos.records(self.source, loading, split, len(self.classes), self.manifest)[0]
 
     @cached_property
     def views(self):
-        return assemble.training_views(self.cfg, self.classes, (0.95, 0.85))
+        return assemble.training_views(self.settings, self.classes)
 
     @cached_property
     def protocol(self):
-        return assemble.protocol(self.cfg, self.views.num_frames, self.views.size, self.views.window)
+        return assemble.protocol(self.settings, self.settings.data.sampling)
 
     @cached_property
     def data(self):
-        return assemble.datamodule(self.cfg, self.train, self.val, self.views, self.protocol, 21, 22, True)
+        return assemble.training_data(self.settings, self.train, self.val, self.views)
 
     @cached_property
     def net(self):
-        return assemble.network(self.cfg, self.classes, 0.45)
+        return weights.network(self.settings, self.classes)
 
     @cached_property
     def mixing(self):
-        return assemble.mixing(self.cfg, len(self.classes))
+        return assemble.mixing(self.settings, len(self.classes))
 
     @cached_property
     def trainer(self) -> pl.Trainer:
-        stop = Stop(timeout=trainers.process_timeout(self.cfg))
-        callbacks = trainers.training_callbacks(self.cfg, Run(Path("outputs/x")), stop, keep_best=True)
-        return trainers.trainer(self.cfg, callbacks, stop, max_epochs=3)
+        settings = self.settings
+        stop, max_steps = Stop(timeout=settings.process_timeout), settings.trainer.limit()
+        callbacks = trainers.training_callbacks(
+            Run(Path("outputs/x")), stop, settings.checkpoint, settings.patience, max_steps
+        )
+        return trainers.trainer(
+            settings.trainer,
+            settings.on_gpu,
+            settings.precision,
+            settings.process_timeout,
+            callbacks,
+            stop,
+            max_epochs=3,
+        )
 
     def everything(self) -> None:
         """Make all but the network, which takes long: what is wrong is found then."""
-        _ = self.recipe, self.attention, self.mixing, self.val, self.data, self.trainer
+        _ = self.settings, self.mixing, self.val, self.data, self.trainer
 
     def callback(self, kind: type):
         (found,) = [callback for callback in self.trainer.callbacks if isinstance(callback, kind)]

@@ -55,7 +55,7 @@ def test_each_augmentation_changes_all_frames_alike(name):
 def test_random_resized_crop_is_taken_from_the_video_itself():
     """Its share of the area, from a video of which each pixel tells its place."""
     places = torch.stack([*torch.meshgrid(torch.arange(96), torch.arange(128), indexing="ij"), torch.zeros(96, 128)])
-    views = TrainingViews(1, 64, (1.0,), augment=Augment((0.3, 0.4)))
+    views = TrainingViews(1, 64, (1.0,), augment=Augment(random_resized_crop=(0.3, 0.4)))
     for seed in range(20):
         (view,), _ = views(places.to(torch.uint8)[None, None], 0, np.random.default_rng(seed))
         height, width = (int(x.max()) - int(x.min()) + 1 for x in view[0, :2])

@@ -359,7 +359,7 @@ def test_an_epoch_that_only_had_to_be_validated_has_no_training_metrics():
 
 def test_shares_of_attention_are_logged_for_every_stage():
     net = network("rubiks3d-aq")
-    module = alone(net, attention=AttentionSchedule(0.5))
+    module = alone(net, attention=AttentionSchedule(budget=0.5))
     module.on_train_epoch_end()
     for stage, layer in enumerate(net.backbone.layers()):
         off_stay = torch.cat([block.attention.weight.argmax(1) != 1 for block in layer])

@@ -41,7 +41,9 @@ ALL = TrainingViews(
     flip=[1, 0, 2],
     clips=2,
     window=9,
-    augment=Augment((0.3, 1.0), color_jitter=0.4, rand_augment=2, random_erasing=0.5, temporal_jitter=True),
+    augment=Augment(
+        random_resized_crop=(0.3, 1.0), color_jitter=0.4, rand_augment=2, random_erasing=0.5, temporal_jitter=True
+    ),
 )
 
 

@@ -26,36 +26,38 @@ def add_to(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure and print."""
     from rubiks import assemble  # with Lightning it takes seconds to import
-    from rubiks.cli.entry import compose
-    from rubiks.data import speed
+    from rubiks.cli.entry import training
+    from rubiks.data import speed, videos
     from rubiks.data.estimate import describe_decoding_from_start, estimate
     from rubiks.data.readers import check_reader
 
-    assemble.whole_number("--videos", arguments.videos, 1)
-    cfg = compose(arguments.choices)
-    readers = arguments.readers or [cfg.data.reader]
+    if arguments.videos < 1:
+        raise InputError(f"--videos must be a whole number of at least 1, got {arguments.videos}")
+    settings = training(arguments.choices)
+    tier, variant, loading = settings.tier.name, settings.variant.name, settings.data.loading
+    readers = arguments.readers or [loading.reader]
     for reader in readers:
         check_reader(reader)
-    source = assemble.source(cfg)
-    classes = assemble.class_names(cfg, source)
-    records, _ = assemble.records(cfg, source, arguments.split, len(classes), assemble.manifest(cfg))
+    manifest = videos.manifest_of(settings.data.source)
+    source = settings.data.source.ready()
+    classes = videos.class_names(source)
+    records, _ = videos.records(source, loading, arguments.split, len(classes), manifest)
     if not records:
-        raise InputError(f"data={cfg.data.name}: none of the {arguments.split} videos is there")
-    recipe = assemble.recipe(cfg)
-    views = assemble.training_views(cfg, classes, recipe.crop_scales)
+        raise InputError(f"data={source.name}: none of the {arguments.split} videos is there")
+    views = assemble.training_views(settings, classes)
     chosen = records[:: max(1, len(records) // arguments.videos)][: arguments.videos]
 
     report = Path(rubiks.__file__).resolve().parents[1] / "benchmarks" / "results" / "network_h200.json"
-    needs = speed.measured_clips_per_second(report, cfg.tier.name, cfg.variant.name)
+    needs = speed.measured_clips_per_second(report, tier, variant)
     origin = f"one H200 (benchmarks/results/{report.name}; clips of 8 x 224 x 224)"
     if arguments.clips_per_second is not None:
         if not 0 < arguments.clips_per_second < float("inf"):
             raise InputError(f"--clips-per-second must be a number above 0, got {arguments.clips_per_second}")
         needs, origin = {"the GPU": arguments.clips_per_second}, "--clips-per-second"
-    facts = {"data": cfg.data.name, "tier": cfg.tier.name, "variant": cfg.variant.name, "rows": []}
+    facts = {"data": source.name, "tier": tier, "variant": variant, "rows": []}
     facts |= {"clips_per_second": needs, "clips_per_second_of": origin}
     for reader in readers:
-        row = speed.with_cores(speed.measure(chosen, views, reader, recipe.batch_size), needs)
+        row = speed.with_cores(speed.measure(chosen, views, reader, settings.recipe.batch_size), needs)
         facts["rows"].append(row)
         if not arguments.json:
             print(speed.describe(row), flush=True)
@@ -69,4 +71,4 @@ def run(arguments: argparse.Namespace) -> None:
         if any(slow):
             print(facts["decoded_from_start"])
         rates = ", ".join(f"{phase} {rate:,.0f}" for phase, rate in needs.items()) or "not known"
-        print(f"clips/s of tier={cfg.tier.name} variant={cfg.variant.name} by {origin}: {rates}")
+        print(f"clips/s of tier={tier} variant={variant} by {origin}: {rates}")

@@ -65,18 +65,18 @@ def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Check, print a table, write the manifest and the list of bad files; exit status 1 where something is wrong."""
-    from rubiks import assemble  # with Lightning it takes seconds to import
-    from rubiks.cli.entry import compose
+    from rubiks.cli.entry import training  # with Lightning it takes seconds to import
+    from rubiks.data import videos
     from rubiks.data.check import check, official_total
     from rubiks.data.sources import describe_wrong_labels, read_lists
 
     workers = processes(arguments)
-    cfg = compose(arguments.data)
-    if cfg.data.format == "shards":
+    data = training(arguments.data).data
+    if data.source.format == "shards":
         raise InputError("data=shards: check the loose videos that the shards were written from")
-    source, manifest = assemble.source(cfg), assemble.manifest(cfg)
-    assemble.check_class_count(cfg, source)
-    count = cfg.data.num_classes if source.classes is None else len(source.classes)
+    source, manifest = data.source.ready(), videos.manifest_of(data.source)
+    videos.check_class_count(source)
+    count = source.num_classes if source.classes is None else len(source.classes)
     lists, missing, absent = read_lists(source)
     everything = [record for records in lists.values() for record in records]
     with progress("Checking", len({record.path for record in everything})) as advance:
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         good = [entry for entry in entries if entry.problem is None]
         problems = {r.path: e.problem for r, e in zip(records, entries, strict=True) if e.problem is not None}
         bad |= problems | dict.fromkeys(missing[split], "no such file")
-        listed, official = len(records) + len(missing[split]), official_total(cfg.data.name, count, split)
+        listed, official = len(records) + len(missing[split]), official_total(source.name, count, split)
         table.add_row(
             split,
             f"{listed:,}",
@@ -114,9 +114,9 @@ def run(arguments: argparse.Namespace) -> None:
             if empty := set(range(count)) - set(labels):
                 notes.append(f"{split}: {len(empty):,} of the {count} classes have no video, the first is {min(empty)}")
         notes += _on_files(split, good)
-    if (test := official_total(cfg.data.name, count, "test")) is not None:
+    if (test := official_total(source.name, count, "test")) is not None:
         notes.append(f"test: {test:,} official videos, not checked, as their list has no labels")
-    notes += _on_seeking(everything, manifest, cfg.data.reader)
+    notes += _on_seeking(everything, manifest, data.loading.reader)
     notes += _on_repeats(lists, manifest)
 
     Console(width=None if sys.stdout.isatty() else 120).print(table)

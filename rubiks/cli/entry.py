@@ -13,28 +13,39 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import rubiks
 from rubiks import launched, processes
+from rubiks.choices import CommandLine
 from rubiks.errors import InputError
+from rubiks.experiment import Evaluation, Training
 from rubiks.stopping import Interrupted
+
+Chosen = TypeVar("Chosen", Training, Evaluation)
 
 # Hydra's own arguments with a value.
 _HYDRA = ("--cfg", "--config-dir", "--config-name", "--config-path", "--experimental-rerun", "--info", "--package")
 
 
-def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: str) -> None:
-    """Compose the configuration from the command line and run the job with it.
+def launch(
+    job: Callable[[Chosen, dict[str, Any], CommandLine], None],
+    settings: type[Chosen],
+    config_folder: Path,
+    config_name: str,
+) -> None:
+    """Compose the configuration from the command line, check it, and run the job with it.
 
-    Bad input ends the program with one message on stderr and exit status 2. Anything else is a defect and keeps its
+    The job gets the settings, the configuration that they were made from as plain data, and the command line. Bad input
+    ends the program with one message on stderr and exit status 2. Anything else is a defect and keeps its
     traceback.
     """
     # Hydra would print its own shortened traceback and end the process before the cause can be told.
@@ -53,8 +64,14 @@ def launch(job: Callable[[DictConfig], None], config_folder: Path, config_name: 
         nonlocal begun
         begun = True
         try:
-            _check_added(cfg, config_name, HydraConfig.get().overrides.task)
-            job(cfg)
+            hydra_config = HydraConfig.get()
+            command = CommandLine(
+                list(hydra_config.overrides.task),
+                hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else None,
+            )
+            _check_added(cfg, config_name, command.choices)
+            config = plain(cfg)
+            job(settings(**config), config, command)
         except Exception as error:
             _end(error)  # here: Hydra would print lines of its own
 
@@ -84,8 +101,32 @@ def recipe_name(choices: list[str]) -> str:
     return chosen.get("recipe", chosen.get("data", "builtin"))
 
 
+def training(choices: list[str]) -> Training:
+    """The settings of train.py with the choices of another command, for example data=ssv2 data.root=/data/ssv2.
+
+    Raises:
+        InputError: a choice is wrong, or the folder of configurations is not to be found.
+    """
+    return Training(**plain(compose(choices)))
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as plain data.
+
+    Raises:
+        InputError: a key that must be given is not, or one refers to another that there is not.
+    """
+    try:
+        content: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise InputError(f"{error.full_key} is not set; data={cfg.data.format} needs it") from None
+    except OmegaConfBaseException as error:
+        raise InputError(str(error)) from None
+    return content
+
+
 def compose(choices: list[str]) -> DictConfig:
-    """The configuration of train.py with the choices of another command, for example data=ssv2 data.root=/data/ssv2.
+    """The configuration of train.py with these choices, unchecked.
 
     Raises:
         InputError: a choice is wrong, or the folder of configurations is not to be found.

@@ -46,32 +46,28 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prepare, write lists and manifest, and report space and speed."""
-    from rubiks import assemble  # with Lightning it takes seconds to import
     from rubiks.choices import setting
-    from rubiks.cli.entry import compose, recipe_name
+    from rubiks.cli.entry import recipe_name, training  # with Lightning it takes seconds to import
     from rubiks.data.manifest import Manifest
     from rubiks.data.prepare import Job, prepare, target_name
-    from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource, SomethingSomethingV2, read_lists
+    from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource, read_lists
 
     workers, out, form = processes(arguments), Path(arguments.out), arguments.form
     if arguments.short_side < 16:
         raise InputError(f"--short-side must be at least 16 pixels, got {arguments.short_side}")
-    cfg = compose(arguments.data)
-    source = assemble.source(cfg)
-    if cfg.data.format == "images":
+    data = training(arguments.data).data
+    if data.source.format == "images":
         raise InputError("data=images holds still images, which need no preparation")
-    if cfg.data.format == "shards":
+    if data.source.format == "shards":
         raise InputError("data=shards: prepare the loose videos, and write shards of the result")
+    source = data.source.ready()
     classes = source.classes
     assert isinstance(source, (ListedSource, HMDB51))
     kept_layout = form != "frames" and not isinstance(source, (CsvLists, FrameLists))
     lists, missing, absent = read_lists(source)
     problems = [f"{split}: {len(m):,} videos are missing, the first is {m[0]}" for split, m in missing.items() if m]
     problems += [f"{split} list not prepared: {reason}" for split, reason in absent.items()]
-    root = Path(cfg.data.root)
-    if cfg.data.format == "builtin":  # its folder holds several
-        assert isinstance(source, SomethingSomethingV2)
-        root = Path(source.classes_path).parent
+    root, is_builtin = Path(source.root), source is not data.source
     if out.resolve() == root.resolve():
         raise InputError(f"--out={out} is the source's own folder; give another")
     names = Manifest(root)
@@ -100,14 +96,14 @@ def run(arguments: argparse.Namespace) -> None:
         for path, place in places.items():
             _copy(path, out / place)
         same = [choice for choice in arguments.data if not choice.startswith("data.root=")]
-        usage = ["data=ssv2", "data.num_classes=null"] if cfg.data.format == "builtin" else same
+        usage = ["data=ssv2", "data.num_classes=null"] if is_builtin else same
         usage.append(here)
     else:
         usage = [*_write_lists(source, classes, lists, names, places, out, form, manifest), here]
-        usage += [setting(f"data.{key}", cfg.data[key]) for key in ("name", "flip")]
+        usage += [setting("data.name", source.name), setting("data.flip", data.sampling.flip)]
         if classes is None:
             highest = max(record.label for records in lists.values() for record in records)
-            usage.append(f"data.num_classes={cfg.data.num_classes or highest + 1}")
+            usage.append(f"data.num_classes={source.num_classes or highest + 1}")
     print(*problems, sep="\n", end="\n" if problems else "")
     write_bad(out / BAD_FILES, bad)
     done = [job for job in jobs.values() if job.name in manifest.entries]
@@ -117,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
     _report(done, manifest)
     print("Use it with:", shlex.join(usage))
     recipe = recipe_name(arguments.data)
-    if (usage[0] != f"data={recipe}" and not kept_layout) or cfg.data.format == "builtin":
+    if (usage[0] != f"data={recipe}" and not kept_layout) or is_builtin:
         print(f"and in training also: recipe={recipe}")
 
 

@@ -26,18 +26,19 @@ def add_to(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the shards, and print the choices to train with."""
     size = size_in_bytes(arguments.size)
-    from rubiks import assemble  # with Lightning it takes seconds to import
     from rubiks.choices import setting
-    from rubiks.cli.entry import compose, recipe_name
-    from rubiks.data import shards
+    from rubiks.cli.entry import recipe_name, training  # with Lightning it takes seconds to import
+    from rubiks.data import shards, videos
 
-    cfg = compose(arguments.choices)
-    source = assemble.source(cfg)
-    count, manifest = len(assemble.class_names(cfg, source)), assemble.manifest(cfg)
-    splits = {split: assemble.records(cfg, source, split, count, manifest) for split in arguments.splits}
+    data = training(arguments.choices).data
+    manifest, source = videos.manifest_of(data.source), data.source.ready()
+    count = len(videos.class_names(source))
+    splits = {split: videos.records(source, data.loading, split, count, manifest) for split in arguments.splits}
     for line in shards.write(arguments.out, splits, source.classes, size):
         print(line, flush=True)
-    kept = {"root": arguments.out} | {key: cfg.data[key] for key in ("name", "num_frames", "size", "flip")}
+    sampling = data.sampling
+    kept = {"root": arguments.out, "name": source.name, "num_frames": sampling.num_frames}
+    kept |= {"size": sampling.size, "flip": sampling.flip}
     if source.classes is None:
         kept["num_classes"] = count
     choices = [setting(f"data.{key}", value) for key, value in kept.items()]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from rubiks.data.batches import Loader, PinnedCollate, collate
 from rubiks.data.dataset import EpochSampler, VideoDataset, Views
 from rubiks.data.limits import WorkerCollate, start_worker
+from rubiks.data.readers import Reader, check_reader
 from rubiks.data.records import VideoRecord
-from rubiks.data.workers import cores
+from rubiks.data.workers import LONGEST, cores
 from rubiks.errors import InputError
+from rubiks.settings import MOST, Expected, Settings, Share
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +27,44 @@ PREFETCH = 2  # batches under way in each worker; for a GPU one more is kept in 
 def default_workers(processes: int) -> int:
     """Loader processes for each of `processes` training processes on this machine: the cores that are left."""
     return max(1, min(16, cores() // processes - 1))
+
+
+class Loading(Settings, section="data"):
+    """How videos are read, and what happens to those that cannot be."""
+
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=MOST)] = Field(
+        "auto", description="loader processes of each training process; auto: the cores that are left"
+    )
+    reader: Reader = Field(
+        "auto", description="what seeks in video files; auto: decord where it is installed, else PyAV"
+    )
+    timeout: (
+        Annotated[float, Field(gt=0, le=LONGEST), Expected(f"a number of seconds above 0 and at most {LONGEST:,}")]
+        | None
+    ) = Field(
+        120, description="seconds after which a video that is still being read counts as unreadable; null: no limit"
+    )
+    on_error: Literal["raise", "skip"] = Field(
+        "raise",
+        description="skip: an unreadable video is left out, counted and named; raise: the first one ends the run",
+    )
+    max_bad: Share = Field(
+        0.01, description="share of a list's videos that may be unreadable or missing under on_error=skip"
+    )
+
+    @model_validator(mode="after")
+    def _installed(self) -> Self:
+        check_reader(self.reader)
+        return self
+
+
+class TrainingLoading(Loading):
+    """How training videos are read."""
+
+    on_error: Literal["raise", "skip"] = Field("skip", description=Loading.model_fields["on_error"].description)
+    balanced: bool = Field(
+        False, description="equally many videos of each class in an epoch, which repeats videos of rare classes"
+    )
 
 
 class VideoDataModule(pl.LightningDataModule):
@@ -39,15 +81,13 @@ class VideoDataModule(pl.LightningDataModule):
         train_views, val_views: what becomes of a video.
         batch_size: videos in a training batch of one process.
         eval_batch_size: videos in a validation or evaluation batch of one process.
-        workers: loader processes of each training process; 0 loads in the process itself.
+        loading: how videos are read.
         seed: of order, frames and crops.
-        on_error: raise or skip.
-        max_bad: the share of a list's videos that may be unreadable.
-        reader: what reads video files, one of `readers.READERS`.
-        timeout: seconds after which a video that is still being read counts as unreadable; None for no limit.
+        processes: how many train on this machine and share its cores.
         balanced: give every class the same share of a training epoch.
 
     Attributes:
+        workers: loader processes of each training process; 0 loads in the process itself.
         bad: the unreadable videos met so far, path to reason, for "train" and "val".
     """
 
@@ -59,12 +99,9 @@ class VideoDataModule(pl.LightningDataModule):
         val_views: Views,
         batch_size: int,
         eval_batch_size: int,
-        workers: int,
+        loading: Loading,
         seed: int = 0,
-        on_error: str = "raise",
-        max_bad: float = 0.01,
-        reader: str = "auto",
-        timeout: float | None = None,
+        processes: int = 1,
         balanced: bool = False,
     ) -> None:
         super().__init__()
@@ -72,12 +109,9 @@ class VideoDataModule(pl.LightningDataModule):
         self.views = {"train": train_views, "val": val_views}
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.workers = workers
+        self.loading = loading
+        self.workers = default_workers(processes) if loading.workers == "auto" else loading.workers
         self.seed = seed
-        self.on_error = on_error
-        self.max_bad = max_bad
-        self.reader = reader
-        self.timeout = timeout
         self.balanced = balanced
         self.bad: dict[str, dict[str, str]] = {"train": {}, "val": {}}
         self._start = 0, 0
@@ -102,7 +136,9 @@ class VideoDataModule(pl.LightningDataModule):
     def _loader(self, split: str) -> Loader:
         training = split == "train"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        dataset = VideoDataset(self.records[split], self.views[split], self.seed, self.reader, self.timeout)
+        dataset = VideoDataset(
+            self.records[split], self.views[split], self.seed, self.loading.reader, self.loading.timeout
+        )
         labels = [record.label for record in self.records[split]] if self.balanced else None
         sampler = EpochSampler(len(dataset), training, self.seed, rank, world_size, labels)
         batch_size = self.batch_size if training else self.eval_batch_size
@@ -141,15 +177,15 @@ class VideoDataModule(pl.LightningDataModule):
     def _note_bad(self, split: str, bad: list[tuple[str, str]]) -> None:
         known = self.bad[split]
         for path, reason in bad:
-            if self.on_error == "raise":
+            if self.loading.on_error == "raise":
                 raise InputError(f"{path}: {reason}. data.on_error=skip leaves unreadable videos out and counts them")
             if path not in known:
                 known[path] = reason
                 log.warning("left out %s: %s", path, reason)
         total = len(self.records[split])
-        if len(known) > self.max_bad * total:
+        if len(known) > self.loading.max_bad * total:
             path, reason = next(iter(known.items()))
             raise InputError(
-                f"{len(known)} of the {total} {split} videos cannot be read, more than data.max_bad={self.max_bad:g} "
-                f"of the list; the first is {path}: {reason}"
+                f"{len(known)} of the {total} {split} videos cannot be read, more than "
+                f"data.max_bad={self.loading.max_bad:g} of the list; the first is {path}: {reason}"
             )

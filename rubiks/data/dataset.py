@@ -33,7 +33,7 @@ class VideoDataset(Dataset):
     that cannot be read gives its `VideoError` as the item; the data module decides what that means.
 
     Args:
-        reader: what reads video files, one of `readers.READERS`.
+        reader: what reads video files, one of `readers.Reader`.
         timeout: seconds after which a video that is still being read counts as unreadable; None for no limit.
     """
 

@@ -53,7 +53,7 @@ class VideoFile(OpenVideo):
 
     Args:
         path: any file that FFmpeg reads.
-        reader: what seeks, one of `readers.READERS`.
+        reader: what seeks, one of `readers.Reader`.
         content: the file's bytes, where they do not lie at `path`.
         checked: what is known of it; it counts where the file has that size.
 

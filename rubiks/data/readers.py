@@ -5,21 +5,22 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 from torch.utils.dlpack import from_dlpack
 
 from rubiks.errors import InputError
 
-READERS = ("auto", "decord", "pyav", "torchcodec")
+Reader = Literal["auto", "decord", "pyav", "torchcodec"]
 
 FrameReader = Callable[[list[int]], np.ndarray]
 
 
 def check_reader(reader: str) -> None:
-    """Raise InputError where a value of data.reader is unknown or its library is not there to use."""
-    if reader not in READERS:
-        raise InputError(f"data.reader must be one of {', '.join(READERS)}; got {reader!r}")
+    """Raise InputError where the library of a value of data.reader is not there to use."""
+    if reader not in get_args(Reader):
+        raise InputError(f"data.reader must be one of {', '.join(get_args(Reader))}; got {reader!r}")
     if reader in ("decord", "torchcodec") and importlib.util.find_spec(reader) is None:
         raise InputError(f"data.reader={reader} needs {reader}, which is not installed: pip install {reader}, or auto")
     if reader == "torchcodec":
@@ -39,7 +40,7 @@ def seeking_reader(reader: str, file: str | io.BytesIO, length: int) -> FrameRea
     """What reads a file's frames by number; None where the library cannot: then PyAV decides.
 
     Args:
-        reader: one of READERS; auto is decord where it is installed (its wheels are for x86-64 alone).
+        reader: one of `Reader`; auto is decord where it is installed (its wheels are for x86-64 alone).
         file: a path, or the file's content.
         length: frames that the video has; a library that counts others would return others.
 

@@ -14,25 +14,22 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rubiks.data.records import Span, VideoRecord
-from rubiks.data.sources import Split
+from rubiks.data.sources.source import Source, Split
 from rubiks.errors import InputError
 from rubiks.files import write_atomically
 
 INDEX = "index.json"
 
 
-class Shards:
-    """A folder that `write` has filled, as a source.
+class Shards(Source):
+    """A folder that `write` has filled."""
 
-    Args:
-        root: the folder.
-    """
+    missing_is_normal = True  # who wrote the shards knew it
 
-    def __init__(self, root: str) -> None:
-        self._root = root
+    format: Literal["shards"] = "shards"
 
     @cached_property
     def _index(self) -> dict[str, Any]:
@@ -54,7 +51,7 @@ class Shards:
 
     @property
     def classes_path(self) -> str:
-        return os.path.join(self._root, INDEX)
+        return os.path.join(self.root, INDEX)
 
     @property
     def classes(self) -> list[str] | None:
@@ -62,9 +59,9 @@ class Shards:
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
         if split not in self._index["splits"]:
-            raise InputError(f"{self._root}: has no {split} videos; write shards with that list too")
+            raise InputError(f"{self.root}: has no {split} videos; write shards with that list too")
         content = self._index["splits"][split]
-        shards = [(os.path.join(self._root, name), size) for name, size in content["shards"]]
+        shards = [(os.path.join(self.root, name), size) for name, size in content["shards"]]
         for path, size in shards:
             there = os.path.getsize(path) if os.path.isfile(path) else None
             if there != size:

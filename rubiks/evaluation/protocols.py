@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-FRAME_ORDERS = ("natural", "reversed", "shuffled")
+from rubiks.settings import Count, Settings
+
+FrameOrder = Literal["natural", "reversed", "shuffled"]
+
+
+class ProtocolSettings(Settings, section="protocol"):
+    """Which views of a video are scored."""
+
+    name: str = Field(description="names the protocol in results")
+    clips: Count = Field(description="clips of a video; uniform sampling has 1 or 2, dense sampling any number")
+    crops: Literal[1, 3] = Field(description="1: the centre; 3: left, right and centre")
 
 
 class Protocol:
@@ -33,7 +46,7 @@ class Protocol:
         crops: int,
         num_frames: int,
         size: int,
-        frame_order: str = "natural",
+        frame_order: FrameOrder = "natural",
         window: int | None = None,
     ) -> None:
         self.name = name

@@ -7,60 +7,50 @@ phase: the choice is made and frozen, and the rest of the network trains on.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from rubiks.errors import InputError
 from rubiks.models import RubiksNet
 from rubiks.nn import RubiksBlock
 from rubiks.nn.fused import attention_weights
+from rubiks.settings import Expected, Settings, Share
 
-SHAPES = ("exponential", "linear", "cosine")
 # Logits are divided by their deviation, so two that are 0 and one that is 1 end up this far apart.
 ONE_HOT_GAP = math.sqrt(3)
 
 
-@dataclass(frozen=True)
-class AttentionSchedule:
-    """How temporal attention is quantised in training; the section `aq` of the configuration.
+Temperature = Annotated[float, Field(gt=0), Expected("a temperature above 0")]
 
-    Attributes:
-        budget: largest share of the channels that are shifted in time, 0 to 1. At 0 the network is hard, without
-            temporal shifts, from the first step; at 1 the attention is free.
-        per_layer: the budget holds for every block by itself, not for the whole network.
-        soft: share of training after which the choice is made and frozen, 0 to below 1.
-        start, end: the temperature at the beginning and at the end of the soft phase.
-        shape: of its way between the two: exponential, linear or cosine.
-        multiplier_rate: how much the multiplier grows over a soft phase in which the share of attention off "stay" is 1
-            above what it may be.
-    """
 
-    budget: float
-    per_layer: bool = False
-    soft: float = 0.6
-    start: float = 2.0
-    end: float = 0.1
-    shape: str = "exponential"
-    multiplier_rate: float = 100.0
+class AttentionSchedule(Settings, section="aq"):
+    """How temporal attention is quantised in training."""
 
-    def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise _bad("shape", f"one of {', '.join(SHAPES)}", self.shape)
-        if not isinstance(self.per_layer, bool):
-            raise _bad("per_layer", "true or false", self.per_layer)
-        if not (_is_number(self.budget) and 0 <= self.budget <= 1):
-            raise _bad("budget", "a number from 0 to 1", self.budget)
-        if not (_is_number(self.soft) and 0 <= self.soft < 1):
-            raise _bad("soft", "a number from 0 to below 1", self.soft)
-        for key in ("start", "end"):
-            if not (_is_number(getattr(self, key)) and 0 < getattr(self, key) < math.inf):
-                raise _bad(key, "a temperature above 0", getattr(self, key))
+    budget: Share = Field(
+        description="largest share of the channels that are shifted in time. 0: hard and without temporal shifts (a 2D "
+        "network) from the first step; 1: as they like"
+    )
+    per_layer: bool = Field(False, description="true: the budget holds for every block by itself, not for the network")
+    soft: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.6, description="share of training with soft attention; then the choice is frozen, and the rest trains on"
+    )
+    start: Temperature = Field(2.0, description="temperature of the attention at the beginning")
+    end: Temperature = Field(0.1, description="and at the end of the soft phase")
+    shape: Literal["exponential", "linear", "cosine"] = Field("exponential", description="of the way between the two")
+    multiplier_rate: Annotated[float, Field(ge=0)] = Field(
+        100.0,
+        description='how much the price of attention off "stay" rises over a soft phase in which its share is 1 above '
+        "what it may be. Higher: some of the budget stays unused; lower: more is left for the choice to cut",
+    )
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
         if self.end > self.start:
-            raise _bad("end", f"at most aq.start={self.start:g}", self.end)
-        if not (_is_number(self.multiplier_rate) and 0 <= self.multiplier_rate < math.inf):
-            raise _bad("multiplier_rate", "a number of at least 0", self.multiplier_rate)
+            raise self.wrong("end", f"at most aq.start={self.start:g}")
+        return self
 
     def soft_steps(self, steps: int) -> int:
         """How many of the optimiser steps of a training are soft; at least the last one is hard, as soft is below 1."""
@@ -165,11 +155,3 @@ class Annealing(nn.Module):
 
     def _excess(self, share: Tensor) -> Tensor:
         return share - self.schedule.allowed_share(self.temperature)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _bad(key: str, expected: str, value: object) -> InputError:
-    return InputError(f"aq.{key} must be {expected}, got {value!r}")

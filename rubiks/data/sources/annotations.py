@@ -214,12 +214,6 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def checked_first_frame(number: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int) or number not in (0, 1):
-        raise InputError(f"data.first_frame must be 0 or 1, the number of a folder's first frame; got {number!r}")
-    return number
-
-
 def integer(text: str) -> int | None:
     """The whole number that the text is; None where it is none, or one beyond any count or label."""
     return int(text) if re.fullmatch(r"\s*-?[0-9]{1,18}\s*", text) else None

@@ -4,46 +4,46 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from typing import Literal
+
+from pydantic import Field
 
 from rubiks.data.records import VideoRecord, is_hidden
 from rubiks.data.sources.annotations import AnnotationFile, Folders, file_name, nfc, shown, split_by_presence
-from rubiks.data.sources.source import Split
+from rubiks.data.sources.source import OfficialSplit, Source, Split
 from rubiks.errors import InputError
+from rubiks.settings import Name
 
 _FLAGS = {"train": "1", "val": "2"}
 
 
-class HMDB51:
+class HMDB51(Source):
     """HMDB51: a folder of videos for each class, and for each class and each of three splits a list, `video.avi flag`.
 
     The lists are named `<class>_test_split<1 to 3>.txt`. Flag 1 is for training, 2 for testing, which is validation
     here; videos of flag 0 are in neither. The labels are the sorted names of the classes. In a video's place may be an
     .mp4, as `rubiks prepare` writes.
-
-    Args:
-        root: folder of the data set.
-        split: the official split, 1, 2 or 3.
-        lists: folder of the lists, absolute or relative to root.
-        videos: folder of the classes' folders, relative to root.
-
-    Attributes:
-        classes_path: the folder of the lists, whose names name the classes.
     """
 
-    def __init__(
-        self, root: str, split: int = 1, lists: str = "testTrainMulti_7030_splits", videos: str = "hmdb51_org"
-    ) -> None:
-        self._root = root
-        self._ending = f"_test_split{split}.txt"
-        self.classes_path = os.path.join(root, lists)
-        self._videos = os.path.join(root, videos)
+    format: Literal["hmdb51"] = "hmdb51"
+    split: OfficialSplit = 1
+    lists: Name = Field("testTrainMulti_7030_splits", description="folder of the lists, absolute or relative to root")
+    videos: Name = Field("hmdb51_org", description="folder of the classes' folders, relative to root")
+
+    @property
+    def classes_path(self) -> str:
+        return os.path.join(self.root, self.lists)
+
+    @property
+    def _ending(self) -> str:
+        return f"_test_split{self.split}.txt"
 
     @property
     def classes(self) -> list[str]:
-        return list(self._lists)
+        return list(self._class_lists)
 
     @cached_property
-    def _lists(self) -> dict[str, str]:
+    def _class_lists(self) -> dict[str, str]:
         """The paths of the split's lists by class, in label order."""
         try:
             names = os.listdir(self.classes_path)
@@ -62,13 +62,13 @@ class HMDB51:
 
     def annotation_files(self) -> dict[str, str]:
         """The paths of the split's lists, by class."""
-        return dict(self._lists)
+        return dict(self._class_lists)
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
         folders = Folders()
         records = []
-        for label, (name, path) in enumerate(self._lists.items()):
-            for where, line in AnnotationFile(self._root, os.path.abspath(path), "data.lists").numbered_lines():
+        for label, (name, path) in enumerate(self._class_lists.items()):
+            for where, line in AnnotationFile(self.root, os.path.abspath(path), "data.lists").numbered_lines():
                 video, _, flag = line.strip().rpartition(" ")
                 if not video or flag not in ("0", "1", "2"):
                     raise InputError(
@@ -77,7 +77,9 @@ class HMDB51:
                     )
                 if flag == _FLAGS[split]:
                     video = os.path.join(name, file_name(video.strip(), where, "the video"))
-                    records.append(VideoRecord(folders.video(os.path.join(self._videos, video)), label, listed=video))
+                    records.append(
+                        VideoRecord(folders.video(os.path.join(self.root, self.videos, video)), label, listed=video)
+                    )
         if not records:
             raise InputError(
                 f"{self.classes_path}: the files CLASS{self._ending} list no {split} videos, flag {_FLAGS[split]}; "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Literal
 
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources.annotations import (
@@ -29,23 +30,17 @@ class Kinetics(ListedSource):
     and val.csv or validate.csv. Clips lie in root/<split> or root, or below either in a folder per class, named with
     spaces or underscores. Clips that are gone from YouTube are normal and come back as missing.
 
-    Args:
-        root: folder of the data set.
-        train_list: csv file, absolute or relative to root or to the working directory; None for the official name.
-        val_list: the same for validation.
-        labels: text file with one class name a line, in label order. None: the sorted labels of the training csv,
-            or of the validation csv where there is no training csv.
+    Without a labels file, the classes are the sorted labels of the training csv, or of the validation csv where there
+    is no training csv.
     """
 
-    def __init__(
-        self, root: str, train_list: str | None = None, val_list: str | None = None, labels: str | None = None
-    ) -> None:
-        super().__init__(
-            AnnotationFile(root, labels, "data.labels"),
-            AnnotationFile(root, train_list, "data.train_list", ("train.csv",), "annotations"),
-            AnnotationFile(root, val_list, "data.val_list", ("val.csv", "validate.csv"), "annotations"),
-        )
-        self._root = root
+    missing_is_normal = True  # videos vanish from YouTube
+    subfolder = "annotations"
+
+    format: Literal["kinetics"] = "kinetics"
+
+    def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:
+        return {"labels": (), "train": ("train.csv",), "val": ("val.csv", "validate.csv")}[what]
 
     @cached_property
     def classes(self) -> list[str]:
@@ -59,7 +54,7 @@ class Kinetics(ListedSource):
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
         file = self._lists[split]
         labels = {name: label for label, name in enumerate(self.classes)}
-        tops = (os.path.join(self._root, split), self._root)
+        tops = (os.path.join(self.root, split), self.root)
         folders = Folders()
         records, missing = [], []
         for where, label, stem in self._clips(file):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
 
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources.annotations import (
     AnnotationFile,
     Folders,
-    checked_first_frame,
     integer,
     nfc,
     not_empty,
@@ -17,10 +19,22 @@ from rubiks.data.sources.annotations import (
     split_by_presence,
     unknown_class,
 )
-from rubiks.data.sources.source import ListedSource, Split, check_numbers
+from rubiks.data.sources.source import FirstFrame, ListedSource, Split, check_numbers
 from rubiks.errors import InputError
 
 _HEADERS = (["path", "label"], ["video", "label"])  # of csv files
+
+
+def _checked_pattern(pattern: str) -> str:
+    try:
+        names = [pattern.format(number) for number in (1, 2)]
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        names = [str(error)] * 2
+    if names[0] == names[1] or os.path.basename(names[0]) != names[0]:
+        raise InputError(
+            f"data.pattern: expected a format of a number to a file name, such as {{:05d}}.jpg, got {shown(pattern)}"
+        )
+    return pattern
 
 
 class FrameLists(ListedSource):
@@ -28,33 +42,13 @@ class FrameLists(ListedSource):
 
     A folder's name may contain spaces: a line is split from the right. Labels are numbers from 0. A count below 1 is
     left to the reader, which names the one folder.
-
-    Args:
-        root: folder to which the lists' folders are relative.
-        train_list: text file, absolute or relative to root or to the working directory; None where not needed.
-        val_list: the same for validation.
-        labels: text file with one class name a line, in label order; None where there is none.
-        pattern: format of the frames' file names.
-        first_frame: number of a folder's first frame, 1 or 0.
     """
 
-    def __init__(
-        self,
-        root: str,
-        train_list: str | None = None,
-        val_list: str | None = None,
-        labels: str | None = None,
-        pattern: str = "{:05d}.jpg",
-        first_frame: int = 1,
-    ) -> None:
-        super().__init__(
-            AnnotationFile(root, labels, "data.labels"),
-            AnnotationFile(root, train_list, "data.train_list"),
-            AnnotationFile(root, val_list, "data.val_list"),
-        )
-        self._root = root
-        self._pattern = _checked_pattern(pattern)
-        self._first_frame = checked_first_frame(first_frame)
+    format: Literal["frames"] = "frames"
+    pattern: Annotated[str, AfterValidator(_checked_pattern)] = Field(
+        "{:06d}.jpg", description="format of the frames' file names"
+    )
+    first_frame: FirstFrame = 1
 
     @cached_property
     def classes(self) -> list[str] | None:
@@ -74,8 +68,8 @@ class FrameLists(ListedSource):
                 )
             numbers.append((where, label))
             folder = fields[0].lstrip()
-            path = os.path.join(self._root, folder)
-            records.append(VideoRecord(path, label, count, self._pattern, first_frame=self._first_frame, listed=folder))
+            path = os.path.join(self.root, folder)
+            records.append(VideoRecord(path, label, count, self.pattern, first_frame=self.first_frame, listed=folder))
         check_numbers(numbers, self.classes, self._labels)
         return split_by_presence(not_empty(records, file))
 
@@ -90,23 +84,9 @@ class CsvLists(ListedSource):
     any other must be a number. Without one, the training list decides (the validation list where no training list is
     given): if all its labels are numbers, so must those of the other list be, and the names of the classes are not
     known; otherwise all are names, also those that look like numbers, and their sorted order gives the labels.
-
-    Args:
-        root: folder to which the lists' paths are relative; absolute paths stay as they are.
-        train_list: csv file, absolute or relative to root or to the working directory; None where there is none.
-        val_list: the same for validation.
-        labels: text file with one class name a line, in label order; None where there is none.
     """
 
-    def __init__(
-        self, root: str, train_list: str | None = None, val_list: str | None = None, labels: str | None = None
-    ) -> None:
-        super().__init__(
-            AnnotationFile(root, labels, "data.labels"),
-            AnnotationFile(root, train_list, "data.train_list"),
-            AnnotationFile(root, val_list, "data.val_list"),
-        )
-        self._root = root
+    format: Literal["csv"] = "csv"
 
     @cached_property
     def classes(self) -> list[str] | None:
@@ -132,7 +112,7 @@ class CsvLists(ListedSource):
                 if label is None:
                     raise self._unknown(where, text)
                 numbered.append((where, label))
-            records.append(VideoRecord(os.path.join(self._root, path), label, listed=path))
+            records.append(VideoRecord(os.path.join(self.root, path), label, listed=path))
         check_numbers(numbered, self.classes, self._labels)
         return split_by_presence(records)
 
@@ -172,20 +152,8 @@ class CsvLists(ListedSource):
         where, path, label = videos[0]
         if os.path.splitext(path.strip())[1] or any(label == other for _, _, other in videos[1:]):
             return
-        if Folders().find(os.path.join(self._root, path)) is None:
+        if Folders().find(os.path.join(self.root, path)) is None:
             raise InputError(
                 f"{where}: {shown(f'{path},{label}')} looks like a header (there is no such file), whose columns must "
                 "be `path,label` or `video,label`; rename them, or remove the line"
             )
-
-
-def _checked_pattern(pattern: str) -> str:
-    try:
-        names = [pattern.format(number) for number in (1, 2)]
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
-        names = [str(error)] * 2
-    if names[0] == names[1] or os.path.basename(names[0]) != names[0]:
-        raise InputError(
-            f"data.pattern: expected a format of a number to a file name, such as {{:05d}}.jpg, got {shown(pattern)}"
-        )
-    return pattern

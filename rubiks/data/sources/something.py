@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources.annotations import (
-    AnnotationFile,
     Folders,
-    checked_first_frame,
     file_name,
     integer,
     nfc,
@@ -19,8 +20,9 @@ from rubiks.data.sources.annotations import (
     split_by_presence,
     unknown_class,
 )
-from rubiks.data.sources.source import ListedSource, Split
+from rubiks.data.sources.source import FirstFrame, ListedSource, Split
 from rubiks.errors import InputError
+from rubiks.settings import Name
 
 
 class SomethingSomethingV2(ListedSource):
@@ -30,34 +32,16 @@ class SomethingSomethingV2(ListedSource):
     camera": "0", ...}; the lists are arrays of {"id": "78687", "template": "Approaching [something] with your camera",
     ...}. Files that are not given are looked for in root and root/labels under the names of both releases, such as
     something-something-v2-train.json and train.json.
-
-    Args:
-        root: folder of the data set.
-        train_list: JSON list, absolute or relative to root or to the working directory; None for the official name.
-        val_list: the same for validation.
-        labels: the same for the labels file.
-        videos: folder of the videos, relative to root.
     """
 
-    def __init__(
-        self,
-        root: str,
-        train_list: str | None = None,
-        val_list: str | None = None,
-        labels: str | None = None,
-        videos: str = "20bn-something-something-v2",
-    ) -> None:
-        prefix = "something-something-v2-"
+    subfolder = "labels"
 
-        def file(given: str | None, key: str, name: str) -> AnnotationFile:
-            return AnnotationFile(root, given, key, (f"{prefix}{name}", name), "labels")
+    format: Literal["ssv2"] = "ssv2"
+    videos: Name = Field("20bn-something-something-v2", description="folder of the videos, relative to root")
 
-        super().__init__(
-            file(labels, "data.labels", "labels.json"),
-            file(train_list, "data.train_list", "train.json"),
-            file(val_list, "data.val_list", "validation.json"),
-        )
-        self._videos = os.path.join(root, videos)
+    def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:
+        name = {"labels": "labels.json", "train": "train.json", "val": "validation.json"}[what]
+        return f"something-something-v2-{name}", name
 
     @cached_property
     def classes(self) -> list[str]:
@@ -95,7 +79,7 @@ class SomethingSomethingV2(ListedSource):
                     f"{where}: the template {shown(template)} is not in the labels file {self._labels.path}; "
                     f"set data.labels and {file.key} to files of the same release"
                 )
-            path = os.path.join(self._videos, file_name(video, where, "id") + ".webm")
+            path = os.path.join(self.root, self.videos, file_name(video, where, "id") + ".webm")
             records.append(VideoRecord(folders.video(path), labels[name], listed=video))
         return split_by_presence(not_empty(records, file), folders)
 
@@ -120,39 +104,18 @@ class TwentyBNFrames(ListedSource):
     `rubiks prepare` writes.
 
     The labels are the sorted names of the classes, as TSM numbers them in its lists, not the file's order.
-
-    Args:
-        root: folder of the data set.
-        release: what the official file names begin with, something-something-v1 or jester-v1.
-        videos: folder of the videos, relative to root.
-        train_list: csv list, absolute or relative to root or to the working directory; None for the official name.
-        val_list: the same for validation.
-        labels: the same for the labels file.
-        first_frame: number of a folder's first frame, 1 or 0.
     """
 
-    PATTERN = "{:05d}.jpg"
+    PATTERN: ClassVar[str] = "{:05d}.jpg"
+    subfolder = "labels"
 
-    def __init__(
-        self,
-        root: str,
-        release: str,
-        videos: str,
-        train_list: str | None = None,
-        val_list: str | None = None,
-        labels: str | None = None,
-        first_frame: int = 1,
-    ) -> None:
-        def file(given: str | None, key: str, name: str) -> AnnotationFile:
-            return AnnotationFile(root, given, key, (f"{release}-{name}.csv",), "labels")
+    format: Literal["ssv1", "jester"]
+    release: Name = Field(description="how the official files' names begin: something-something-v1 or jester-v1")
+    videos: Name = Field(description="folder of the videos' folders, relative to root")
+    first_frame: FirstFrame = 1
 
-        super().__init__(
-            file(labels, "data.labels", "labels"),
-            file(train_list, "data.train_list", "train"),
-            file(val_list, "data.val_list", "validation"),
-        )
-        self._videos = os.path.join(root, videos)
-        self._first_frame = checked_first_frame(first_frame)
+    def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:
+        return (f"{self.release}-{'validation' if what == 'val' else what}.csv",)
 
     @cached_property
     def classes(self) -> list[str]:
@@ -173,12 +136,12 @@ class TwentyBNFrames(ListedSource):
             label = labels.get(nfc(name))
             if label is None:
                 raise unknown_class(where, name, self._labels)
-            folder = os.path.join(self._videos, file_name(video, where, "id"))
+            folder = os.path.join(self.root, self.videos, file_name(video, where, "id"))
             path = folders.first((folder, folder + ".mp4")) or folder
             if path.endswith(".mp4"):
                 records.append(VideoRecord(path, label, listed=video))
             else:
                 records.append(
-                    VideoRecord(path, label, pattern=self.PATTERN, first_frame=self._first_frame, listed=video)
+                    VideoRecord(path, label, pattern=self.PATTERN, first_frame=self.first_frame, listed=video)
                 )
         return split_by_presence(not_empty(records, file), folders)

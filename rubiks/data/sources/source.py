@@ -3,41 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources.annotations import AnnotationFile
 from rubiks.errors import InputError
+from rubiks.settings import Expected, Name, Settings
 
 Split = Literal["train", "val"]
 
 
-class Source(Protocol):
-    """A data set's lists and classes."""
+FirstFrame = Annotated[
+    int,
+    Field(ge=0, le=1, description="number of a folder's first frame, 1 or 0"),
+    Expected("0 or 1, the number of a folder's first frame"),
+]
+
+OfficialSplit = Annotated[Literal[1, 2, 3], Field(description="which of the three official splits")]
+
+
+class Source(Settings, section="data"):
+    """A data set: its keys of the configuration, its lists and its classes. Lists are read when they are asked for."""
+
+    missing_is_normal: ClassVar[bool] = False  # videos of its lists may be gone
+
+    format: str
+    name: str = Field("", description="names runs, and says which of them ckpt=latest looks for")
+    root: Name = Field(description="folder of the data set")
+    num_classes: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="how many classes there must be; needed where nothing names them"
+    )
+    manifest: Name = Field(
+        "rubiks-manifest.jsonl",
+        description="what `rubiks check` wrote, in data.root or absolute; there need be none",
+    )
 
     @property
     def classes(self) -> list[str] | None:
-        """Class names in label order; None where the data set does not say, and the caller must supply a count."""
+        """Class names in label order; None where the data set does not say, and data.num_classes must."""
+        raise NotImplementedError
 
     @property
     def classes_path(self) -> str:
         """The file or folder that names the classes."""
+        raise NotImplementedError
+
+    def ready(self) -> Source:
+        """The source that has the files; the built-in data set is made here."""
+        return self
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
         """The videos of a split that exist, in the list's order, and the paths of those that do not."""
+        raise NotImplementedError
 
 
-class ListedSource:
-    """What the sources have in common whose classes and videos are in a labels file and two lists.
+class ListedSource(Source):
+    """A data set whose classes and videos are in a labels file and two lists.
 
-    Args:
-        labels: the labels file.
-        train, val: the lists.
+    A file that is not given is looked for under its official names in root and in a folder there.
     """
 
-    def __init__(self, labels: AnnotationFile, train: AnnotationFile, val: AnnotationFile) -> None:
-        self._labels = labels
-        self._lists: Mapping[Split, AnnotationFile] = {"train": train, "val": val}
+    subfolder: ClassVar[str] = ""  # of root, where official files may be
+
+    train_list: Name | None = Field(
+        None,
+        description="the training list, absolute or relative to root or the working directory; null: its official name",
+    )
+    val_list: Name | None = Field(None, description="the same for validation")
+    labels: Name | None = Field(None, description="the same for the file that names the classes")
+
+    def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:
+        """The names under which a file is looked for; none for data sets without official files."""
+        return ()
+
+    @cached_property
+    def _labels(self) -> AnnotationFile:
+        return self._file("labels", self.labels, "labels")
+
+    @cached_property
+    def _lists(self) -> Mapping[Split, AnnotationFile]:
+        return {
+            "train": self._file("train_list", self.train_list, "train"),
+            "val": self._file("val_list", self.val_list, "val"),
+        }
+
+    def _file(self, key: str, given: str | None, what: Literal["labels", "train", "val"]) -> AnnotationFile:
+        return AnnotationFile(self.root, given, self.key(key), self.official_names(what), self.subfolder)
 
     @property
     def classes_path(self) -> str:

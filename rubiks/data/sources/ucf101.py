@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Literal
+
+from pydantic import Field
 
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources.annotations import (
-    AnnotationFile,
     Folders,
     file_name,
     integer,
@@ -17,8 +20,9 @@ from rubiks.data.sources.annotations import (
     split_by_presence,
     unknown_class,
 )
-from rubiks.data.sources.source import ListedSource, Split
+from rubiks.data.sources.source import ListedSource, OfficialSplit, Split
 from rubiks.errors import InputError
+from rubiks.settings import Name
 
 
 class UCF101(ListedSource):
@@ -28,34 +32,17 @@ class UCF101(ListedSource):
     lists repeat the number after the path, the test lists, which are the validation lists here, do not. Files that are
     not given are looked for in root and root/ucfTrainTestlist under their official names. In a video's place may be an
     .mp4, as `rubiks prepare` writes.
-
-    Args:
-        root: folder of the data set.
-        split: the official split, 1, 2 or 3.
-        train_list: text file, absolute or relative to root or to the working directory; None for the official name.
-        val_list: the same for validation.
-        labels: the same for classInd.txt.
-        videos: folder of the classes' folders, relative to root.
     """
 
-    def __init__(
-        self,
-        root: str,
-        split: int = 1,
-        train_list: str | None = None,
-        val_list: str | None = None,
-        labels: str | None = None,
-        videos: str = "UCF-101",
-    ) -> None:
-        def file(given: str | None, key: str, name: str) -> AnnotationFile:
-            return AnnotationFile(root, given, key, (name,), "ucfTrainTestlist")
+    subfolder = "ucfTrainTestlist"
 
-        super().__init__(
-            file(labels, "data.labels", "classInd.txt"),
-            file(train_list, "data.train_list", f"trainlist{split:02d}.txt"),
-            file(val_list, "data.val_list", f"testlist{split:02d}.txt"),
-        )
-        self._videos = os.path.join(root, videos)
+    format: Literal["ucf101"] = "ucf101"
+    split: OfficialSplit = 1
+    videos: Name = Field("UCF-101", description="folder of the classes' folders, relative to root")
+
+    def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:
+        number = f"{self.split:02d}"
+        return ({"labels": "classInd.txt", "train": f"trainlist{number}.txt", "val": f"testlist{number}.txt"}[what],)
 
     @cached_property
     def classes(self) -> list[str]:
@@ -94,5 +81,5 @@ class UCF101(ListedSource):
                     f"got {shown(number)}; set {file.key} and data.labels to files of one release"
                 )
             path = os.path.join(name, file_name(video, where, "the video"))
-            records.append(VideoRecord(folders.video(os.path.join(self._videos, path)), label, listed=path))
+            records.append(VideoRecord(folders.video(os.path.join(self.root, self.videos, path)), label, listed=path))
         return split_by_presence(not_empty(records, file), folders)

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from typing import Literal
 
+from pydantic import Field
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from rubiks.data.records import VideoRecord, is_hidden
-from rubiks.data.sources import Split
 from rubiks.data.sources.annotations import nfc
+from rubiks.data.sources.source import Source, Split
 from rubiks.errors import InputError
+from rubiks.settings import Name
 
 
-class ImageFolders:
+class ImageFolders(Source):
     """ImageNet's layout, read as torchvision's ImageFolder reads it: `<root>/<split's folder>/<class>/*.jpeg`.
 
     The classes are the names of the training folder's folders, sorted; of the validation folder's where there is no
     training folder. Images may lie in folders below their class's. Hidden files and folders do not count.
-
-    Args:
-        root: folder of the data set.
-        train_folder, val_folder: the splits' folders, absolute or relative to root.
     """
 
-    def __init__(self, root: str, train_folder: str = "train", val_folder: str = "val") -> None:
-        self._given = {"train": train_folder, "val": val_folder}
-        self._folders = {"train": os.path.join(root, train_folder), "val": os.path.join(root, val_folder)}
+    format: Literal["images"] = "images"
+    train_folder: Name = Field("train", description="folder of the training images, absolute or relative to root")
+    val_folder: Name = Field("val", description="the same for validation")
+
+    @property
+    def _given(self) -> dict[Split, str]:
+        return {"train": self.train_folder, "val": self.val_folder}
+
+    @property
+    def _folders(self) -> dict[Split, str]:
+        return {split: os.path.join(self.root, folder) for split, folder in self._given.items()}
 
     @cached_property
     def classes(self) -> list[str]:

@@ -1,0 +1,169 @@
+"""A training, from its settings to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+
+from rubiks import assemble, continuing, launched, naming, processes, runs, tracking, trainers, weights
+from rubiks.choices import CommandLine, setting
+from rubiks.data import videos
+from rubiks.experiment import Training
+from rubiks.files import write_atomically, write_lines
+from rubiks.stopping import Interrupted, Stop
+from rubiks.training.module import VideoClassifier
+from rubiks.training.optim import describe_groups
+from rubiks.training.position import Position
+
+
+def train(settings: Training, config: dict[str, Any], command: CommandLine) -> None:
+    """Train a network, or go on with a run.
+
+    Args:
+        settings: what is trained, and how.
+        config: the configuration that they were made from; it is kept in checkpoints.
+        command: the command line, for the commands that are printed.
+    """
+    beat = processes.Beat() if processes.is_child() else None
+    stop = Stop(quiet=not launched.is_first(), timeout=settings.process_timeout, beat=beat)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop.watching())
+        rehearsal = bool(settings.trainer.fast_dev_run)  # leaves nothing behind
+        run = naming.run_of(settings.run, command, rehearsal)
+        sweep = command.job is not None
+        if sweep and run.epochs_finished() == settings.recipe.epochs:
+            print(f"{run.folder} is finished")
+            return
+        if not rehearsal and launched.is_first():
+            stack.enter_context(run.locked())
+        if not launched.is_first():  # the first has told what there is to tell of the data
+            logging.getLogger("rubiks").setLevel(logging.ERROR)
+        try:
+            _train(settings, config, command, run, stop, rehearsal)
+        except Interrupted as interrupted:
+            if run.last.is_file() and not rehearsal and launched.is_first():
+                going_on = f"to go on: {continuing.command(run.folder, command.choices)}"
+                interrupted.message = "; ".join(filter(None, [interrupted.message, going_on]))
+            raise
+        if sweep and stop.signal is not None:
+            raise Interrupted(stop.signal, f"{run.folder} is done, the runs after it are not")
+
+
+def _train(
+    settings: Training, config: dict[str, Any], command: CommandLine, run: runs.Run, stop: Stop, rehearsal: bool
+) -> None:
+    recipe, loading = settings.recipe, settings.data.loading
+    resume = None if rehearsal else naming.unfinished(run, recipe.epochs)
+    if resume is not None:  # before the lists are read, which may be others
+        continuing.check(run, resume, {**resume.config, **config}, command.choices)
+    pl.seed_everything(settings.seed)
+
+    manifest, source = videos.manifest_of(settings.data.source), settings.data.source.ready()
+    classes = videos.class_names(source)
+    if resume is not None:
+        weights.check_same_classes(resume, classes)
+    train_videos, _ = videos.records(source, loading, "train", len(classes), manifest)
+    val_videos, _ = videos.records(source, loading, "val", len(classes), manifest)
+    data = assemble.training_data(settings, train_videos, val_videos, assemble.training_views(settings, classes))
+    content = {
+        **config,
+        "manifest_sha256": manifest.digest,
+        "train_sha256": videos.digest(train_videos),
+        "val_sha256": videos.digest(val_videos),
+    }
+    found = [] if resume is None else continuing.check(run, resume, content, command.choices)
+    net = weights.network(settings, classes, use_init=resume is None)
+    net.backbone.recorder.enabled = settings.cuda_graphs
+
+    other_score = any(continuing.within(change.key, continuing.SCORE) for change in found)
+    max_steps = settings.trainer.limit()
+    callbacks = (
+        []
+        if rehearsal
+        else trainers.training_callbacks(
+            run, stop, settings.checkpoint, settings.patience, max_steps, keep_best=not other_score
+        )
+    )
+    trainer = trainers.trainer(
+        settings.trainer,
+        settings.on_gpu,
+        settings.precision,
+        settings.process_timeout,
+        callbacks,
+        stop,
+        max_epochs=recipe.epochs,
+        accumulate_grad_batches=recipe.accumulate,
+        enable_checkpointing=not rehearsal,
+    )
+    start = Position() if resume is None else continuing.start(resume, trainer, data, recipe.epochs, max_steps)
+    data.start_at(start.epoch, start.videos)
+    mixing = assemble.mixing(settings, len(classes))
+    module = VideoClassifier(net, recipe, classes, content, settings.aq, mixing, settings.seed, start)
+    if trainers.starts_processes(trainer):  # everything has been checked, once
+        stop.signal = processes.run(
+            trainer.num_devices, trainer.num_nodes, run.folder, command.choices, settings.process_timeout
+        )
+        return
+    if not rehearsal:  # now the run's folder is filled
+        trainer.loggers = tracking.loggers(settings.logger, run, content, trainer.is_global_zero)
+        if trainer.is_global_zero:
+            run.finished.unlink(missing_ok=True)
+            if resume is not None and Path(resume.path) != run.last:  # damaged: it must not take the other's place
+                run.last.unlink(missing_ok=True)
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+            write_atomically(run.config, lambda path: path.write_text(text, encoding="utf-8"))
+            write_lines(run.choices, command.choices)
+    if trainer.is_global_zero:
+        sampling = settings.data.sampling
+        print(net)
+        print(
+            f"{source.name}: {len(train_videos):,} training and {len(val_videos):,} validation videos, "
+            f"{len(classes)} classes, {sampling.num_frames} frames of {sampling.size} pixels"
+        )
+        print(describe_groups(net, recipe, trainer.world_size))
+        if settings.aq is not None:
+            print(settings.aq)
+        for change in found:
+            if not continuing.within(change.key, continuing.SILENT):
+                print(f"Changed since the run was last started: {change}")
+        if other_score:
+            print("Validation is not what it was: the best checkpoint is chosen from here on")
+        going_on = "" if resume is None else f"Going on with {run.folder} after {start}"
+        print("Rehearsal" if rehearsal else going_on or f"Run in {run.folder}", flush=True)
+    logging.getLogger("rubiks").setLevel(logging.INFO if trainer.is_global_zero else logging.WARNING)
+    gc.collect()
+    gc.freeze()  # a step causes several collections: they need not go over all that has been imported
+    try:
+        trainer.fit(module, data, ckpt_path=None if resume is None else resume.path, weights_only=True)
+    except BaseException:
+        if trainer.is_global_zero and not rehearsal:
+            tracking.end(run, exit_code=1)
+        raise
+    finally:
+        gc.unfreeze()
+    if trainer.is_global_zero and not rehearsal:
+        _finish(settings, command, run, trainer, module.position or start)
+
+
+def _finish(settings: Training, command: CommandLine, run: runs.Run, trainer: pl.Trainer, position: Position) -> None:
+    """Mark the run as finished if it is, and say what came out and what to do next."""
+    best, epochs = trainers.checkpoints(trainer).best, settings.recipe.epochs
+    if position.epoch < epochs:
+        print(f"Stopped after {position} of {epochs} epochs{trainers.reason(settings.trainer, trainer)}")
+        print(f"To go on: {continuing.command(run.folder, continuing.without_limits(command.choices))}")
+    else:
+        result = {"epochs": epochs, "best_val_top1": None if best is None else round(best, 6)}
+        write_atomically(run.finished, lambda path: path.write_text(json.dumps(result) + "\n"))
+    if best is not None:
+        print(f"Best validation top-1: {best:.1%}, in {run.best}")
+    choices = [*command.for_evaluation(), setting("ckpt", run.folder)]
+    print("To evaluate:", shlex.join(["python", "eval.py", "protocol=two_clip", *choices]))
+    tracking.end(run)

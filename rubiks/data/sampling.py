@@ -1,0 +1,70 @@
+"""Which frames of a video are read, and at what size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from rubiks.settings import MOST, Count, Settings
+
+Side = Annotated[int, Field(ge=16, le=MOST)]
+Window = Annotated[int, Field(ge=1, le=1_000_000)]
+
+OFFICIAL_SIZE = 224  # of the views that the official files were trained on
+
+
+class Sampling(Settings, section="data"):
+    """Clips of videos."""
+
+    num_frames: Count = Field(description="T, frames of a clip")
+    size: Side = Field(description="side of the views, in pixels")
+    sampling: Literal["uniform", "dense"] = Field(
+        "uniform",
+        description="how a clip's frames lie in its video. uniform: one in each of num_frames segments (TSN); dense: "
+        "at equal steps within a window (I3D)",
+    )
+    window: Window = Field(64, description="of dense sampling, in frames")
+
+    @model_validator(mode="after")
+    def _wide_enough(self) -> Self:
+        if self.span is not None and self.window < self.num_frames:
+            raise self.wrong(
+                "window",
+                f"a whole number of at least data.num_frames={self.num_frames}, the frames of a clip within it",
+            )
+        return self
+
+    @property
+    def span(self) -> int | None:
+        """Frames that a densely sampled clip spans; None for uniform sampling."""
+        return self.window if self.sampling == "dense" else None
+
+
+class TrainingSampling(Sampling):
+    """Clips of training videos."""
+
+    flip: Literal[True, False, "auto"] = Field(
+        False, description="mirror half of the training clips; auto: where the class names allow it"
+    )
+    clips_per_video: Count = Field(
+        1, description="how often each video of a batch is sampled, each clip by itself: repeated augmentation"
+    )
+
+
+class AsTrained(Settings, section="data"):
+    """Clips of an evaluation: null stands for what the network was trained with."""
+
+    num_frames: Count | None = Field(None, description="T, frames of a clip; null: as the checkpoint was trained")
+    size: Side | None = Field(None, description="side of the views, in pixels; null: as trained")
+    sampling: Literal["uniform", "dense"] | None = Field(None, description="uniform or dense; null: as trained")
+    window: Window | None = Field(None, description="of dense sampling, in frames; null: as trained")
+
+    def resolve(self, trained: Mapping[str, Any], num_frames: int) -> Sampling:
+        """The sampling; where this says nothing, as a checkpoint's section `data` and its number of frames say."""
+        defaults = {"num_frames": num_frames, "size": OFFICIAL_SIZE, "sampling": "uniform", "window": 64}
+        known = {key: trained[key] for key in ("size", "sampling", "window") if key in trained}
+        given = {key: value for key, value in self.model_dump().items() if value is not None}
+        return Sampling(**{**defaults, **known, **given})

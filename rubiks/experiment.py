@@ -1,0 +1,147 @@
+"""What a training and an evaluation can be told: the settings of their parts, composed and checked together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, InstanceOf, model_validator
+from typing_extensions import Self
+
+from rubiks.data.augment import Augment
+from rubiks.data.catalog import Data, data_settings
+from rubiks.data.datamodule import Loading, TrainingLoading
+from rubiks.data.sampling import AsTrained, Sampling, TrainingSampling
+from rubiks.errors import InputError
+from rubiks.evaluation.protocols import FrameOrder, ProtocolSettings
+from rubiks.models import TIERS, VARIANTS
+from rubiks.models.inflation import RULES
+from rubiks.models.rubiksnet import STRIDE
+from rubiks.settings import MOST, Count, Expected, Name, Settings
+from rubiks.tracking import LoggerSettings
+from rubiks.trainers import CheckpointSettings, TrainerSettings
+from rubiks.training.aq import AttentionSchedule
+from rubiks.training.recipe import Recipe
+
+
+class TierSettings(Settings, section="tier"):
+    """The size of the network."""
+
+    name: Literal[tuple(TIERS)] = Field(description="the larger, the better and the slower")  # type: ignore[valid-type]
+
+
+class VariantSettings(Settings, section="variant"):
+    """The kind of its shifts."""
+
+    name: Literal[tuple(VARIANTS)] = Field(description="how channels are shifted")  # type: ignore[valid-type]
+
+
+class Experiment(Settings):
+    """What a training and an evaluation share."""
+
+    run: Any = Field(description="names the run's folder, outputs/RUN")
+    protocol: ProtocolSettings
+    trainer: TrainerSettings = TrainerSettings()
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU where there is one")
+    precision: Any = Field(
+        "auto", description="auto: bf16-mixed on a GPU, 32-true on a CPU; or any precision of Lightning's Trainer"
+    )
+    seed: Annotated[int, Field(ge=0, le=MOST)] = Field(0, description="of weights, order, frames and augmentation")
+    process_timeout: Annotated[
+        float, Field(gt=0, le=1_000_000), Expected("a number of seconds above 0 and at most 1,000,000")
+    ] = Field(600, description="of several processes: seconds to wait for one that does not answer before all end")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU."""
+        if self.device == "gpu" and not torch.cuda.is_available():
+            raise InputError("device=gpu, but PyTorch finds no GPU; use device=cpu or install PyTorch for CUDA")
+        return self.device != "cpu" and torch.cuda.is_available()
+
+    @property
+    def local_processes(self) -> int:
+        """How many processes this machine has."""
+        devices = self.trainer.devices if isinstance(self.trainer.devices, int) else torch.cuda.device_count()
+        return max(1, devices)
+
+    def check_protocol(self, sampling: Sampling) -> None:
+        """Raise InputError where the protocol has more clips than this sampling."""
+        if sampling.span is None and self.protocol.clips > 2:
+            raise InputError(
+                f"protocol.clips must be 1 or 2 with data.sampling=uniform, got {self.protocol.clips}; choose another "
+                "protocol, or data.sampling=dense, which has any number"
+            )
+
+
+class Training(Experiment):
+    """Everything that train.py can be told."""
+
+    tier: TierSettings
+    variant: VariantSettings
+    aq: AttentionSchedule | None = None
+    data: Annotated[
+        InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, TrainingSampling, TrainingLoading))
+    ]
+    recipe: Recipe
+    augment: Augment = Augment()
+    logger: LoggerSettings = LoggerSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    patience: Count | None = Field(None, description="stop where validation top-1 has not risen for so many epochs")
+    init: Name | None = Field(
+        None,
+        description="checkpoint, ours or official, to start from; with a new classifier where the classes differ",
+    )
+    init_temporal: Literal[RULES] = Field(  # type: ignore[valid-type]
+        "tsm",
+        description="where init is of rubiks2d and the variant is not, what it begins with in time. tsm: an eighth of "
+        "the channels a frame back, an eighth a frame ahead; uniform: small shifts; zero: none",
+    )
+    cuda_graphs: bool = Field(
+        True,
+        description="on a GPU, record a training step's kernels and launch them together, where the fused blocks run; "
+        "false: one by one, which holds less memory between the steps",
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        sampling = self.data.sampling
+        self.check_protocol(sampling)
+        if sampling.span is None and self.augment.temporal_jitter:
+            raise InputError(
+                "augment.temporal_jitter=true is for data.sampling=dense; uniform sampling takes a random frame of "
+                "each segment anyway. Leave one of them out"
+            )
+        return self
+
+    def check_batch_statistics(self, videos: int) -> None:
+        """Raise InputError where a batch of so many training videos has a single value per channel for batch norm.
+
+        It has no variance. So few are left in the last stage alone, of one clip of one frame in the batch of a process.
+        """
+        sampling, processes = self.data.sampling, self.local_processes * self.trainer.num_nodes
+        if processes > 1 and self.trainer.sync_batchnorm:
+            return
+        batch = min(self.recipe.batch_size, videos // processes)
+        if batch * sampling.clips_per_video * sampling.num_frames == 1 and sampling.size <= STRIDE:
+            of = f" (of {videos:,} videos, on {processes} processes)" if batch < self.recipe.batch_size else ""
+            raise InputError(
+                f"data.size={sampling.size}, data.num_frames=1, data.clips_per_video=1 and "
+                f"recipe.batch_size={self.recipe.batch_size}{of} leave batch norm a single value per channel in the "
+                f"last stage, too few to train; raise data.size above {STRIDE}, or one of the others above 1"
+            )
+
+
+class Evaluation(Experiment):
+    """Everything that eval.py can be told. Tier and variant come from the checkpoint."""
+
+    tier: TierSettings | None = None
+    variant: VariantSettings | None = None
+    data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, AsTrained, Loading))]
+    ckpt: Name | None = Field("latest", description="a checkpoint of ours, an official one, a run's folder, or latest")
+    batch_size: Count = Field(16, description="videos at a time")
+    frame_order: FrameOrder = Field(
+        "natural", description="reversed or shuffled: how much does the network use the order of frames?"
+    )
+    save_predictions: Annotated[str, Expected("the name of an .npz file, for example scores.npz")] | None = Field(
+        None, description="FILE.npz for logits (videos, classes), labels and names as the list has them"
+    )

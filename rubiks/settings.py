@@ -1,0 +1,156 @@
+"""What all settings have in common: checked once, described once, wrong values refused in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+
+import annotated_types as limits
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from rubiks.errors import InputError
+
+MOST = 2**32 - 1  # of whole numbers, where a setting has no limit of its own
+
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Expected:
+    """In an annotation's metadata: the words for what may be there, where the type does not say it well.
+
+    Args:
+        text: goes on after "must be".
+        advice: what to do about another value, as a sentence without its stop.
+    """
+
+    def __init__(self, text: str, advice: str = "") -> None:
+        self.text, self.advice = text, advice
+
+
+# Lists of the configuration are tuples here, so that settings cannot change.
+AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+Name = Annotated[str, Expected("the name of a file or folder", "quote a name that looks like a number: '{key}=\"5\"'")]
+
+
+class Settings(BaseModel):
+    """The settings of one part: a section of the configuration.
+
+    A class gives its section's name, as in ``class Recipe(Settings, section="recipe")``; a field's description is its
+    meaning in `--help`. Values are not converted: "3" is no number.
+
+    Raises:
+        InputError: when made, with the first setting that is unknown, missing or wrong.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, section: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if section is not None:
+            cls.section = section
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(_sentence(type(self), values, error)) from None
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """A field's key in the configuration, for example recipe.lr."""
+        return f"{cls.section}.{name}" if cls.section else name
+
+    def wrong(self, name: str, expected: str) -> InputError:
+        """The error for a field that is wrong beside the others, in the same words as for one that is wrong alone."""
+        return InputError(f"{self.key(name)} must be {expected}, got {shown(getattr(self, name))}")
+
+
+def taken(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a section's values that are a model's, where several models share the section."""
+    return {name: value for name, value in values.items() if name in model.model_fields}
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in messages: tuples as the lists that they were."""
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def expectation(field: FieldInfo, value: Any = None) -> str:
+    """What a field may hold, in words that go on after "must be"; MOST is only mentioned if `value` is above it."""
+    return _words(field.annotation, field.metadata, value)
+
+
+def unknown(section: str, name: str, known: Sequence[str]) -> str:
+    """That a section has no such key, the one that was probably meant, and those that there are."""
+    prefix = f"{section}." if section else ""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {prefix}{near[0]}?" if near else ""
+    return f"{prefix}{name} is unknown.{hint} {section or 'The configuration'} has {', '.join(known)}"
+
+
+def _sentence(model: type[Settings], values: Mapping[str, Any], error: ValidationError) -> str:
+    """The first of the errors as a sentence: the key, what may be there, and what came."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    key = model.key(name)
+    if first["type"] == "extra_forbidden":
+        return unknown(model.section, name, list(model.model_fields))
+    if first["type"] == "missing" and len(first["loc"]) == 1:
+        return f"{key} is not set"
+    field = model.model_fields[name]
+    advice = next((f"; {part.advice.format(key=key)}" for part in _expected(field) if part.advice), "")
+    words = expectation(field, values[name])
+    return f"{key} must be {words}{';' if ', ' in words else ','} got {shown(values[name])}{advice}"
+
+
+def _expected(field: FieldInfo) -> list[Expected]:
+    parts = [field.metadata, *(getattr(part, "__metadata__", ()) for part in get_args(field.annotation))]
+    return [part for some in parts for part in some if isinstance(part, Expected)]
+
+
+def _words(kind: Any, metadata: Any, value: Any) -> str:
+    """The words for a type with its limits."""
+    if get_origin(kind) is Annotated:
+        kind, *more = get_args(kind)
+        metadata = [*metadata, *more]
+    bounds: dict[type, Any] = {}
+    for part in metadata:
+        if isinstance(part, Expected):
+            return part.text
+        for limit in part.metadata if isinstance(part, FieldInfo) else [part]:
+            bounds[type(limit)] = limit
+    if get_origin(kind) in (Union, types.UnionType):
+        return _choice([_words(one, (), value) for one in get_args(kind)])
+    if get_origin(kind) is Literal:
+        choices = [str(one).lower() if isinstance(one, bool) else str(one) for one in get_args(kind)]
+        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+    if get_origin(kind) is tuple:
+        return f"a list, each {_words(get_args(kind)[0], (), value)}"
+    if kind in (int, float):
+        return ("a whole number" if kind is int else "a number") + _range(bounds, value)
+    return {bool: "true or false", str: "text", type(None): "null"}.get(kind, "a section")
+
+
+def _choice(words: list[str]) -> str:
+    """Alternatives, null last."""
+    others = " or ".join(word for word in words if word != "null")
+    return f"{others}, or null" if "null" in words else others
+
+
+def _range(bounds: Mapping[type, Any], value: Any) -> str:
+    least = bounds[limits.Ge].ge if limits.Ge in bounds else None
+    above = bounds[limits.Gt].gt if limits.Gt in bounds else None
+    most = bounds[limits.Le].le if limits.Le in bounds else None
+    below = bounds[limits.Lt].lt if limits.Lt in bounds else None
+    if most == MOST and not (isinstance(value, int) and value > most):
+        most = None
+    if least is not None and (most, below) != (None, None):
+        return f" from {least:g} to {f'{most:,}' if most is not None else f'below {below:,}'}"
+    low = "" if (least, above) == (None, None) else f" of at least {least:g}" if above is None else f" above {above:g}"
+    high = "" if most is None else f" at most {most:,}"
+    return low + (" and" if low and high else "") + high

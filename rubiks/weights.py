@@ -1,0 +1,99 @@
+"""The weights that a training starts from, and those that an evaluation reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from rubiks import naming, runs
+from rubiks.choices import CommandLine
+from rubiks.data.sources.annotations import nfc
+from rubiks.errors import InputError
+from rubiks.experiment import Evaluation, Training
+from rubiks.models import VARIANTS, RubiksNet, checkpoint, inflation
+from rubiks.models.checkpoint import SavedNetwork
+
+log = logging.getLogger(__name__)
+
+
+def network(settings: Training, classes: Sequence[str], use_init: bool = True) -> RubiksNet:
+    """A new network, or one that starts from the weights of `init`."""
+    tier, variant = settings.tier.name, settings.variant.name
+    net = RubiksNet(tier, len(classes), variant, settings.data.sampling.num_frames, settings.recipe.dropout)
+    if use_init and settings.init is not None:
+        saved = checkpoint.read(settings.init)
+        net.replace_classifier(saved.num_classes)
+        if saved.variant == inflation.FROM and variant in inflation.INTO and saved.tier == tier:
+            inflation.inflate(net, RubiksNet.from_saved(saved), settings.init_temporal)
+            variants = ", to ".join(f"{name} ({VARIANTS[name].about})" for name in (saved.variant, variant))
+            log.info("init: inflated from %s, in time by init_temporal=%s", variants, settings.init_temporal)
+        else:
+            _check_same_network(saved, tier, variant)
+            checkpoint.load_weights(net, saved)
+        # An official file does not name its classes: then their number decides.
+        if saved.num_classes != len(classes) or (saved.classes is not None and not same_names(saved.classes, classes)):
+            net.replace_classifier(len(classes))
+            log.info("init: weights of %s, with a new classifier for %d classes", settings.init, len(classes))
+        else:
+            log.info("init: weights of %s, with its classifier", settings.init)
+    return net
+
+
+def _check_same_network(saved: SavedNetwork, tier: str, variant: str) -> None:
+    """Raise InputError unless the checkpoint of `init` is of the chosen tier and variant."""
+    if (saved.tier, saved.variant) != (tier, variant):
+        raise InputError(
+            f"init={saved.path} holds tier={saved.tier} variant={saved.variant}, but tier={tier} variant={variant} is "
+            f"chosen; add tier={saved.tier} variant={saved.variant}. From {inflation.FROM}, the variants "
+            f"{', '.join(inflation.INTO)} of the same tier can start too"
+        )
+
+
+def check_same_classes(saved: SavedNetwork, classes: Sequence[str]) -> None:
+    """Raise InputError unless a checkpoint's classes are the data set's: their names where the file has them."""
+    if saved.num_classes != len(classes):
+        raise InputError(f"{saved.path} has {saved.num_classes} classes, but the data set has {len(classes)}")
+    if saved.classes is not None and not same_names(saved.classes, classes):
+        label = next(i for i, (a, b) in enumerate(zip(saved.classes, classes, strict=True)) if nfc(a) != nfc(b))
+        raise InputError(
+            f"{saved.path} was trained on other classes: class {label} is {saved.classes[label]!r} there and "
+            f"{classes[label]!r} in the data set; set data.labels to the list it was trained with"
+        )
+
+
+def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether names are the same whichever way accented letters are written: as in NFC, or as macOS does."""
+    return list(map(nfc, names)) == list(map(nfc, others))
+
+
+def evaluated(settings: Evaluation, command: CommandLine) -> SavedNetwork:
+    """The checkpoint that `ckpt` names, which decides on tier and variant."""
+    path: str | Path | None = settings.ckpt
+    sections = {"tier": settings.tier, "variant": settings.variant}
+    chosen = {key: section.name for key, section in sections.items() if section is not None}
+    if path == "latest":
+        data = settings.data.source.name
+        named = naming.named_run(settings.run, command)  # run=NAME may name a training run: then that one is meant
+        found = named if named and named.checkpoint() else runs.newest(data, **chosen)
+        if found is None:
+            wanted = " ".join(f"{key}={name}" for key, name in {"data": data, **chosen}.items())
+            raise InputError(
+                f"ckpt=latest: no run of {wanted} with a checkpoint in {runs.OUTPUTS.resolve()}. "
+                "Train one with train.py, or give ckpt=FILE"
+            )
+        path = found.checkpoint()
+    elif path is not None and Path(path).is_dir():
+        path = runs.Run(Path(path)).checkpoint()
+        if path is None:
+            raise InputError(f"ckpt={settings.ckpt} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
+    if path is None:
+        raise InputError("ckpt is empty; give a checkpoint file, a run's folder, or latest")
+    saved = checkpoint.read(path)
+    wrong = [f"{key}={name}" for key, name in chosen.items() if name != getattr(saved, key)]
+    if wrong:
+        raise InputError(
+            f"ckpt={saved.path} holds tier={saved.tier} variant={saved.variant}, but {' '.join(wrong)} is chosen; "
+            "leave tier and variant out, they come from the checkpoint"
+        )
+    return saved
