@@ -54,7 +54,7 @@ def test_any_frames_equal_those_of_another_decoder(path, pictures, indices):
 
 def test_in_a_shard(path, pictures, tmp_path):
     list(shards.write(tmp_path, {"val": ([VideoRecord(str(path), 0)] * 2, [])}, None, 10**9))
-    for record in shards.Shards(str(tmp_path)).records("val")[0]:
+    for record in shards.Shards(root=str(tmp_path)).records("val")[0]:
         np.testing.assert_array_equal(read(record.path, [28, 1], record.span), pictures[[28, 1]])
 
 

@@ -15,7 +15,6 @@ from videos import moving_square, write_video
 from rubiks import assemble
 from rubiks.cli.entry import compose
 from rubiks.data.decode import open_video
-from rubiks.data.images import ImageFolders
 from rubiks.data.manifest import Manifest
 from rubiks.data.records import VideoRecord, count_frames
 from rubiks.data.sources import (
@@ -30,6 +29,7 @@ from rubiks.data.sources import (
     describe_wrong_labels,
     read_lists,
 )
+from rubiks.data.sources.images import ImageFolders
 from rubiks.errors import InputError, VideoError
 from rubiks.models import RubiksNet
 from rubiks.models.checkpoint import SavedNetwork
@@ -44,7 +44,7 @@ FORMS = pytest.mark.parametrize(("listed", "on_disk"), [(NFC, NFD), (NFD, NFC), 
 
 def csv_source(tmp_path, train, val="a.mp4,0\n", **keys):
     root = write(tmp_path, {"train.csv": train, "val.csv": val, "a.mp4": None, "b.mp4": None, "folder/clip": None})
-    return CsvLists(root, "train.csv", "val.csv", **keys)
+    return CsvLists(root=root, train_list="train.csv", val_list="val.csv", **keys)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_header_is_named_before_its_label(tmp_path):
 
 def test_the_list_with_a_header_of_another_project(shared, tmp_path):
     (tmp_path / "v0.mp4").touch()
-    source = CsvLists(str(tmp_path), str(shared / "cases/header_video_label.csv"))
+    source = CsvLists(root=str(tmp_path), train_list=str(shared / "cases/header_video_label.csv"))
     assert source.classes is None
     present, missing = source.records("train")
     assert names_and_labels(present) == [("v0.mp4", 0)]
@@ -113,17 +113,17 @@ BLANK = " \t \n"
         (FrameLists, {"t": f"{BLANK}a.mp4 3 0\n{BLANK}b.mp4 3 1\n{BLANK}"}, 2),
         (Kinetics, {"t": f"{BLANK}{HEADER}{BLANK}x,y,0,1,train,0\n , ,,,,\n{BLANK}", "y_000000_000001.mp4": None}, 1),
         (
-            lambda root, train_list: TwentyBNFrames(root, "r", "", train_list),
+            lambda root, train_list: TwentyBNFrames(format="ssv1", root=root, release="r", videos="", train_list=train_list),
             {"t": f"{BLANK}a.mp4;x\n{BLANK}", "r-labels.csv": f"{BLANK}x\n{BLANK}y\n"},
             1,
         ),
         (
-            lambda root, train_list: UCF101(root, train_list=train_list, videos=""),
+            lambda root, train_list: UCF101(root=root, train_list=train_list, videos=""),
             {"t": f"{BLANK}x/v.avi 1\n{BLANK}", "classInd.txt": f"{BLANK}1 x\n{BLANK}", "x/v.avi": None},
             1,
         ),
         (
-            lambda root, train_list: HMDB51(root, lists="", videos=""),
+            lambda root, train_list: HMDB51(root=root, lists="", videos=""),
             {"x_test_split1.txt": f"{BLANK}v.avi 1\n{BLANK}", "x/v.avi": None},
             1,
         ),
@@ -135,7 +135,7 @@ def test_lines_of_blanks_are_skipped(make, files, count, tmp_path):
 
 
 def test_the_list_with_a_line_of_blanks_of_another_project(shared, tmp_path):
-    source = CsvLists(str(tmp_path), str(shared / "cases/blank_spaces_line.csv"))
+    source = CsvLists(root=str(tmp_path), train_list=str(shared / "cases/blank_spaces_line.csv"))
     assert source.classes is None
     assert len(source.records("train")[1]) == 8
 
@@ -180,16 +180,16 @@ def test_hidden_files_are_no_images(tmp_path):
         "train/._dog/d.jpg",
     )
     for root in (tmp_path, tmp_path / ".hidden"):  # what lies in a hidden folder is hidden only from those outside
-        source = ImageFolders(write(root, dict.fromkeys((*files, "val/dog/e.jpg"))))
+        source = ImageFolders(root=write(root, dict.fromkeys((*files, "val/dog/e.jpg"))))
         assert source.classes == ["dog"]
         assert names_and_labels(source.records("train")[0]) == [("train/dog/a.jpg", 0)]
-    only = ImageFolders(write(tmp_path / "only", {"train/.cache/c.jpg": None}))
+    only = ImageFolders(root=write(tmp_path / "only", {"train/.cache/c.jpg": None}))
     assert_rejected(lambda: only.classes, "expected a folder for each class, found none")
 
 
 def test_hidden_files_are_no_classes_of_hmdb51(tmp_path):
     files = {"x_test_split1.txt": "v.avi 1\n", "._x_test_split1.txt": b"\0\5\x16\7", "x/v.avi": None, "x/._v.avi": None}
-    source = HMDB51(write(tmp_path, files), lists="", videos="")
+    source = HMDB51(root=write(tmp_path, files), lists="", videos="")
     assert source.classes == ["x"]
     assert len(source.records("train")[0]) == 1
 
@@ -204,18 +204,18 @@ def test_paths_are_found_in_either_form(listed, on_disk, tmp_path):
     here = os.path.join(str(tmp_path), listed, "plain")
     lines = [f"{listed}/plain/{listed}.mp4", f"{here}/{listed}.mp4", f"{listed}/plain/gone {listed}.mp4"]
     write(tmp_path, {"t.csv": "".join(f"{line},0\n" for line in lines), "t.txt": f"{lines[0]} 3 0\n"})
-    present, missing = CsvLists(str(tmp_path), "t.csv").records("train")
+    present, missing = CsvLists(root=str(tmp_path), train_list="t.csv").records("train")
     assert [record.path for record in present] == [f"{path}.mp4"] * 2
     assert missing == [os.path.join(str(tmp_path), lines[2])]
     assert all(os.path.exists(record.path) for record in present)
-    (record,), _ = FrameLists(str(tmp_path), "t.txt").records("train")
+    (record,), _ = FrameLists(root=str(tmp_path), train_list="t.txt").records("train")
     assert record == VideoRecord(f"{path}.mp4", 0, 3, "{:05d}.jpg", listed=lines[0])
 
 
 @pytest.mark.parametrize("listed", [NFC, NFD])
 def test_the_very_name_comes_first(listed, tmp_path):
     write(tmp_path, {f"{NFC}.mp4": None, f"{NFD}.mp4": None, "t.csv": f"{listed}.mp4,0\n"})
-    (record,), _ = CsvLists(str(tmp_path), "t.csv").records("train")
+    (record,), _ = CsvLists(root=str(tmp_path), train_list="t.csv").records("train")
     assert record.path == str(tmp_path / f"{listed}.mp4")
 
 
@@ -248,14 +248,14 @@ def test_classes_are_compared_in_one_form(listed, on_disk, tmp_path):
     }
     root = write(tmp_path, files)
     for source, splits in (
-        (CsvLists(root, "t.csv", "v.csv"), ("train", "val")),
-        (CsvLists(root, "t.csv", labels="names.txt"), ("train",)),
-        (SomethingSomethingV2(f"{root}/s", videos=".."), ("train",)),
-        (TwentyBNFrames(f"{root}/j", "j", ""), ("train",)),
-        (Kinetics(f"{root}/k"), ("train", "val")),
-        (UCF101(f"{root}/u", videos=""), ("train",)),
-        (HMDB51(f"{root}/h", lists="", videos=""), ("train",)),
-        (ImageFolders(f"{root}/i"), ("train", "val")),
+        (CsvLists(root=root, train_list="t.csv", val_list="v.csv"), ("train", "val")),
+        (CsvLists(root=root, train_list="t.csv", labels="names.txt"), ("train",)),
+        (SomethingSomethingV2(root=f"{root}/s", videos=".."), ("train",)),
+        (TwentyBNFrames(format="jester", root=f"{root}/j", release="j", videos=""), ("train",)),
+        (Kinetics(root=f"{root}/k"), ("train", "val")),
+        (UCF101(root=f"{root}/u", videos=""), ("train",)),
+        (HMDB51(root=f"{root}/h", lists="", videos=""), ("train",)),
+        (ImageFolders(root=f"{root}/i"), ("train", "val")),
     ):
         (name,) = source.classes
         assert name.startswith(NFC), source
@@ -267,12 +267,12 @@ def test_classes_are_compared_in_one_form(listed, on_disk, tmp_path):
 
 def test_a_class_in_both_forms_is_one(tmp_path):
     files = [f"train/{NFC}/a.jpg", f"train/{NFD}/b.jpg", "train/dog/c.jpg"]
-    source = ImageFolders(write(tmp_path, {**dict.fromkeys(files), "t.csv": f"a.mp4,{NFC}\na.mp4,{NFD}\n"}))
+    source = ImageFolders(root=write(tmp_path, {**dict.fromkeys(files), "t.csv": f"a.mp4,{NFC}\na.mp4,{NFD}\n"}))
     assert source.classes == [NFC, "dog"]
     assert set(names_and_labels(source.records("train")[0])) == set(zip(files, (0, 0, 1), strict=True))
-    assert CsvLists(str(tmp_path), "t.csv").classes == [NFC]
+    assert CsvLists(root=str(tmp_path), train_list="t.csv").classes == [NFC]
     (tmp_path / "names.txt").write_text(f"{NFC}\n{NFD}\n")
-    assert_rejected(lambda: FrameLists(str(tmp_path), labels="names.txt").classes, "more than once")
+    assert_rejected(lambda: FrameLists(root=str(tmp_path), labels="names.txt").classes, "more than once")
 
 
 def test_a_checkpoint_of_a_mac_knows_the_classes():
@@ -290,7 +290,7 @@ def test_each_folder_is_listed_once(accent, tmp_path, monkeypatch):
     listed = []
     real = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or real(path))
-    present, missing = UCF101(root, videos="videos").records("val")
+    present, missing = UCF101(root=root, videos="videos").records("val")
     assert (len(present), len(missing)) == (40, 20)
     assert len(listed) == len(set(listed)) <= 5
 
@@ -311,7 +311,10 @@ def test_labels_from_1(labels, hint, tmp_path):
     rows["t.txt"] = "".join(f"{label} 8 {label}\n" for label in labels)
     root = write(tmp_path, {**rows, "names.txt": "run\njump\nfly\n"})
     words = words if hint else ["correct it"]
-    for source in (CsvLists(root, "t.csv", labels="names.txt"), FrameLists(root, "t.txt", labels="names.txt")):
+    for source in (
+        CsvLists(root=root, train_list="t.csv", labels="names.txt"),
+        FrameLists(root=root, train_list="t.txt", labels="names.txt"),
+    ):
         assert_rejected(lambda source=source: source.records("train"), "expected a label from 0", *words)
 
 
@@ -469,5 +472,5 @@ def test_evaluation_and_check_with_one_list(name, commands, rubiks_command, tmp_
 
 
 def test_kinetics_without_lists_names_both(tmp_path):
-    assert_rejected(lambda: Kinetics(str(tmp_path)).classes, "data.train_list", "data.val_list", "validate.csv")
-    assert_rejected(lambda: Kinetics(str(tmp_path / "none")).classes, "none: no such folder")
+    assert_rejected(lambda: Kinetics(root=str(tmp_path)).classes, "data.train_list", "data.val_list", "validate.csv")
+    assert_rejected(lambda: Kinetics(root=str(tmp_path / "none")).classes, "none: no such folder")

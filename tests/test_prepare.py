@@ -178,7 +178,7 @@ class TestDataSets:
         assert f"data=ssv2 data.root={out}" in printed
         assert "times as fast" in printed
         for split in ("train", "val"):
-            before, after = (SomethingSomethingV2(str(folder)).records(split)[0] for folder in (root, out))
+            before, after = (SomethingSomethingV2(root=str(folder)).records(split)[0] for folder in (root, out))
             assert [(r.name, r.label) for r in after] == [(r.name, r.label) for r in before]
             with open_video(after[0]) as video:
                 assert isinstance(video, JpegVideo)
@@ -195,7 +195,7 @@ class TestDataSets:
             (root / f"{split}.csv").write_text(f"{header}{label},{name},1,11,{split}\nzumba,gone,1,11,{split}\n")
         assert f"data=kinetics data.root={out}" in rubiks_command("data=kinetics", f"data.root={root}", "--out", out)
         for split in ("train", "val"):
-            (before, gone), (after, _) = (Kinetics(str(folder)).records(split) for folder in (root, out))
+            (before, gone), (after, _) = (Kinetics(root=str(folder)).records(split) for folder in (root, out))
             assert [(r.name, r.label) for r in after] == [(r.name, r.label) for r in before]
             assert len(gone) == 1
 
@@ -209,7 +209,7 @@ class TestDataSets:
         lists = {"train_list": "train.csv", "val_list": "val.csv"}
         choices = ["data=csv", *(f"data.{key}={value}" for key, value in lists.items())]
         assert f"{' '.join(choices)} data.root={out}" in rubiks_command(*choices, f"data.root={root}", "--out", out)
-        sources = [CsvLists(str(folder), **lists) for folder in (root, out)]
+        sources = [CsvLists(root=str(folder), **lists) for folder in (root, out)]
         assert sources[0].classes == sources[1].classes
         before, after = (source.records("train")[0] for source in sources)
         assert [(Path(r.name).stem, r.label) for r in after] == [(Path(r.name).stem, r.label) for r in before]
@@ -218,7 +218,7 @@ class TestDataSets:
         printed = rubiks_command(*choices, f"data.root={root}", "--out", folders, "--form", "frames")
         assert "data=frames data.train_list=train.txt data.val_list=val.txt data.labels=labels.txt" in printed
         assert "'data.pattern=\"{:06d}.jpg\"'" in printed
-        frames = FrameLists(str(folders), "train.txt", "val.txt", "labels.txt", "{:06d}.jpg")
+        frames = FrameLists(root=str(folders), train_list="train.txt", val_list="val.txt", labels="labels.txt")
         assert frames.classes == sources[0].classes
         assert [(r.label, r.num_frames) for r in frames.records("train")[0]] == [(2, 9), (1, 6)]
         printed = rubiks_command(
@@ -231,7 +231,9 @@ class TestDataSets:
             back,
         )
         assert "data=csv data.train_list=train.csv data.val_list=val.csv data.labels=labels.txt" in printed
-        again = CsvLists(str(back), "train.csv", "val.csv", "labels.txt").records("train")[0]
+        again = CsvLists(root=str(back), train_list="train.csv", val_list="val.csv", labels="labels.txt").records(
+            "train"
+        )[0]
         assert [(r.label, len(decode_in_order(r.path))) for r in again] == [(2, 9), (1, 6)]
 
     def test_space_is_told_before_and_advice_can_be_pasted(self, tmp_path, rubiks_command):

@@ -155,7 +155,7 @@ def test_training_reads_and_evaluation_reads_every_layout(name, classes, layouts
 
 
 def test_other_splits(layouts):
-    ucf, hmdb = UCF101(str(layouts / "ucf101"), 2), HMDB51(str(layouts / "hmdb51"), 2)
+    ucf, hmdb = UCF101(root=str(layouts / "ucf101"), split=2), HMDB51(root=str(layouts / "hmdb51"), split=2)
     assert [record.name for record in ucf.records("val")[0]] == ["Archery/v_Archery_g08_c01.avi"]
     assert [record.name for record in hmdb.records("train")[0]] == ["kick_ball/b_kick_ball_f_0.avi"]
     assert [record.label for record in hmdb.records("val")[0]] == [0, 1]
@@ -199,7 +199,9 @@ def test_check_reads_frames_once_and_the_manifest_counts_them(copied, rubiks_com
         "6": "no such file",
     }
     shutil.copy(root / "20bn-jester-v1/1/00001.jpg", root / "20bn-jester-v1/5")
-    records, missing = TwentyBNFrames(str(root), "jester-v1", "20bn-jester-v1").records("train")
+    records, missing = TwentyBNFrames(
+        format="jester", root=str(root), release="jester-v1", videos="20bn-jester-v1"
+    ).records("train")
     check(records, Manifest(root), 1, 60)
     assert missing == [str(root / "20bn-jester-v1/6")]
     known = Manifest(root).apply(records)
@@ -310,7 +312,7 @@ def test_bad_lists(copied, name, file, content, words):
 
 def test_lists_of_hmdb51_without_videos(copied):
     root = copied("hmdb51")
-    source = HMDB51(str(root), 3)
+    source = HMDB51(root=str(root), split=3)
     assert_rejected(lambda: source.classes, "testTrainMulti_7030_splits", "CLASS_test_split3.txt, found none")
     (root / "testTrainMulti_7030_splits/chew_test_split3.txt").write_text("c=d!_chew_h_0.avi 2\n")
     assert_rejected(lambda: source.records("train"), "testTrainMulti_7030_splits", "no train videos, flag 1")

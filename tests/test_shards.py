@@ -46,7 +46,7 @@ def written(loose, tmp_path_factory):
 
 
 def test_labels_classes_names_and_missing_videos_are_those_of_the_list(loose, written):
-    source = Shards(str(written))
+    source = Shards(root=str(written))
     records, missing = source.records("train")
     assert source.classes == CLASSES
     assert missing == ["gone.mp4"]
@@ -63,12 +63,12 @@ def test_shards_that_were_written_before_names_were_kept(loose, tmp_path):
     for video in index["splits"]["val"]["videos"]:
         del video[6:]
     (tmp_path / "index.json").write_text(json.dumps(index))
-    assert [record.name for record in Shards(str(tmp_path)).records("val")[0]][:2] == ["b/2.webm", "a/1.mp4"]
+    assert [record.name for record in Shards(root=str(tmp_path)).records("val")[0]][:2] == ["b/2.webm", "a/1.mp4"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_equal_those_of_the_loose_files(loose, written, workers):
-    records, _ = Shards(str(written)).records("train")
+    records, _ = Shards(root=str(written)).records("train")
     expected, actual = (batches(data_module(list_, workers=workers), 3) for list_ in (loose, records))
     assert len(expected) == 4
     for one, other in zip(expected, actual, strict=True):
@@ -80,7 +80,7 @@ def test_batches_equal_those_of_the_loose_files(loose, written, workers):
 
 
 def test_an_epoch_goes_on_where_it_was(written):
-    records, _ = Shards(str(written)).records("train")
+    records, _ = Shards(root=str(written)).records("train")
     data = data_module(records)
     whole = batches(data, 1)
     data.start_at(1, 4)
@@ -89,7 +89,7 @@ def test_an_epoch_goes_on_where_it_was(written):
 
 
 def test_unreadable_videos_are_named_by_their_place_in_the_shard(written):
-    records, _ = Shards(str(written)).records("train")
+    records, _ = Shards(root=str(written)).records("train")
     data = data_module([], records, on_error="skip", max_bad=0.5)
     loader = data.val_dataloader()
     data.trainer = Stage(training=False)
@@ -101,7 +101,7 @@ def test_tar_unpacks_the_files(loose, written, tmp_path):
     for shard in written.glob("train-*.tar"):
         with tarfile.open(shard) as tar:
             tar.extractall(tmp_path, filter="data")
-    for record, packed in zip(loose, Shards(str(written)).records("train")[0], strict=True):
+    for record, packed in zip(loose, Shards(root=str(written)).records("train")[0], strict=True):
         assert (tmp_path / packed.path).read_bytes() == Path(record.path).read_bytes()
 
 
@@ -113,7 +113,7 @@ def test_the_same_videos_give_the_same_files(loose, written, tmp_path):
 
 def test_errors(loose, written, tmp_path):
     with pytest.raises(InputError, match=r"index\.json: cannot be read.*rubiks shard"):
-        _ = Shards(str(tmp_path)).classes
+        _ = Shards(root=str(tmp_path)).classes
     with pytest.raises(InputError, match="holds shards already"):
         list(shards.write(written, {"train": (loose, [])}, None, 1))
     folder = VideoRecord("frames", 0, 8, "{}.jpg")
@@ -123,7 +123,7 @@ def test_errors(loose, written, tmp_path):
         list(shards.write(tmp_path, {"train": ([VideoRecord(str(tmp_path / "none.mp4"), 0)], [])}, None, 1))
 
     list(shards.write(tmp_path / "a", {"val": (loose, [])}, None, 10**9))
-    source = Shards(str(tmp_path / "a"))
+    source = Shards(root=str(tmp_path / "a"))
     with pytest.raises(InputError, match="has no train videos"):
         source.records("train")
     shard = tmp_path / "a" / "val-00000.tar"
@@ -136,7 +136,7 @@ def test_errors(loose, written, tmp_path):
     for text, message in (("{", "expected JSON"), ("{}", "expected the classes"), ("[1]", "expected the classes")):
         (tmp_path / "a" / "index.json").write_text(text)
         with pytest.raises(InputError, match=message):
-            Shards(str(tmp_path / "a")).records("val")
+            Shards(root=str(tmp_path / "a")).records("val")
     with pytest.raises(InputError, match="expected a file with a video"):
         list(shards.write(tmp_path, {"train": ([VideoRecord(str(tmp_path), 0)], [])}, None, 1))
 

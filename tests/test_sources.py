@@ -5,9 +5,9 @@ import pytest
 import torchvision
 from conftest import assert_rejected
 
-from rubiks.data.images import ImageFolders
 from rubiks.data.records import VideoRecord
 from rubiks.data.sources import CsvLists, FrameLists, Kinetics, SomethingSomethingV2, check_labels
+from rubiks.data.sources.images import ImageFolders
 
 
 def write(root, files):
@@ -386,7 +386,7 @@ class TestImageFolders:
     FILES = ("train/dog/a.JPEG", "train/ant/b.png", "train/ant/deep/c.jpg", "train/notes.txt", "val/dog/d.jpeg")
 
     def test_as_torchvision_reads_it(self, tmp_path):
-        source = ImageFolders(write(tmp_path, dict.fromkeys((*self.FILES, "val/dog/list.txt"))))
+        source = ImageFolders(root=write(tmp_path, dict.fromkeys((*self.FILES, "val/dog/list.txt"))))
         assert source.classes == ["ant", "dog"]
         records, missing = source.records("train")
         expected = torchvision.datasets.ImageFolder(tmp_path / "train", loader=str)
@@ -397,11 +397,13 @@ class TestImageFolders:
 
     def test_splits_of_other_names(self, tmp_path):
         files = [name.replace("train/", "x/training set/") for name in self.FILES]
-        source = ImageFolders(write(tmp_path, dict.fromkeys(files)), "x/training set", str(tmp_path / "val"))
+        source = ImageFolders(
+            root=write(tmp_path, dict.fromkeys(files)), train_folder="x/training set", val_folder=str(tmp_path / "val")
+        )
         assert [len(source.records(split)[0]) for split in ("train", "val")] == [3, 1]
 
     def test_validation_alone(self, tmp_path):
-        source = ImageFolders(write(tmp_path, {"val/dog/d.jpeg": None, "val/cat/e.jpeg": None}))
+        source = ImageFolders(root=write(tmp_path, {"val/dog/d.jpeg": None, "val/cat/e.jpeg": None}))
         assert source.classes == ["cat", "dog"]
         assert names_and_labels(source.records("val")[0]) == [("val/cat/e.jpeg", 0), ("val/dog/d.jpeg", 1)]
 
@@ -416,7 +418,7 @@ class TestImageFolders:
         ],
     )
     def test_bad_folders(self, tmp_path, files, split, parts):
-        source = ImageFolders(write(tmp_path, dict.fromkeys(files)))
+        source = ImageFolders(root=write(tmp_path, dict.fromkeys(files)))
         assert_rejected(lambda: source.records(split), str(tmp_path), *parts)
 
 

@@ -12,6 +12,7 @@ from rubiks.settings import MOST, Count, Settings
 
 Side = Annotated[int, Field(ge=16, le=MOST)]
 Window = Annotated[int, Field(ge=1, le=1_000_000)]
+Flip = Literal[True, False, "auto"]
 
 OFFICIAL_SIZE = 224  # of the views that the official files were trained on
 
@@ -46,9 +47,7 @@ class Sampling(Settings, section="data"):
 class TrainingSampling(Sampling):
     """Clips of training videos."""
 
-    flip: Literal[True, False, "auto"] = Field(
-        False, description="mirror half of the training clips; auto: where the class names allow it"
-    )
+    flip: Flip = Field(False, description="mirror half of the training clips; auto: where the class names allow it")
     clips_per_video: Count = Field(
         1, description="how often each video of a batch is sampled, each clip by itself: repeated augmentation"
     )
@@ -61,10 +60,11 @@ class AsTrained(Settings, section="data"):
     size: Side | None = Field(None, description="side of the views, in pixels; null: as trained")
     sampling: Literal["uniform", "dense"] | None = Field(None, description="uniform or dense; null: as trained")
     window: Window | None = Field(None, description="of dense sampling, in frames; null: as trained")
+    flip: Flip = Field(False, description="of training; no clip of an evaluation is mirrored")
 
     def resolve(self, trained: Mapping[str, Any], num_frames: int) -> Sampling:
         """The sampling; where this says nothing, as a checkpoint's section `data` and its number of frames say."""
         defaults = {"num_frames": num_frames, "size": OFFICIAL_SIZE, "sampling": "uniform", "window": 64}
         known = {key: trained[key] for key in ("size", "sampling", "window") if key in trained}
-        given = {key: value for key, value in self.model_dump().items() if value is not None}
+        given = {key: value for key, value in self.model_dump(exclude={"flip"}).items() if value is not None}
         return Sampling(**{**defaults, **known, **given})
