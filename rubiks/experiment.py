@@ -136,6 +136,7 @@ class Evaluation(Experiment):
 
     tier: TierSettings | None = None
     variant: VariantSettings | None = None
+    aq: AttentionSchedule | None = None  # comes with variant=rubiks3d-aq; of training
     data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, AsTrained, Loading))]
     ckpt: Name | None = Field("latest", description="a checkpoint of ours, an official one, a run's folder, or latest")
     batch_size: Count = Field(16, description="videos at a time")

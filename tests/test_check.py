@@ -16,13 +16,12 @@ import pytest
 from commands import Commands
 from conftest import ROOT
 from generated import FILES
-from omegaconf import OmegaConf
 from tasks import sleep_or_die
 from videos import cut_without_encoding, decode_in_order, moving_square, real_clip, write_video
 
-from rubiks import assemble
-from rubiks.data import builtin, decode
+from rubiks.data import builtin, decode, videos
 from rubiks.data.check import check, official_total
+from rubiks.data.datamodule import Loading
 from rubiks.data.examine import examine
 from rubiks.data.manifest import Manifest
 from rubiks.data.prepare import Job, prepare
@@ -271,11 +270,11 @@ class TestManifest:
 
     def test_a_manifest_of_other_videos_is_told(self, checked, caplog):
         folder, records = checked
-        cfg = OmegaConf.create({"data": {"val_list": "val.csv", "max_bad": 0, "on_error": "raise", "format": "csv"}})
+        loading = Loading(max_bad=0, on_error="raise")
         for known, told in ((records, False), ([VideoRecord(str(folder / "d.mkv"), 0)], True)):
             caplog.clear()
-            source = SimpleNamespace(records=lambda split, known=known: (known, []))
-            assemble.records(cfg, source, "val", 1, Manifest(folder))
+            source = SimpleNamespace(val_list="val.csv", records=lambda split, known=known: (known, []))
+            videos.records(source, loading, "val", 1, Manifest(folder))
             assert ("knows none of the val videos" in caplog.text) == told
 
     def test_names_that_are_not_text(self, clips, tmp_path):

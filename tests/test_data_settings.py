@@ -119,7 +119,7 @@ def test_each_setting_of_training_arrives(loaded):
     assert (val.name, val.clips, val.crops, val.size, val.num_frames) == ("two_clip", 2, 3, 48, 5)
     assert (val.window, val.frame_order) == (None, "natural")
     assert (data.batch_size, data.eval_batch_size, data.workers) == (3, 3, 1)
-    assert (data.on_error, data.max_bad) == ("raise", 0.2)
+    assert (data.loading.on_error, data.loading.max_bad) == ("raise", 0.2)
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert (loader.num_workers, loader.batch_size) == (1, 3)
         assert (loader.dataset.reader, loader.dataset.timeout) == ("pyav", 12)

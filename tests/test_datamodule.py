@@ -16,7 +16,7 @@ from videos import decode_in_order, moving_square, write_video
 from rubiks.data import datamodule
 from rubiks.data.augment import Augment
 from rubiks.data.batches import Loader, PinnedCollate, SharedBatch, collate
-from rubiks.data.datamodule import VideoDataModule, default_workers
+from rubiks.data.datamodule import Loading, VideoDataModule, default_workers
 from rubiks.data.dataset import VideoDataset
 from rubiks.data.limits import WorkerCollate, start_worker
 from rubiks.data.records import Span, VideoRecord
@@ -47,9 +47,10 @@ ALL = TrainingViews(
 )
 
 
-def data_module(train, val=(), workers=0, views=None, seed=5, **options) -> VideoDataModule:
+def data_module(train, val=(), workers=0, views=None, seed=5, balanced=False, **options) -> VideoDataModule:
     views = views or TrainingViews(4, 32, (1.0, 0.875, 0.75), flip=[0, 1, 2])
-    return VideoDataModule(train, val, views, Protocol("one_clip", 1, 1, 4, 32), 2, 3, workers, seed, **options)
+    loading = Loading(workers=workers, **options)
+    return VideoDataModule(train, val, views, Protocol("one_clip", 1, 1, 4, 32), 2, 3, loading, seed, 1, balanced)
 
 
 def batches(data: VideoDataModule, epoch: int) -> list[dict]:
@@ -167,9 +168,9 @@ def test_order_and_samples_follow_from_the_seed(records, seed):
 
 def test_what_holds_unless_told_otherwise(records):
     views = TrainingViews(2, 32, (1.0,))
-    data = VideoDataModule(records, records, views, views, 2, 3, 0)
+    data = VideoDataModule(records, records, views, views, 2, 3, Loading(workers=0))
     dataset = data.train_dataloader().dataset
-    assert (dataset.seed, dataset.reader, dataset.timeout) == (0, "auto", None)
+    assert (dataset.seed, dataset.reader, dataset.timeout) == (0, "auto", 120)
     assert [index for batch in data.train_dataloader() for index in batch["index"].tolist()] == (
         np.random.default_rng((0, 0)).permutation(7)[:6].tolist()
     )

@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 from commands import BASE, SMALL_RUNS
+from configurations import training
 from videos import moving_square, write_video
 
-from rubiks import RubiksNet, assemble
-from rubiks.cli.entry import compose
+from rubiks import RubiksNet
 from rubiks.data import builtin
 from rubiks.errors import InputError
 
@@ -191,7 +191,6 @@ def test_the_other_commands_refuse_added_keys_too(rubiks_command):
 
 
 def test_batches_too_small_for_batch_norm_are_told_from_those_that_train():
-    cfg = compose([])
     net = RubiksNet("tiny", 2).train()
 
     @functools.cache
@@ -205,10 +204,11 @@ def test_batches_too_small_for_batch_norm_are_told_from_those_that_train():
 
     refused = 0
     for batch_size, videos, clips, frames, size in product((1, 2), (1, 3), (1, 2), (1, 2), (16, 32, 33)):
-        cfg.data.size, cfg.data.num_frames, cfg.data.clips_per_video = size, frames, clips
+        shape = {"data__size": size, "data__num_frames": frames, "data__clips_per_video": clips}
+        settings = training(**shape, recipe__batch_size=batch_size)
         message = ""
         try:
-            assemble.check_batch_statistics(cfg, videos, batch_size, 1)
+            settings.check_batch_statistics(videos)
         except InputError as error:
             message = str(error)
         case = f"{batch_size=} {videos=} {clips=} {frames=} {size=}: {message}"
@@ -232,13 +232,13 @@ def test_batches_too_small_for_batch_norm_are_told_from_those_that_train():
     ],
 )
 def test_batches_too_small_for_batch_norm_on_several_processes(videos, devices, nodes, synchronised, trains):
-    cfg = compose([f"trainer.num_nodes={nodes}", f"trainer.sync_batchnorm={synchronised}"])
-    cfg.data.size, cfg.data.num_frames = 16, 1
+    trainer = {"trainer__devices": devices, "trainer__num_nodes": nodes, "trainer__sync_batchnorm": synchronised}
+    settings = training(**trainer, data__size=16, data__num_frames=1, recipe__batch_size=8)
     if trains:
-        assemble.check_batch_statistics(cfg, videos, 8, devices)
+        settings.check_batch_statistics(videos)
     else:
         with pytest.raises(InputError, match=f"recipe.batch_size=8 .of {videos} videos, on {devices * nodes} process"):
-            assemble.check_batch_statistics(cfg, videos, 8, devices)
+            settings.check_batch_statistics(videos)
 
 
 def test_the_smallest_clips_are_trained_validated_and_evaluated(data, files, commands, tmp_path):
@@ -310,8 +310,8 @@ def test_a_folder_without_permission_is_told_before_the_evaluation(data, files, 
     [
         (signal.SIGINT, "rubiks.training.module.VideoClassifier.predict_step", 2, 130, "SIGINT"),
         (signal.SIGTERM, "rubiks.training.module.VideoClassifier.predict_step", 2, 143, "SIGTERM"),
-        (signal.SIGINT, "rubiks.assemble.manifest", 0, 130, "SIGINT"),
-        (signal.SIGTERM, "rubiks.assemble.manifest", 0, 143, "SIGTERM"),
+        (signal.SIGINT, "rubiks.data.videos.manifest_of", 0, 130, "SIGINT"),
+        (signal.SIGTERM, "rubiks.data.videos.manifest_of", 0, 143, "SIGTERM"),
     ],
 )
 def test_an_evaluation_that_is_stopped_says_so(

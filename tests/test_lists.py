@@ -12,8 +12,9 @@ from PIL import Image
 from test_sources import HEADER, names_and_labels, write
 from videos import moving_square, write_video
 
-from rubiks import assemble
-from rubiks.cli.entry import compose
+from rubiks import weights
+from rubiks.cli.entry import training
+from rubiks.data import videos
 from rubiks.data.decode import open_video
 from rubiks.data.manifest import Manifest
 from rubiks.data.records import VideoRecord, count_frames
@@ -113,7 +114,9 @@ BLANK = " \t \n"
         (FrameLists, {"t": f"{BLANK}a.mp4 3 0\n{BLANK}b.mp4 3 1\n{BLANK}"}, 2),
         (Kinetics, {"t": f"{BLANK}{HEADER}{BLANK}x,y,0,1,train,0\n , ,,,,\n{BLANK}", "y_000000_000001.mp4": None}, 1),
         (
-            lambda root, train_list: TwentyBNFrames(format="ssv1", root=root, release="r", videos="", train_list=train_list),
+            lambda root, train_list: TwentyBNFrames(
+                format="ssv1", root=root, release="r", videos="", train_list=train_list
+            ),
             {"t": f"{BLANK}a.mp4;x\n{BLANK}", "r-labels.csv": f"{BLANK}x\n{BLANK}y\n"},
             1,
         ),
@@ -131,7 +134,7 @@ BLANK = " \t \n"
 )  # fmt: skip
 def test_lines_of_blanks_are_skipped(make, files, count, tmp_path):
     root = write(tmp_path, {**files, "a.mp4": None, "b.mp4": None})
-    assert [len(part) for part in make(root, train_list="t").records("train")] == [count, 0]
+    assert [len(part) for part in make(root=root, train_list="t").records("train")] == [count, 0]
 
 
 def test_the_list_with_a_line_of_blanks_of_another_project(shared, tmp_path):
@@ -209,7 +212,7 @@ def test_paths_are_found_in_either_form(listed, on_disk, tmp_path):
     assert missing == [os.path.join(str(tmp_path), lines[2])]
     assert all(os.path.exists(record.path) for record in present)
     (record,), _ = FrameLists(root=str(tmp_path), train_list="t.txt").records("train")
-    assert record == VideoRecord(f"{path}.mp4", 0, 3, "{:05d}.jpg", listed=lines[0])
+    assert record == VideoRecord(f"{path}.mp4", 0, 3, "{:06d}.jpg", listed=lines[0])
 
 
 @pytest.mark.parametrize("listed", [NFC, NFD])
@@ -277,8 +280,8 @@ def test_a_class_in_both_forms_is_one(tmp_path):
 
 def test_a_checkpoint_of_a_mac_knows_the_classes():
     saved = SavedNetwork("mac.ckpt", "tiny", "rubiks3d", 2, 8, {}, classes=[NFD, "run"])
-    assemble.check_same_classes(saved, [NFC, "run"])
-    assert_rejected(lambda: assemble.check_same_classes(saved, [NFC, "jump"]), "class 1 is 'run'")
+    weights.check_same_classes(saved, [NFC, "run"])
+    assert_rejected(lambda: weights.check_same_classes(saved, [NFC, "jump"]), "class 1 is 'run'")
 
 
 @pytest.mark.parametrize("accent", ["e", NFC, NFD])
@@ -373,12 +376,12 @@ def test_the_setting_of_the_first_frame(name, tmp_path):
     if name == "frames":
         choices += ["data.val_list=val.txt", 'data.pattern="{:05d}.jpg"']
     for first in (0, 1):
-        (record,), _ = assemble.source(compose([*choices, f"data.first_frame={first}"])).records("val")
+        (record,), _ = training([*choices, f"data.first_frame={first}"]).data.source.records("val")
         assert (record.path, record.first_frame) == (str(folder), first)
-    assert assemble.source(compose(choices)).records("val")[0][0].first_frame == 1
+    assert training(choices).data.source.records("val")[0][0].first_frame == 1
     for value in ("2", "-1", "true", "1.0", "zero", "null"):
         with pytest.raises(InputError, match=r"data\.first_frame must be 0 or 1") as caught:
-            assemble.source(compose([*choices, f"data.first_frame={value}"]))
+            training([*choices, f"data.first_frame={value}"])
         assert value.title().replace("Null", "None") in str(caught.value).title()
 
 
@@ -434,9 +437,9 @@ VAL_ALONE = {
 @pytest.mark.parametrize("name", VAL_ALONE)
 def test_a_validation_list_needs_no_training_list(name, tmp_path):
     files, choices, count, word = VAL_ALONE[name]
-    cfg = compose([f"data={name}", f"data.root={write(tmp_path, files)}", "data.num_classes=null", *choices])
-    source = assemble.source(cfg)
-    assert assemble.class_names(cfg, source)
+    choices = [f"data={name}", f"data.root={write(tmp_path, files)}", "data.num_classes=null", *choices]
+    source = training(choices).data.source
+    assert videos.class_names(source)
     lists, missing, absent = read_lists(source)
     assert len(lists["val"]) + len(missing["val"]) == count
     assert list(lists) == ["val"]

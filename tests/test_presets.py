@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import json
 import os
 import shlex
@@ -11,13 +9,14 @@ import shutil
 
 import pytest
 from commands import Commands
+from configurations import configuration, training
 from conftest import ROOT, assert_rejected
+from made import Made
 from PIL import Image
 from videos import moving_square, write_video
 
-from rubiks import assemble
-from rubiks.cli.entry import compose
-from rubiks.data import decode, stills
+from rubiks.cli import entry
+from rubiks.data import decode, stills, videos
 from rubiks.data.check import check, official_total
 from rubiks.data.manifest import Manifest
 from rubiks.data.sources import HMDB51, UCF101, TwentyBNFrames
@@ -39,19 +38,20 @@ def _this_package():
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_preset_composes(name):
-    cfg = compose([f"data={name}", "tier=tiny", "data.root=somewhere"])
-    assert cfg.data.num_classes == CLASSES[name]
-    assert cfg.data.flip == (name in ("ucf101", "hmdb51", "kinetics"))
-    assert (cfg.data.format, cfg.data.num_frames, cfg.data.size) == (name, 8, 224)
-    assert assemble.recipe(cfg).epochs > 0
-    assert official_total(cfg.data.name, CLASSES[name], "train") > official_total(cfg.data.name, CLASSES[name], "val")
+    settings = training(f"data={name}", "tier=tiny", data__root="somewhere")
+    source, sampling = settings.data.source, settings.data.sampling
+    assert source.num_classes == CLASSES[name]
+    assert sampling.flip == (name in ("ucf101", "hmdb51", "kinetics"))
+    assert (source.format, sampling.num_frames, sampling.size) == (name, 8, 224)
+    assert settings.recipe.epochs > 0
+    assert official_total(source.name, CLASSES[name], "train") > official_total(source.name, CLASSES[name], "val")
 
 
 def test_splits_have_names_of_their_own_and_there_are_three():
-    assert compose(["data=ucf101", "data.split=3"]).data.name == "ucf101-split3"
-    assert compose(["data=hmdb51"]).data.name == "hmdb51-split1"
-    with pytest.raises(InputError, match=r"data\.split must be one of 1, 2, 3; got 4"):
-        assemble.source(compose(["data=ucf101", "data.root=x", "data.split=4"]))
+    assert training("data=ucf101", data__root="x", data__split=3).data.source.name == "ucf101-split3"
+    assert training("data=hmdb51", data__root="x").data.source.name == "hmdb51-split1"
+    with pytest.raises(InputError, match=r"data\.split must be a whole number from 1 to 3, got 4"):
+        training("data=ucf101", data__root="x", data__split=4)
 
 
 # ---- layouts, three videos of 6, 9 and 12 frames each
@@ -132,11 +132,12 @@ def copied(layouts, tmp_path):
     ],
 )
 def test_training_reads_and_evaluation_reads_every_layout(name, classes, layouts):
-    small = ("data.num_classes=2", "data.size=32", "data.num_frames=4", "data.workers=0", "device=cpu")
-    cfg = compose([f"data={name}", f"data.root={layouts / name}", *small])
-    source, manifest = assemble.source(cfg), assemble.manifest(cfg)
-    assert assemble.class_names(cfg, source) == classes
-    (train, _), (val, _) = (assemble.records(cfg, source, split, 2, manifest) for split in ("train", "val"))
+    small = {"num_classes": 2, "size": 32, "num_frames": 4, "workers": 0, "root": str(layouts / name)}
+    changes = {f"data__{key}": value for key, value in small.items()}
+    recipe = {"recipe__batch_size": 2, "recipe__crop_scales": [1, 0.875]}
+    made = Made(configuration(f"data={name}", device="cpu", **recipe, **changes))
+    assert made.classes == classes
+    train, val = made.train, made.val
     assert sorted(record.label for record in train) == [0, 1]
     assert [record.label for record in val] == [1]
     lengths = []
@@ -144,12 +145,10 @@ def test_training_reads_and_evaluation_reads_every_layout(name, classes, layouts
         with decode.open_video(record) as video:
             lengths.append(len(video))
     assert sorted(lengths) == [6, 9, 12]
-    views = assemble.training_views(cfg, classes, (1, 0.875))
-    data = assemble.datamodule(cfg, train, val, views, assemble.protocol(cfg, 4, 32, None), 2, 2)
-    (batch,) = data.train_dataloader()
+    (batch,) = made.data.train_dataloader()
     assert batch["views"].shape == (2, 1, 4, 3, 32, 32)
     assert batch["bad"] == []
-    (batch,) = data.val_dataloader()
+    (batch,) = made.data.val_dataloader()
     assert batch["views"].shape == (1, 1, 4, 3, 32, 32)
     assert batch["label"].tolist() == [1]
 
@@ -166,7 +165,7 @@ def test_frame_folders_and_prepared_files_are_named_by_the_lists_ids(layouts, tm
     folder = tmp_path / "jester/20bn-jester-v1"
     shutil.rmtree(folder / "3")
     (folder / "3.mp4").touch()
-    source = assemble.source(compose(["data=jester", "data.num_classes=2", f"data.root={tmp_path / 'jester'}"]))
+    source = training("data=jester", data__num_classes=2, data__root=str(tmp_path / "jester")).data.source
     assert [record.name for record in source.records("train")[0]] == ["1", "3"]
 
 
@@ -221,9 +220,10 @@ def test_what_a_prepared_copy_in_other_files_is_to_be_read_with(layouts, tmp_pat
     (line,) = [line for line in printed.splitlines() if line.startswith("Use it with: ")]
     words = shlex.split(line.removeprefix("Use it with: "))
     assert status == 0
-    cfg = compose(words)
-    assert (cfg.data.name, cfg.data.flip, cfg.data.root) == ("ucf101-split1", True, str(tmp_path / "a folder"))
-    records, missing = assemble.source(cfg).records("train")
+    data = entry.training(words).data
+    assert (data.source.name, data.sampling.flip) == ("ucf101-split1", True)
+    assert data.source.root == str(tmp_path / "a folder")
+    records, missing = data.source.records("train")
     assert len(records) == 2
     assert missing == []
 
@@ -248,7 +248,7 @@ def test_a_prepared_copy_is_read_by_the_same_keys(name, layouts, tmp_path, rubik
     )
     assert status == 0
     assert f"Use it with: data={name} data.num_classes=2 data.root={out}" in printed
-    before, after = (assemble.source(compose([*choices, f"data.root={root}"])) for root in (layouts / name, out))
+    before, after = (training(*choices, data__root=str(root)).data.source for root in (layouts / name, out))
     assert before.classes == after.classes
     for split in ("train", "val"):
         (old, _), (new, gone) = before.records(split), after.records(split)
@@ -260,15 +260,9 @@ def test_a_prepared_copy_is_read_by_the_same_keys(name, layouts, tmp_path, rubik
 # ---- what is wrong: each error names the file and the line
 
 
-@functools.cache
-def preset(name):
-    return compose([f"data={name}", "data.root=somewhere"])
-
-
-def source_of(name, root):
-    cfg = copy.deepcopy(preset(name))
-    cfg.data.root = str(root)
-    return assemble.source(cfg)
+def source_of(name, root, **keys):
+    changes = {f"data__{key}": value for key, value in keys.items()}
+    return training(f"data={name}", data__root=str(root), **changes).data.source
 
 
 @pytest.mark.parametrize(
@@ -337,11 +331,9 @@ def test_the_labels_must_be_as_many_as_the_edition_has(name, count, tmp_path):
     path = tmp_path / {"ssv2": "labels.json", "kinetics": "train.csv"}[name]
 
     def names(number=CLASSES[name]):
-        cfg = copy.deepcopy(preset(name))
-        cfg.data.root, cfg.data.num_classes = str(tmp_path), number
-        return assemble.class_names(cfg, assemble.source(cfg))
+        return videos.class_names(source_of(name, tmp_path, num_classes=number))
 
-    assert preset(name).data.num_classes == CLASSES[name]
+    assert source_of(name, tmp_path).num_classes == CLASSES[name]
     assert len(names(count)) == len(names(None)) == count
     assert_rejected(lambda: names(500), f"{path}: expected data.num_classes=500", f"got {count}")
     if count == CLASSES[name]:

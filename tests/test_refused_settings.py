@@ -5,23 +5,32 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from configurations import configuration
+from configurations import configuration, training
 from conftest import assert_rejected
 from layouts import make_frames
 from made import Made
 from omegaconf import OmegaConf
 
 from rubiks import assemble, trainers
+from rubiks.data import videos
+from rubiks.data.catalog import SOURCES
+from rubiks.data.datamodule import Loading
 from rubiks.data.manifest import Entry, Manifest
 from rubiks.data.records import VideoRecord
+from rubiks.data.sampling import AsTrained, Sampling
+from rubiks.data.sources import HMDB51, CsvLists, FrameLists
 from rubiks.errors import InputError
+from rubiks.experiment import Evaluation
 from rubiks.models.checkpoint import SavedNetwork
+from rubiks.trainers import TrainerSettings
 
 NO_WHOLE_NUMBERS = (True, 2.5, "3", "many")
 MOST = 2**32 - 1  # what seeds and sizes are kept within
@@ -46,7 +55,7 @@ VALUES = {
     "data.labels": ([5, True], ["words.txt"]),
     "data.root": ([5, None], []),
     "protocol.clips": ([0, None, *NO_WHOLE_NUMBERS], [1, 2, 30]),
-    "protocol.crops": ([0, 2, 4, None, "3"], [1, 3]),
+    "protocol.crops": ([0, 2, 4, None, "3", True], [1, 3]),
     "recipe.epochs": ([0, "few"], [1]),
     "recipe.milestones": ([5, None, "5"], [[], [5]]),
     "recipe.crop_scales": ([0.5, None], [[0.5]]),
@@ -114,16 +123,16 @@ def test_the_last_good_values_are_taken(key, value, root):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("data.size", MOST + 1, "data.size must be a whole number of at least 16 and at most 4,294,967,295, got"),
+        ("data.size", MOST + 1, "data.size must be a whole number from 16 to 4,294,967,295, got"),
         ("data.size", 15, "data.size must be a whole number of at least 16, got 15"),
         ("data.size", "large", "data.size must be a whole number of at least 16, got 'large'"),
-        ("data.num_classes", 1_000_001, "at least 1 and at most 1,000,000, got 1000001"),
+        ("data.num_classes", 1_000_001, "from 1 to 1,000,000, or null; got 1000001"),
         ("data.on_error", "ignore", "data.on_error must be one of raise, skip; got 'ignore'"),
         ("data.max_bad", 2, "data.max_bad must be a number from 0 to 1, got 2"),
         ("data.window", 4, "at least data.num_frames=5"),
         ("data.timeout", 0, "at most 1,000,000, or null"),
         ("data.labels", 5, "'data.labels=\"5\"'"),
-        ("recipe.milestones", 5, "recipe.milestones must be a list, got 5"),
+        ("recipe.milestones", 5, "recipe.milestones must be a list of epochs, each a number above 0; got 5"),
     ],
 )
 def test_a_message_says_what_may_be_there(key, value, words, root):
@@ -141,32 +150,24 @@ def test_a_key_that_a_file_of_ones_own_has_too_much_is_named(section, settings, 
 
 
 def test_uniform_sampling_has_two_clips_and_no_jitter():
+    uniform = Sampling(num_frames=8, size=32)
     for clips in (1, 2):
-        assert assemble.protocol(configuration(protocol__clips=clips), 8, 32, None).clips == clips
-    assert_rejected(
-        lambda: assemble.protocol(configuration(protocol__clips=3), 8, 32, None),
-        "protocol.clips must be 1 or 2 with data.sampling=uniform, got 3",
-    )
-    cfg = configuration(augment__temporal_jitter=True)
-    assert_rejected(lambda: assemble.training_views(cfg, ["a"], (1.0,)), "augment.temporal_jitter=true", "dense")
-    assert refusal(lambda: assemble.protocol(configuration(), 8, 32, None, "odd")) == (
-        "frame_order must be one of natural, reversed, shuffled; got 'odd'"
-    )
+        assert assemble.protocol(training(protocol__clips=clips), uniform).clips == clips
+    words = "protocol.clips must be 1 or 2 with data.sampling=uniform, got 3"
+    assert_rejected(lambda: training(protocol__clips=3), words)
+    dense = training(protocol__clips=3, data__sampling="dense")
+    assert_rejected(lambda: assemble.protocol(dense, uniform), words)  # as for a network that was trained so
+    assert_rejected(lambda: training(augment__temporal_jitter=True), "augment.temporal_jitter=true", "dense")
 
 
 @pytest.mark.parametrize("value", [0, MOST + 1, *NO_WHOLE_NUMBERS])
-def test_views_and_networks_have_whole_numbers_of_frames_and_pixels(value):
-    for action in (
-        lambda: assemble.protocol(configuration(), value, 32, None),
-        lambda: assemble.network(configuration(data__num_frames=value), ["a"], 0.0),
-    ):
-        message = refusal(action)
-        assert message.startswith("data.num_frames must be a whole number of at least 1")
+def test_an_evaluation_too_has_whole_numbers_of_frames_and_pixels(value):
+    for key, least in (("num_frames", "1"), ("size", "16"), ("window", "1")):
+        message = refusal(lambda key=key: AsTrained(**{key: value}))
+        assert re.match(rf"data.{key} must be a whole number (from|of at least) {least}\b.*, or null; got ", message)
         assert repr(value) in message
-    message = refusal(lambda: assemble.protocol(configuration(), 8, value, None))
-    assert message.startswith("data.size must be a whole number of at least 16")
-    assert "got 15" in refusal(lambda: assemble.protocol(configuration(), 8, 15, None))
-    smallest = assemble.protocol(configuration(), 1, 16, None)
+    assert "got 15" in refusal(lambda: AsTrained(size=15))
+    smallest = AsTrained(num_frames=1, size=16).resolve({}, 8)
     assert (smallest.num_frames, smallest.size) == (1, 16)
 
 
@@ -177,7 +178,8 @@ def test_a_reader_that_is_not_installed(monkeypatch, root):
 
 def test_a_gpu_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    message = refusal(lambda: assemble.on_gpu(configuration(device="gpu")))
+    settings = training(device="gpu")
+    message = refusal(lambda: settings.on_gpu)
     assert message.startswith("device=gpu, but PyTorch finds no GPU; use device=cpu or install")
 
 
@@ -188,9 +190,9 @@ def test_a_gpu_that_is_not_there(monkeypatch):
         ({"trainer__devices": "many"}, ["trainer", "devices"]),
         ({"trainer__limit_val_batches": 1.5}, ["limit_val_batches", "1.5"]),
         ({"trainer__max_time": "soon"}, ["trainer", "soon"]),
-        ({"trainer__nonsense": 1}, ["a key of trainer must be one of", "'nonsense'", "profiler"]),
-        ({"trainer__max_epochs": 9}, ["a key of trainer must be one of", "'max_epochs'"]),
-        ({"trainer__accelerator": "cpu"}, ["a key of trainer must be one of", "'accelerator'"]),
+        ({"trainer__nonsense": 1}, ["trainer.nonsense is unknown", "profiler"]),
+        ({"trainer__max_epochs": 9}, ["trainer.max_epochs is unknown", "max_steps"]),
+        ({"trainer__accelerator": "cpu"}, ["trainer.accelerator is unknown", "devices"]),
     ],
 )
 def test_what_lightning_refuses_is_told(changes, words):
@@ -207,9 +209,7 @@ def test_what_lightning_refuses_is_told(changes, words):
     "name", ["ssv1", "ssv2", "jester", "ucf101", "hmdb51", "kinetics", "images", "shards", "frames"]
 )
 def test_a_data_set_needs_its_root(name):
-    cfg = configuration(f"data={name}")
-    for make in (assemble.source, assemble.manifest):
-        assert_rejected(lambda make=make: make(cfg), f"data.root is not set; data={name} needs it")
+    assert_rejected(lambda: training(f"data={name}"), f"data.root is not set; data={name} needs it")
 
 
 @pytest.mark.parametrize(
@@ -221,22 +221,20 @@ def test_a_data_set_needs_its_root(name):
 )  # fmt: skip
 @pytest.mark.parametrize("value", [5, None])
 def test_names_of_files_and_folders_are_words(name, key, value):
-    cfg = configuration(f"data={name}", **{"data__root": "x", f"data__{key}": value})
-    assert_rejected(lambda: assemble.source(cfg), f"data.{key} must be the name of a file or folder, got {value}")
+    changes = {"data__root": "x", f"data__{key}": value}
+    assert_rejected(lambda: training(f"data={name}", **changes), f"data.{key} must be ", f"got {value}")
 
 
 @pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
 @pytest.mark.parametrize("split", [0, 4, True, "1", None])
 def test_there_are_three_official_splits(name, split):
-    cfg = configuration(f"data={name}", data__root="x", data__split=split)
-    message = refusal(lambda: assemble.source(cfg))
+    message = refusal(lambda: training(f"data={name}", data__root="x", data__split=split))
     assert message.startswith("data.split must be ")
     assert repr(split) in message
 
 
 def test_a_format_of_ones_own_is_refused():
-    cfg = configuration(data__format="own")
-    assert_rejected(lambda: assemble.source(cfg), "data.format='own' is unknown", "data=")
+    assert_rejected(lambda: training(data__format="own"), "data.format must be one of", "'own'", "data=")
 
 
 # ---- classes
@@ -261,36 +259,38 @@ def saved(classes: list[str] | None, count: int) -> SavedNetwork:
 def test_class_names_come_from_the_data_set_or_a_number_or_the_checkpoint(labels, count, checkpoint, names, tmp_path):
     make_frames(tmp_path)
     changes = {"data__labels": "l" if labels else None, "data__num_classes": count}
-    cfg = configuration("data=frames", data__root=str(tmp_path), data__val_list="v", **changes)
-    assert assemble.class_names(cfg, assemble.source(cfg), checkpoint) == names
+    source = training("data=frames", data__root=str(tmp_path), data__val_list="v", **changes).data.source
+    known = () if checkpoint is None else (checkpoint.classes, checkpoint.num_classes)
+    assert videos.class_names(source, *known) == names
 
 
 def test_a_number_of_classes_that_the_names_contradict(tmp_path):
     make_frames(tmp_path)
-    cfg = configuration("data=frames", data__root=str(tmp_path), data__labels="l", data__num_classes=3)
+    source = FrameLists(root=str(tmp_path), labels="l", num_classes=3)
     place = str(tmp_path / "l")
     assert_rejected(
-        lambda: assemble.class_names(cfg, assemble.source(cfg)),
+        lambda: videos.class_names(source),
         f"{place}: expected data.num_classes=3 classes, got 2", "data=frames", "set data.num_classes=2",
     )  # fmt: skip
 
 
 def test_classes_that_nothing_names_are_asked_for(tmp_path):
-    cfg = configuration("data=frames", data__root=str(tmp_path))
-    assert_rejected(
-        lambda: assemble.class_names(cfg, assemble.source(cfg)), "data=frames", "data.num_classes=", "data.labels="
-    )
-    cfg.data.num_classes = 1_000_000
-    assert len(assemble.class_names(cfg, assemble.source(cfg))) == 1_000_000
+    source = FrameLists(root=str(tmp_path))
+    assert_rejected(lambda: videos.class_names(source), "data=frames", "data.num_classes=", "data.labels=")
+    assert len(videos.class_names(FrameLists(root=str(tmp_path), num_classes=1_000_000))) == 1_000_000
 
 
 # ---- videos that are missing
 
 
-def listed(present: int, missing: int):
-    records = [VideoRecord(f"{number}.mp4", 0) for number in range(present)]
-    gone = [f"gone{number}.mp4" for number in range(missing)]
-    return SimpleNamespace(records=lambda split: (records, gone)), records, gone
+class Listed(CsvLists):
+    """A data set of these videos."""
+
+    present: Any = ()
+    gone: Any = ()
+
+    def records(self, split):
+        return list(self.present), list(self.gone)
 
 
 @pytest.mark.parametrize(
@@ -308,37 +308,38 @@ def listed(present: int, missing: int):
             "1 of the 4 val videos are missing, the first is gone0.mp4; more than data.m",
         ),
         ("csv", "skip", 1.0, 0, 1200, "1,200 of the 1,200 val videos are missing"),
-        ("csv", "skip", 2, 3, 1, "data.max_bad must be a number from 0 to 1, got 2"),
         ("kinetics", "raise", 0.0, 1, 9, None),
         ("kinetics", "skip", 0.0, 0, 9, "9 of the 9 val videos are missing"),
         ("shards", "raise", 0.0, 1, 9, None),
         ("shards", "raise", 1.0, 0, 9, "9 of the 9 val videos are missing"),
     ],
 )
-def test_missing_videos_end_a_run_or_are_told(name, on_error, max_bad, present, missing, words, caplog):
-    cfg = configuration(f"data={name}", data__on_error=on_error, data__max_bad=max_bad)
-    source, records, gone = listed(present, missing)
+def test_missing_videos_end_a_run_or_are_told(name, on_error, max_bad, present, missing, words, caplog, monkeypatch):
+    loading = Loading(on_error=on_error, max_bad=max_bad)
+    records = [VideoRecord(f"{number}.mp4", 0) for number in range(present)]
+    gone = [f"gone{number}.mp4" for number in range(missing)]
+    source = Listed(root="", present=records, gone=gone)
+    monkeypatch.setattr(Listed, "missing_is_normal", SOURCES[name].missing_is_normal)
     if words is not None:
-        assert_rejected(lambda: assemble.records(cfg, source, "val", 1, Manifest("nowhere")), words)
+        assert_rejected(lambda: videos.records(source, loading, "val", 1, Manifest("nowhere")), words)
         return
-    assert assemble.records(cfg, source, "val", 1, Manifest("nowhere")) == (records, gone)
+    assert videos.records(source, loading, "val", 1, Manifest("nowhere")) == (records, gone)
     told = f"{missing} of the {missing + present} val videos are missing, the first is gone0.mp4"
     assert caplog.messages == ([told] if missing else [])
 
 
 @pytest.mark.parametrize(
-    ("choices", "split", "place"),
+    ("kind", "keys", "split", "place"),
     [
-        (("data=csv", {"data__val_list": "v.csv"}), "val", "v.csv: "),
-        (("data=csv", {"data__train_list": "t.csv"}), "train", "t.csv: "),
-        (("data=csv", {}), "val", "the val list: "),
-        (("data=hmdb51", {}), "train", "the train list: "),
+        (CsvLists, {"val_list": "v.csv"}, "val", "v.csv: "),
+        (CsvLists, {"train_list": "t.csv"}, "train", "t.csv: "),
+        (CsvLists, {}, "val", "the val list: "),
+        (HMDB51, {}, "train", "the train list: "),
     ],
 )
-def test_labels_beyond_the_classes_name_the_list(choices, split, place):
-    cfg = configuration(choices[0], **choices[1])
-    source = SimpleNamespace(records=lambda asked: ([VideoRecord(f"{asked}.mp4", 3)], []))
-    message = refusal(lambda: assemble.records(cfg, source, split, 3, Manifest("nowhere")))
+def test_labels_beyond_the_classes_name_the_list(kind, keys, split, place, monkeypatch):
+    monkeypatch.setattr(kind, "records", lambda self, asked: ([VideoRecord(f"{asked}.mp4", 3)], []))
+    message = refusal(lambda: videos.records(kind(root="", **keys), Loading(), split, 3, Manifest("nowhere")))
     assert message.startswith(f"{place}1 of 1 labels are not in 0 to 2")
     assert f"{split}.mp4" in message
 
@@ -348,8 +349,7 @@ def test_a_manifest_that_knows_none_of_the_videos_is_told(known, caplog, tmp_pat
     manifest = Manifest(tmp_path)
     manifest.append(Entry(known, 1, 1, "a", 7))
     records = [VideoRecord(str(tmp_path / name), 0) for name in ("0.mp4", "1.mp4")]
-    source = SimpleNamespace(records=lambda split: (records, []))
-    found, _ = assemble.records(configuration("data=csv"), source, "train", 1, manifest)
+    found, _ = videos.records(Listed(root="", present=records), Loading(), "train", 1, manifest)
     assert [record.checked and record.checked.frames for record in found] == [7 if known == "0.mp4" else None, None]
     assert [f"{manifest.path} knows none of the train videos" in text for text in caplog.messages] == (
         [] if known == "0.mp4" else [True]
@@ -359,7 +359,7 @@ def test_a_manifest_that_knows_none_of_the_videos_is_told(known, caplog, tmp_pat
 def test_entries_of_another_version_are_told(caplog, tmp_path):
     for version in (1, 1, 2):
         Manifest(tmp_path, "own.jsonl").append(Entry(f"{version}.mp4", 1, 1, version=version))
-    found = assemble.manifest(configuration("data=csv", data__root=str(tmp_path), data__manifest="own.jsonl"))
+    found = videos.manifest_of(CsvLists(root=str(tmp_path), manifest="own.jsonl"))
     assert list(found.entries) == ["2.mp4"]
     assert len(caplog.messages) == 1
     assert f"{tmp_path / 'own.jsonl'}: 2 entries are of another version" in caplog.text
@@ -368,16 +368,21 @@ def test_entries_of_another_version_are_told(caplog, tmp_path):
 # ---- predictions
 
 
+def predictions_file(name):
+    data = {"format": "csv", "root": "."}
+    protocol = {"name": "one_clip", "clips": 1, "crops": 1}
+    return assemble.predictions_file(Evaluation(run="x", data=data, protocol=protocol, save_predictions=name))
+
+
 @pytest.mark.parametrize("name", ["scores", "scores.npy", ".npz", 5, True, ["a.npz"]])
 def test_predictions_go_to_an_npz_file(name):
-    cfg = OmegaConf.create({"save_predictions": name})
-    assert_rejected(lambda: assemble.predictions_file(cfg), "save_predictions must be", ".npz", f"got {name!r}")
+    assert_rejected(lambda: predictions_file(name), "save_predictions must be", ".npz", f"got {name!r}")
 
 
 def test_predictions_go_where_they_can_be_written(tmp_path):
-    assert assemble.predictions_file(OmegaConf.create({"save_predictions": None})) is None
+    assert predictions_file(None) is None
     path = str(tmp_path / "new/scores.npz")
-    assert assemble.predictions_file(OmegaConf.create({"save_predictions": path})) == Path(path)
+    assert predictions_file(path) == Path(path)
     assert os.listdir(tmp_path) == []
     (tmp_path / "taken.npz").mkdir()
     (tmp_path / "file").touch()
@@ -388,15 +393,15 @@ def test_predictions_go_where_they_can_be_written(tmp_path):
         ("/proc/new/scores.npz", ""),
         (f"{'x' * 250}.npz", "File name too long"),
     ):
-        cfg = OmegaConf.create({"save_predictions": str(tmp_path / name)})
-        assert_rejected(lambda cfg=cfg: assemble.predictions_file(cfg), f"{name} cannot be written: {reason}")
+        assert_rejected(lambda name=name: predictions_file(str(tmp_path / name)), f"{name} cannot be written: {reason}")
 
 
 def test_why_training_has_stopped_is_told_as_a_key():
-    cfg = configuration(trainer__max_steps=5, trainer__max_time="00:00:01:00", patience=2)
+    settings = training(trainer__max_steps=5, trainer__max_time="00:00:01:00", patience=2).trainer
     for steps, stopped, words in ((5, 0, "trainer.max_steps=5"), (6, 3, "max_steps=5"), (4, 3, "patience=2")):
-        trainer = SimpleNamespace(global_step=steps, early_stopping_callback=SimpleNamespace(stopped_epoch=stopped))
-        assert words in trainers.reason(cfg, trainer)
+        early = SimpleNamespace(stopped_epoch=stopped, patience=2)
+        trainer = SimpleNamespace(global_step=steps, early_stopping_callback=early)
+        assert words in trainers.reason(settings, trainer)
     trainer = SimpleNamespace(global_step=4, early_stopping_callback=None)
-    assert trainers.reason(cfg, trainer) == " (trainer.max_time=00:00:01:00)"
-    assert trainers.reason(configuration(), trainer) == ""
+    assert trainers.reason(settings, trainer) == " (trainer.max_time=00:00:01:00)"
+    assert trainers.reason(TrainerSettings(), trainer) == ""

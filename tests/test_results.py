@@ -18,9 +18,11 @@ from commands import BASE
 from conftest import watch_flushes
 
 import rubiks
-from rubiks import RubiksNet, assemble, processes
+from rubiks import RubiksNet, processes, trainers
+from rubiks.data.datamodule import Loading
 from rubiks.data.manifest import Entry, Manifest
 from rubiks.evaluation.collect import CollectPredictions
+from rubiks.experiment import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
@@ -97,7 +99,7 @@ def test_every_number_and_name_that_is_written_is_true(listed, commands, predict
     manifest = Manifest(tmp_path / "videos", "known.jsonl")
     manifest.append(Entry("v1.mp4", 0, 0, sha256="cd", frames=9, key_frames=1, seek="any"))
     times = iter((100.0, 112.3456))
-    monkeypatch.setattr("eval.time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr("rubiks.cli.evaluate.time", SimpleNamespace(perf_counter=lambda: next(times)))
     before = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
     output = commands.evaluate(
         *listed, "ckpt=net.pth.tar", "protocol=two_clip", "protocol.crops=1", "frame_order=reversed", "data.size=40",
@@ -169,10 +171,8 @@ def test_every_number_and_name_that_is_written_is_true(listed, commands, predict
     assert [record.name for record in call.data.records["val"]] == PRESENT
     assert [record.name for record in call.data.records["val"] if record.checked is not None] == ["v1.mp4"]
     assert list(call.data.records["train"]) == []
-    assert vars(call.data).items() >= {
-        "eval_batch_size": 2, "workers": 3, "seed": 9, "on_error": "skip", "max_bad": 0.5, "reader": "pyav",
-        "timeout": 44,
-    }.items()  # fmt: skip
+    assert vars(call.data).items() >= {"eval_batch_size": 2, "workers": 3, "seed": 9}.items()
+    assert call.data.loading == Loading(workers=3, on_error="skip", max_bad=0.5, reader="pyav", timeout=44)
     for name, tensor in net.state_dict().items():
         assert torch.equal(call.module.net.state_dict()[name], tensor), name
     assert call.trainer.checkpoint_callback is None
@@ -224,7 +224,7 @@ def test_classes_come_from_the_checkpoint_where_the_data_names_none_and_must_be_
     assert "class 4 is 'class 4' there and 'another' in the data set" in message
     for choice, words in (
         ("batch_size=0", "batch_size must be a whole number of at least 1, got 0"),
-        ("data.num_frames=-1", "data.num_frames must be a whole number of at least 1, got -1"),
+        ("data.num_frames=-1", "data.num_frames must be a whole number of at least 1, or null; got -1"),
         ("seed=-1", "seed must be a whole number of at least 0, got -1"),
     ):
         assert words in commands.refused("eval", *unnamed, choice)
@@ -236,11 +236,18 @@ def test_classes_come_from_the_checkpoint_where_the_data_names_none_and_must_be_
 
 def test_a_gpu_is_named_and_a_soft_network_has_no_share(listed, commands, predicts, tmp_path, monkeypatch):
     save(tmp_path / "net.pth.tar", "rubiks3d-aq")
-    monkeypatch.setattr(assemble, "on_gpu", lambda cfg: cfg.device == "cpu")  # Lightning was told the truth
+    trainer, told = trainers.trainer, []
+
+    def on_a_cpu(settings, gpu, *others, **options) -> pl.Trainer:  # Lightning is told the truth
+        told.append(gpu)
+        return trainer(settings, False, *others, **options)
+
+    monkeypatch.setattr(Evaluation, "on_gpu", property(lambda settings: settings.device == "cpu"))
+    monkeypatch.setattr(trainers, "trainer", on_a_cpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "the name of a GPU")
     commands.evaluate(*listed, "ckpt=net.pth.tar")
     results = written(tmp_path)
-    assert (results["device"], results["precision"]) == ("the name of a GPU", "32-true")
+    assert (results["device"], results["precision"], told) == ("the name of a GPU", "32-true", [True])
     assert results["temporal_share"] is None
     assert results["versions"]["torch"].split(".")[0].isdigit()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
-from configurations import configuration
+from configurations import training
+from conftest import assert_rejected
 from layouts import SOURCES, make_ssv2
 
-from rubiks import assemble
-from rubiks.data import builtin
+from rubiks.data import builtin, videos
 
 
 @pytest.mark.parametrize(("name", "keys", "make", "train", "val"), SOURCES)
@@ -18,9 +18,8 @@ def test_the_keys_of_each_data_set_say_where_its_lists_and_videos_are(name, keys
     root.mkdir()
     make(root)
     choices = {"data__root": str(root), "data__num_classes": 2, **{f"data__{key}": keys[key] for key in keys}}
-    cfg = configuration(f"data={name}", **choices)
-    source = assemble.source(cfg)
-    assert assemble.class_names(cfg, source) == ["a", "b"]
+    source = training(f"data={name}", **choices).data.source.ready()
+    assert videos.class_names(source) == ["a", "b"]
     found = {split: source.records(split) for split in ("train", "val")}
     assert [record.name for record in found["train"][0]] == train
     assert [record.name for record in found["val"][0]] == val
@@ -45,7 +44,9 @@ def test_the_built_in_data_set_is_made_as_configured(monkeypatch, tmp_path):
 
     monkeypatch.setattr(builtin, "generate", generate)
     values = {"root": "here", "level": "textured", "train_videos": 30, "val_videos": 20, "seed": 4}
-    source = assemble.source(configuration(**{f"data__{key}": value for key, value in values.items()}))
+    changes = {f"data__{key}": value for key, value in values.items()}
+    source = training(**changes, data__num_classes=3).data.source.ready()
     assert asked == values
     assert source.classes == ["a", "b"]
     assert [source.records(split)[0][0].name for split in ("train", "val")] == ["1", "2"]
+    assert_rejected(lambda: videos.class_names(source), "data.num_classes=3 classes, got 2", "files of data=builtin")

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from configurations import command_line, configuration
+from configurations import command_line, training
 from conftest import assert_rejected
 
-from rubiks import RubiksNet, assemble
+from rubiks import RubiksNet, weights
+from rubiks.choices import CommandLine
+from rubiks.cli.entry import plain
 from rubiks.errors import InputError
+from rubiks.experiment import Evaluation
 from rubiks.models import checkpoint
 from rubiks.models.checkpoint import SavedNetwork
 
@@ -41,10 +44,10 @@ def folder(tmp_path_factory) -> Path:
 
 def network(folder: Path, file: str | None, classes: list[str], variant: str = "rubiks3d", **changes: object):
     init = None if file is None else str(folder / file)
-    return assemble.network(configuration(f"variant={variant}", init=init, **changes), classes, 0.0)
+    return weights.network(training(f"variant={variant}", init=init, **changes), classes)
 
 
-def weights(net: RubiksNet, classifier: bool) -> dict[str, torch.Tensor]:
+def tensors(net: RubiksNet, classifier: bool) -> dict[str, torch.Tensor]:
     """The classifier's, or all others."""
     return {key: value for key, value in net.state_dict().items() if key.startswith("new_fc") == classifier}
 
@@ -72,18 +75,18 @@ def test_a_training_starts_from_the_weights_of_init(file, classes, kept, folder,
     caplog.set_level("INFO")
     net = network(folder, file, classes, data__num_frames=4)
     given = RubiksNet.load_pretrained(folder / file)
-    assert equal(weights(net, classifier=False), weights(given, classifier=False))
-    assert equal(weights(net, classifier=True), weights(given, classifier=True)) == kept
+    assert equal(tensors(net, classifier=False), tensors(given, classifier=False))
+    assert equal(tensors(net, classifier=True), tensors(given, classifier=True)) == kept
     assert (net.num_classes, net.num_frames) == (len(classes), 4)
     assert ("with its classifier" in caplog.text) == kept
     assert (f"with a new classifier for {len(classes)} classes" in caplog.text) == (not kept)
 
 
 def test_without_init_or_in_a_run_that_goes_on_the_weights_are_new(folder):
-    given = weights(RubiksNet.load_pretrained(folder / "ours.ckpt"), classifier=False)
-    assert not equal(weights(network(folder, None, CLASSES), classifier=False), given)
-    cfg = configuration(init=str(folder / "ours.ckpt"))
-    assert not equal(weights(assemble.network(cfg, CLASSES, 0.0, use_init=False), classifier=False), given)
+    given = tensors(RubiksNet.load_pretrained(folder / "ours.ckpt"), classifier=False)
+    assert not equal(tensors(network(folder, None, CLASSES), classifier=False), given)
+    settings = training(init=str(folder / "ours.ckpt"))
+    assert not equal(tensors(weights.network(settings, CLASSES, use_init=False), classifier=False), given)
 
 
 @pytest.mark.parametrize("rule", ["tsm", "uniform", "zero"])
@@ -95,7 +98,7 @@ def test_a_network_of_images_is_inflated_by_init_temporal(rule, count, folder, c
     assert f"from rubiks2d (2D shift), to rubiks3d (3D shift), in time by init_temporal={rule}" in caplog.text
     flat = RubiksNet.load_pretrained(folder / "flat.pth.tar")
     assert torch.equal(net.backbone.conv1.weight, flat.backbone.conv1.weight)
-    assert equal(weights(net, classifier=True), weights(flat, classifier=True)) == (count == 3)
+    assert equal(tensors(net, classifier=True), tensors(flat, classifier=True)) == (count == 3)
     offsets = net.backbone.layer4[1].shift.shift
     assert torch.equal(offsets[1:], flat.backbone.layer4[1].shift.shift)
     time, eighth = offsets[0], len(offsets[0]) // 8
@@ -149,9 +152,9 @@ def test_weights_that_do_not_fit_are_refused(file, variant, changes, words, fold
 def test_a_checkpoint_of_other_classes_is_refused(theirs, ours, words):
     saved = SavedNetwork("FILE", "tiny", "rubiks3d", len(theirs or ["a", "b"]), 8, {}, classes=theirs)
     if words is None:
-        assemble.check_same_classes(saved, ours)
+        weights.check_same_classes(saved, ours)
     else:
-        assert_rejected(lambda: assemble.check_same_classes(saved, ours), "FILE", *words)
+        assert_rejected(lambda: weights.check_same_classes(saved, ours), "FILE", *words)
 
 
 @pytest.mark.parametrize("classes", [["caf\u00e9", "b", "c"], ["cafe\u0301", "b", "c"]])
@@ -164,6 +167,11 @@ def test_a_classifier_is_kept_however_accents_are_written(classes, folder, tmp_p
 
 
 # ---- ckpt
+
+
+def evaluated(monkeypatch: pytest.MonkeyPatch, *choices: str) -> SavedNetwork:
+    settings = Evaluation(**plain(command_line(monkeypatch, "eval", *choices)))
+    return weights.evaluated(settings, CommandLine(list(choices)))
 
 
 @pytest.fixture
@@ -214,7 +222,7 @@ def runs(folder, tmp_path, monkeypatch):
     ],
 )
 def test_the_checkpoint_that_is_evaluated(choices, path, runs, monkeypatch):
-    saved = assemble.evaluated_checkpoint(command_line(monkeypatch, "eval", *choices))
+    saved = evaluated(monkeypatch, *choices)
     assert saved.path == path
     expected = checkpoint.read(path)
     assert (saved.tier, saved.variant) == (expected.tier, expected.variant)
@@ -237,11 +245,9 @@ def test_the_checkpoint_that_is_evaluated(choices, path, runs, monkeypatch):
     ],
 )  # fmt: skip
 def test_what_cannot_be_evaluated(choices, words, runs, monkeypatch):
-    cfg = command_line(monkeypatch, "eval", *choices)
-    assert_rejected(lambda: assemble.evaluated_checkpoint(cfg), *words)
+    assert_rejected(lambda: evaluated(monkeypatch, *choices), *words)
 
 
 def test_an_evaluation_of_nothing(monkeypatch):
-    cfg = command_line(monkeypatch, "eval", "ckpt=null")
     with pytest.raises(InputError, match=r"^ckpt is empty; .* latest$"):
-        assemble.evaluated_checkpoint(cfg)
+        evaluated(monkeypatch, "ckpt=null")

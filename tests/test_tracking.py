@@ -22,7 +22,7 @@ from commands import BASE, SMALL_RUNS
 from conftest import ROOT, assert_rejected
 
 from rubiks import tracking
-from rubiks.cli.entry import compose
+from rubiks.cli.entry import training
 from rubiks.data import builtin
 from rubiks.runs import Run
 
@@ -180,7 +180,7 @@ def begin(tmp_path, caplog):
     run.folder.mkdir()
 
     def begin(*choices: str, leader: bool = True) -> tuple[str | None, list[str]]:
-        tracking.loggers(compose(list(choices)).logger, run, {}, leader)
+        tracking.loggers(training(list(choices)).logger, run, {}, leader)
         folders = [path.name.partition("run-")[0] + "run" for path in run.folder.glob("wandb/*run-*-*")]
         assert len(folders) <= 1
         return (folders or [None])[0], [text for text in caplog.messages if text.startswith("W&B")]
@@ -316,7 +316,7 @@ def test_wrong_choices_of_loggers(choices, parts, begin):
 )
 def test_loggers_can_be_combined(choices, kinds, tmp_path):
     pytest.importorskip("tensorboard")
-    chosen = tracking.loggers(compose(choices).logger, Run(tmp_path), {}, True)
+    chosen = tracking.loggers(training(choices).logger, Run(tmp_path), {}, True)
     kinds = ["CSVLogger", "TensorBoardLogger", "WandbLogger"] if kinds is None else kinds
     assert [type(logger).__name__ for logger in chosen] == kinds
 

@@ -7,14 +7,14 @@ import datetime
 import pytest
 import pytorch_lightning as pl
 import torch
-from configurations import configuration
+from configurations import configuration, training
 from made import Made
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.profilers import SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 
-from rubiks import assemble, tracking, trainers
+from rubiks import tracking, trainers
 from rubiks.runs import Run
 from rubiks.stopping import Stop
 from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
@@ -70,7 +70,7 @@ def test_other_arguments_of_lightning_can_be_added():
 )
 def test_the_device(device, there, gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert assemble.on_gpu(configuration(device=device)) is gpu
+    assert training(device=device).on_gpu is gpu
 
 
 @pytest.mark.parametrize(("devices", "several"), [(1, False), ("1", False), ("auto", False), (2, True), ("2", True)])
@@ -92,9 +92,9 @@ def test_steps_do_not_end_training_for_lightning_which_would_schedule_otherwise(
 
 
 def test_callbacks_know_the_run_and_the_signals(tmp_path):
-    cfg, stop, run = configuration(checkpoint__every_n_steps=None), Stop(), Run(tmp_path)
+    saving, stop, run = training(checkpoint__every_n_steps=None).checkpoint, Stop(), Run(tmp_path)
     for keep_best in (True, False):
-        callbacks = trainers.training_callbacks(cfg, run, stop, keep_best=keep_best)
+        callbacks = trainers.training_callbacks(run, stop, saving, keep_best=keep_best)
         (found,) = [callback for callback in callbacks if isinstance(callback, Checkpoints)]
         assert (found.run, found.stop, found.keep_best) == (run, stop, keep_best)
         assert (found.every_n_steps, found.every_n_epochs) == (None, None)
@@ -109,6 +109,6 @@ def test_patience_is_with_the_validation_top1():
 
 @pytest.mark.parametrize(("csv", "tensorboard"), [(True, False), (False, True), (True, True), (False, False)])
 def test_loggers(csv, tensorboard, tmp_path):
-    cfg = configuration("logger=csv", logger__csv=csv, logger__tensorboard=tensorboard)
-    kinds = [type(logger) for logger in tracking.loggers(cfg.logger, Run(tmp_path), {}, True)]
+    settings = training("logger=csv", logger__csv=csv, logger__tensorboard=tensorboard).logger
+    kinds = [type(logger) for logger in tracking.loggers(settings, Run(tmp_path), {}, True)]
     assert kinds == [kind for kind, on in ((CSVLogger, csv), (TensorBoardLogger, tensorboard)) if on]

@@ -19,9 +19,10 @@ from test_training import frozen_statistics
 from written_out import Training, one_hot
 
 from rubiks import RubiksNet, assemble
-from rubiks.cli.entry import compose
-from rubiks.data import builtin
+from rubiks.cli import entry
+from rubiks.data import builtin, videos
 from rubiks.data.dataset import VideoDataset
+from rubiks.data.sampling import Sampling
 from rubiks.nn import Normalize
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import running_statistics
@@ -144,10 +145,10 @@ def test_two_processes_take_the_steps_of_one_with_their_batches(together, data, 
 
 def scores(net: RubiksNet, folder) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and labels of all validation videos, one by one, in list order."""
-    cfg = compose([*LISTS, *SMALL, f"data.root={folder}", "tier=tiny"])
-    source = assemble.source(cfg)
-    records, _ = assemble.records(cfg, source, "val", 8, assemble.manifest(cfg))
-    samples = VideoDataset(records, assemble.protocol(cfg, 4, 32, None), seed=0)
+    settings = entry.training([*LISTS, *SMALL, f"data.root={folder}", "tier=tiny"])
+    chosen = settings.data
+    records, _ = videos.records(chosen.source.ready(), chosen.loading, "val", 8, videos.manifest_of(chosen.source))
+    samples = VideoDataset(records, assemble.protocol(settings, Sampling(num_frames=4, size=32)), seed=0)
     views = torch.stack([samples[0, index, 0]["views"] for index in range(len(records))])
     with torch.no_grad():
         logits = net.eval()(Normalize()(views.flatten(0, 1))).unflatten(0, views.shape[:2]).mean(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from configurations import command_line, configuration, leaves
+from configurations import command_line, configuration, leaves, training
 from conftest import ROOT
 from layouts import SOURCES
 from made import Made
@@ -16,11 +16,15 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 from pytorch_lightning.strategies import DDPStrategy
 
-from rubiks import assemble
+from rubiks import assemble, weights
+from rubiks.cli.entry import plain
 from rubiks.data.augment import Augment
 from rubiks.data.manifest import Entry, Manifest
+from rubiks.data.records import VideoRecord
+from rubiks.data.sampling import Sampling
 from rubiks.data.views import TrainingViews
 from rubiks.evaluation.protocols import Protocol
+from rubiks.experiment import Evaluation
 from rubiks.nn import AttentionShift
 from rubiks.training.checkpointing import Checkpoints
 from rubiks.training.mixing import Mixing
@@ -28,41 +32,41 @@ from rubiks.training.mixing import Mixing
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
 # A value that is not the default for each key, no two alike where they could be mistaken for one another, and what has
-# it in the end. `made` is what train.py makes of the configuration (`Made` below).
+# it in the end. `made` is what train.py makes of the configuration.
 TABLE = {
-    "recipe.epochs": (7, lambda made: made.recipe.epochs),
-    "recipe.batch_size": (3, lambda made: made.recipe.batch_size),
-    "recipe.accumulate": (2, lambda made: made.recipe.accumulate),
-    "recipe.optimizer": ("adamw", lambda made: made.recipe.optimizer),
-    "recipe.lr": (0.003, lambda made: made.recipe.lr),
-    "recipe.lr_batch": (48, lambda made: made.recipe.lr_batch),
-    "recipe.momentum": (0.8, lambda made: made.recipe.momentum),
-    "recipe.weight_decay": (0.004, lambda made: made.recipe.weight_decay),
-    "recipe.shift_lr_scale": (0.2, lambda made: made.recipe.shift_lr_scale),
-    "recipe.attention_lr_scale": (0.3, lambda made: made.recipe.attention_lr_scale),
-    "recipe.classifier_lr_scale": (0.4, lambda made: made.recipe.classifier_lr_scale),
-    "recipe.schedule": ("constant", lambda made: made.recipe.schedule),
-    "recipe.milestones": ([3, 5], lambda made: list(made.recipe.milestones)),
-    "recipe.warmup_epochs": (1.5, lambda made: made.recipe.warmup_epochs),
-    "recipe.label_smoothing": (0.15, lambda made: made.recipe.label_smoothing),
-    "recipe.dropout": (0.35, lambda made: made.recipe.dropout),
-    "recipe.clip_grad_norm": (11, lambda made: made.recipe.clip_grad_norm),
-    "recipe.crop_scales": ([0.9, 0.7], lambda made: list(made.recipe.crop_scales)),
-    "aq.budget": (0.25, lambda made: made.attention.budget),
-    "aq.per_layer": (True, lambda made: made.attention.per_layer),
-    "aq.soft": (0.55, lambda made: made.attention.soft),
-    "aq.start": (3.0, lambda made: made.attention.start),
-    "aq.end": (0.2, lambda made: made.attention.end),
-    "aq.shape": ("linear", lambda made: made.attention.shape),
-    "aq.multiplier_rate": (60, lambda made: made.attention.multiplier_rate),
-    "augment.random_resized_crop": ([0.3, 0.8], lambda made: list(made.augment.random_resized_crop)),
-    "augment.color_jitter": (0.45, lambda made: made.augment.color_jitter),
-    "augment.rand_augment": (4, lambda made: made.augment.rand_augment),
-    "augment.rand_augment_magnitude": (13, lambda made: made.augment.rand_augment_magnitude),
-    "augment.random_erasing": (0.65, lambda made: made.augment.random_erasing),
+    "recipe.epochs": (7, lambda made: made.settings.recipe.epochs),
+    "recipe.batch_size": (3, lambda made: same(made.settings.recipe.batch_size, made.data.batch_size)),
+    "recipe.accumulate": (2, lambda made: made.settings.recipe.accumulate),
+    "recipe.optimizer": ("adamw", lambda made: made.settings.recipe.optimizer),
+    "recipe.lr": (0.003, lambda made: made.settings.recipe.lr),
+    "recipe.lr_batch": (48, lambda made: made.settings.recipe.lr_batch),
+    "recipe.momentum": (0.8, lambda made: made.settings.recipe.momentum),
+    "recipe.weight_decay": (0.004, lambda made: made.settings.recipe.weight_decay),
+    "recipe.shift_lr_scale": (0.2, lambda made: made.settings.recipe.shift_lr_scale),
+    "recipe.attention_lr_scale": (0.3, lambda made: made.settings.recipe.attention_lr_scale),
+    "recipe.classifier_lr_scale": (0.4, lambda made: made.settings.recipe.classifier_lr_scale),
+    "recipe.schedule": ("constant", lambda made: made.settings.recipe.schedule),
+    "recipe.milestones": ([3, 5], lambda made: list(made.settings.recipe.milestones)),
+    "recipe.warmup_epochs": (1.5, lambda made: made.settings.recipe.warmup_epochs),
+    "recipe.label_smoothing": (0.15, lambda made: made.settings.recipe.label_smoothing),
+    "recipe.dropout": (0.35, lambda made: same(made.settings.recipe.dropout, made.net.dropout.p)),
+    "recipe.clip_grad_norm": (11, lambda made: made.settings.recipe.clip_grad_norm),
+    "recipe.crop_scales": ([0.9, 0.7], lambda made: list(made.views.crop_scales)),
+    "aq.budget": (0.25, lambda made: made.settings.aq.budget),
+    "aq.per_layer": (True, lambda made: made.settings.aq.per_layer),
+    "aq.soft": (0.55, lambda made: made.settings.aq.soft),
+    "aq.start": (3.0, lambda made: made.settings.aq.start),
+    "aq.end": (0.2, lambda made: made.settings.aq.end),
+    "aq.shape": ("linear", lambda made: made.settings.aq.shape),
+    "aq.multiplier_rate": (60, lambda made: made.settings.aq.multiplier_rate),
+    "augment.random_resized_crop": ([0.3, 0.8], lambda made: list(made.settings.augment.random_resized_crop)),
+    "augment.color_jitter": (0.45, lambda made: made.settings.augment.color_jitter),
+    "augment.rand_augment": (4, lambda made: made.settings.augment.rand_augment),
+    "augment.rand_augment_magnitude": (13, lambda made: made.settings.augment.rand_augment_magnitude),
+    "augment.random_erasing": (0.65, lambda made: made.settings.augment.random_erasing),
     "augment.temporal_jitter": (True, lambda made: made.views.temporal_jitter),
-    "augment.mixup": (0.75, lambda made: made.augment.mixup),
-    "augment.cutmix": (1.25, lambda made: made.augment.cutmix),
+    "augment.mixup": (0.75, lambda made: made.settings.augment.mixup),
+    "augment.cutmix": (1.25, lambda made: made.settings.augment.cutmix),
     "tier.name": ("small", lambda made: made.net.tier),
     "variant.name": ("rubiks3d-aq", lambda made: made.net.variant),
     "data.format": ("csv", lambda made: type(made.source).__name__.removesuffix("Lists").lower()),
@@ -79,10 +83,11 @@ TABLE = {
     "data.num_classes": (3, lambda made: same(len(made.classes), made.net.num_classes)),
     "data.manifest": ("known.jsonl", lambda made: made.manifest.path.name),
     "data.workers": (3, lambda made: made.data.workers),
-    "data.reader": ("pyav", lambda made: made.data.reader),
-    "data.timeout": (77, lambda made: made.data.timeout),
-    "data.max_bad": (0.25, lambda made: made.data.max_bad),
-    "data.on_error": ("raise", lambda made: made.data.on_error),
+    "data.reader": ("pyav", lambda made: made.data.loading.reader),
+    "data.timeout": (77, lambda made: made.data.loading.timeout),
+    "data.max_bad": (0.25, lambda made: made.data.loading.max_bad),
+    "data.balanced": (True, lambda made: made.data.balanced),
+    "data.on_error": ("raise", lambda made: made.data.loading.on_error),
     "protocol.name": ("two_clip", lambda made: made.protocol.name),
     "protocol.clips": (2, lambda made: made.protocol.clips),
     "protocol.crops": (3, lambda made: made.protocol.crops),
@@ -107,7 +112,6 @@ GROUPS = ("data=csv", "variant=rubiks3d-aq")
 # Keys of some data sets are in SOURCES. The others:
 ELSEWHERE = {
     "data.name": "names the runs that ckpt=latest looks for: test_starting_weights.py",
-    "data.balanced": "handed on by train.py; what becomes of it then is below",
     "data.level": "test_source_keys.py",
     "data.train_videos": "test_source_keys.py",
     "data.val_videos": "test_source_keys.py",
@@ -129,7 +133,7 @@ ELSEWHERE = {
     # Of eval.py.
     "ckpt": "test_starting_weights.py",
     "save_predictions": "test_refused_settings.py",
-    "batch_size": "handed on by eval.py",
+    "batch_size": "of the data module of an evaluation, below",
     "frame_order": "handed on by eval.py; what becomes of it then is below",
 }
 
@@ -197,12 +201,21 @@ def test_every_key_has_its_place_here(monkeypatch):
 
 def test_the_data_module_gets_lists_views_and_batch_sizes(made):
     data = made.data
-    assert (data.batch_size, data.eval_batch_size, data.balanced) == (21, 22, True)
+    assert (data.batch_size, data.eval_batch_size, data.balanced) == (3, 3, True)
     assert data.records == {"train": made.train, "val": made.val}
-    assert data.views == {"train": made.views, "val": made.protocol}
+    assert data.views["train"] is made.views
+    assert vars(data.views["val"]) == vars(made.protocol)
     assert [os.path.basename(record.path) for record in (*made.train, *made.val)] == ["x.mp4", "y.mp4", "z.mp4"]
     assert [record.label for record in (*made.train, *made.val)] == [2, 0, 1]
-    assert assemble.datamodule(made.cfg, made.train, [], made.views, made.protocol, 4, 4).balanced is False
+
+
+def test_the_data_module_of_an_evaluation_gets_its_list_views_and_batch_size(made, monkeypatch):
+    cfg = command_line(monkeypatch, "eval", "batch_size=4", "seed=6", "data.workers=2", "data.timeout=78")
+    settings = Evaluation(**plain(cfg))
+    data = assemble.evaluation_data(settings, made.val, made.protocol)
+    assert (data.batch_size, data.eval_batch_size, data.balanced) == (4, 4, False)
+    assert (data.records["val"], data.views["val"]) == (made.val, made.protocol)
+    assert (data.seed, data.workers, data.loading.timeout, data.loading.on_error) == (6, 2, 78, "raise")
 
 
 def test_what_the_manifest_knows_is_in_the_records(made, root):
@@ -211,43 +224,42 @@ def test_what_the_manifest_knows_is_in_the_records(made, root):
 
 
 def test_the_network_has_the_dropout_that_it_is_given(made):
-    assert [assemble.network(made.cfg, made.classes, share).dropout.p for share in (0.45, 0.15)] == [0.45, 0.15]
+    shares = (0.45, 0.15)
+    nets = [weights.network(training(recipe__dropout=share), made.classes) for share in shares]
+    assert tuple(net.dropout.p for net in nets) == shares
     assert len(made.net.attention_shifts()) == 17
     assert isinstance(made.net.attention_shifts()[0], AttentionShift)
     assert (made.classes, made.net.num_classes) == (["turn left", "turn right", "jump"], 3)
 
 
 def test_a_setting_may_be_that_of_another_key():
-    cfg = configuration(recipe__batch_size=24, recipe__lr_batch="${recipe.batch_size}")
-    assert assemble.recipe(cfg).lr_batch == 24
+    settings = training(recipe__batch_size=24, recipe__lr_batch="${recipe.batch_size}")
+    assert settings.recipe.lr_batch == 24
 
 
 def test_other_variants_have_no_attention_schedule():
-    assert assemble.attention_schedule(configuration()) is None
-
-
-def test_the_crop_scales_are_those_that_are_given(made):
-    assert made.views.crop_scales == (0.95, 0.85)
+    assert training().aq is None
 
 
 def test_seeds_give_other_orders():
     orders = []
     for seed in (0, 1, 1):
-        cfg = configuration("data=csv", seed=seed, data__workers=0)
-        videos = [assemble.VideoRecord(f"{number}.mp4", 0) for number in range(30)]
-        views = assemble.training_views(cfg, ["a"], (1.0,))
-        orders.append(list(assemble.datamodule(cfg, videos, [], views, views, 2, 2).train_dataloader().sampler))
+        settings = training("data=csv", seed=seed, data__workers=0, data__root="none")
+        videos = [VideoRecord(f"{number}.mp4", 0) for number in range(30)]
+        views = assemble.training_views(settings, ["a"])
+        orders.append(list(assemble.training_data(settings, videos, [], views).train_dataloader().sampler))
     assert orders[1] == orders[2] != orders[0]
 
 
 @pytest.mark.parametrize("order", ["natural", "reversed", "shuffled"])
 def test_the_protocol_is_the_one_described(order):
-    cfg = configuration("protocol=two_clip")
-    protocol = assemble.protocol(cfg, 6, 40, None, order)
+    settings = training("protocol=two_clip")
+    protocol = assemble.protocol(settings, Sampling(num_frames=6, size=40), order)
     same_protocol = Protocol("two_clip", 2, 3, 6, 40, order)
     assert vars(protocol) == vars(same_protocol)
-    assert assemble.protocol(configuration(), 6, 40, None).frame_order == "natural"
-    assert assemble.protocol(configuration("protocol=ten_clip"), 4, 16, 64).window == 64
+    assert assemble.protocol(training(), Sampling(num_frames=6, size=40)).frame_order == "natural"
+    dense = training("protocol=ten_clip", data__sampling="dense")
+    assert assemble.protocol(dense, Sampling(num_frames=4, size=16, sampling="dense", window=64)).window == 64
 
 
 # ---- augmentation and mixing
@@ -269,19 +281,19 @@ def test_augmentation_changes_what_is_seen_as_described(key, value, flip):
     def seen(views):
         return [views(clip, 0, np.random.default_rng(seed))[0] for seed in range(4)]
 
-    sizes = {"data__num_frames": 4, "data__size": 32, "data__flip": flip}
-    own = seen(assemble.training_views(configuration(**sizes, **{f"augment__{key}": value}), ["a"], (1.0, 0.75)))
-    plain = seen(assemble.training_views(configuration(**sizes), ["a"], (1.0, 0.75)))
+    sizes = {"data__num_frames": 4, "data__size": 32, "data__flip": flip, "recipe__crop_scales": [1.0, 0.75]}
+    own = seen(assemble.training_views(training(**sizes, **{f"augment__{key}": value}), ["a"]))
+    without = seen(assemble.training_views(training(**sizes), ["a"]))
     given = tuple(value) if isinstance(value, list) else value
     wanted = seen(TrainingViews(4, 32, (1.0, 0.75), [0] if flip else None, augment=Augment(**{key: given})))
     assert all(torch.equal(a, b) for a, b in zip(own, wanted, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(own, plain, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(own, without, strict=True))
 
 
 def test_the_magnitude_of_rand_augment_counts():
-    assert configuration("augment=strong").augment.rand_augment == 2
+    assert training("augment=strong").augment.rand_augment == 2
     made = [
-        assemble.augment(configuration("augment=strong", augment__rand_augment_magnitude=magnitude)).transforms()[0]
+        training("augment=strong", augment__rand_augment_magnitude=magnitude).augment.transforms()[0]
         for magnitude in (9, 20)
     ]
     assert [transform.magnitude for transform in made] == [9, 20]
@@ -289,10 +301,10 @@ def test_the_magnitude_of_rand_augment_counts():
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.5), (0.8, 1.5)])
 def test_batches_are_mixed_as_described(mixup, cutmix):
-    cfg = configuration(augment__mixup=mixup, augment__cutmix=cutmix, seed=3)
+    settings = training(augment__mixup=mixup, augment__cutmix=cutmix, seed=3)
     clips, labels = torch.rand(4, 2, 3, 8, 8), torch.tensor([0, 1, 2, 4])
     other_seed = Mixing(mixup, cutmix, 5, 4)
-    own, wanted = assemble.mixing(cfg, 5), Mixing(mixup, cutmix, 5, 3)
+    own, wanted = assemble.mixing(settings, 5), Mixing(mixup, cutmix, 5, 3)
     for key in range(4):
         ours = own(clips, labels, (key,))
         for got, expected, other in zip(
@@ -304,7 +316,7 @@ def test_batches_are_mixed_as_described(mixup, cutmix):
 
 
 def test_nothing_is_mixed_unless_asked_for():
-    assert assemble.mixing(configuration(), 5) is None
+    assert assemble.mixing(training(), 5) is None
 
 
 # ---- workers
@@ -317,6 +329,6 @@ def test_nothing_is_mixed_unless_asked_for():
 def test_loader_processes_share_the_cores_that_are_left(devices, gpus, workers, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    cfg = configuration(trainer__devices=devices)
-    views = assemble.training_views(cfg, ["a"], (1.0,))
-    assert assemble.datamodule(cfg, [], [], views, views, 2, 2).workers == workers
+    settings = training(trainer__devices=devices)
+    views = assemble.training_views(settings, ["a"])
+    assert assemble.training_data(settings, [], [], views).workers == workers

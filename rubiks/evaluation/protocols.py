@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from rubiks.settings import Count, Settings
+from rubiks.settings import Count, Expected, Settings
 
 FrameOrder = Literal["natural", "reversed", "shuffled"]
+
+
+def _one_or_three(number: int) -> int:
+    if number not in (1, 3):
+        raise ValueError
+    return number
 
 
 class ProtocolSettings(Settings, section="protocol"):
@@ -20,7 +26,9 @@ class ProtocolSettings(Settings, section="protocol"):
 
     name: str = Field(description="names the protocol in results")
     clips: Count = Field(description="clips of a video; uniform sampling has 1 or 2, dense sampling any number")
-    crops: Literal[1, 3] = Field(description="1: the centre; 3: left, right and centre")
+    crops: Annotated[int, AfterValidator(_one_or_three), Expected("1 or 3")] = Field(
+        description="1: the centre; 3: left, right and centre"
+    )
 
 
 class Protocol:

@@ -36,7 +36,7 @@ class SomethingSomethingV2(ListedSource):
 
     subfolder = "labels"
 
-    format: Literal["ssv2"] = "ssv2"
+    format: Literal["ssv2", "builtin"] = "ssv2"  # the built-in data set is laid out so
     videos: Name = Field("20bn-something-something-v2", description="folder of the videos, relative to root")
 
     def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:

@@ -22,7 +22,7 @@ FirstFrame = Annotated[
     Expected("0 or 1, the number of a folder's first frame"),
 ]
 
-OfficialSplit = Annotated[Literal[1, 2, 3], Field(description="which of the three official splits")]
+OfficialSplit = Annotated[int, Field(ge=1, le=3, description="which of the three official splits")]
 
 
 class Source(Settings, section="data"):

@@ -23,4 +23,4 @@ class Builtin(Source):
 
     def ready(self) -> SomethingSomethingV2:
         folder = builtin.generate(self.root, self.level, self.train_videos, self.val_videos, self.seed)
-        return SomethingSomethingV2(root=str(folder), name=self.name, num_classes=self.num_classes)
+        return SomethingSomethingV2(format=self.format, root=str(folder), name=self.name, num_classes=self.num_classes)
