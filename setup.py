@@ -30,7 +30,8 @@ def compile_into(folder: Path) -> bool:
 
 
 class BuildPackage(build_py):
-    """The modules, the operator's sources as rubiks/ext, and its library in rubiks/ops."""
+    """The modules, the operator's sources as rubiks/ext, the presets as rubiks/conf, and the operator's library in
+    rubiks/ops."""
 
     compiled = False
 
@@ -43,6 +44,7 @@ class BuildPackage(build_py):
         for leftover in (package / "ops").glob("librubiks.*"):  # of an earlier build
             leftover.unlink()
         shutil.copytree(EXT, package / "ext", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(EXT.parent / "conf", package / "conf", dirs_exist_ok=True)
         self.compiled = compile_into(package / "ops")
 
 

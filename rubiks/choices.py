@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class CommandLine:
         training = ("data.clips_per_video", "data.balanced")  # keys that eval.py does not have
         keys = [(choice, choice.split("=")[0].lstrip("+")) for choice in self.choices]
         return [choice for choice, key in keys if key.split(".")[0] in shared and key not in training]
+
+
+def program(name: str) -> list[str]:
+    """How a user starts `train` or `eval` who has started this process: as a script, or as a command of `rubiks`."""
+    script = Path(sys.argv[0]).suffix == ".py" and Path(sys.argv[0]).name != "__main__.py"
+    return ["python", f"{name}.py"] if script else ["rubiks", name]
 
 
 def setting(key: str, value: object) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 
-from rubiks.choices import setting
+from rubiks.choices import program, setting
 from rubiks.data.datamodule import VideoDataModule
 from rubiks.errors import InputError
 from rubiks.models.checkpoint import SavedNetwork
@@ -200,7 +200,7 @@ def without_limits(choices: list[str]) -> list[str]:
 def command(folder: Path | None, choices: list[str]) -> str:
     """A command of train.py, to be pasted; `folder` names the run that it goes on with."""
     own = [choice for choice in choices if folder is None or _key(choice) != "run"]
-    return shlex.join(["python", "train.py", *([] if folder is None else [setting("run", folder.name)]), *own])
+    return shlex.join([*program("train"), *([] if folder is None else [setting("run", folder.name)]), *own])
 
 
 def _key(choice: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, InstanceOf, model_validator
@@ -76,12 +76,13 @@ class Experiment(Settings):
 class Training(Experiment):
     """Everything that train.py can be told."""
 
+    NAME: ClassVar = "train"
+    DATA: ClassVar = (TrainingSampling, TrainingLoading)  # what the section `data` tells besides its source
+
     tier: TierSettings
     variant: VariantSettings
     aq: AttentionSchedule | None = None
-    data: Annotated[
-        InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, TrainingSampling, TrainingLoading))
-    ]
+    data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, *Training.DATA))]
     recipe: Recipe
     augment: Augment = Augment()
     logger: LoggerSettings = LoggerSettings()
@@ -134,10 +135,13 @@ class Training(Experiment):
 class Evaluation(Experiment):
     """Everything that eval.py can be told. Tier and variant come from the checkpoint."""
 
+    NAME: ClassVar = "eval"
+    DATA: ClassVar = (AsTrained, Loading)
+
     tier: TierSettings | None = None
     variant: VariantSettings | None = None
     aq: AttentionSchedule | None = None  # comes with variant=rubiks3d-aq; of training
-    data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, AsTrained, Loading))]
+    data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, *Evaluation.DATA))]
     ckpt: Name | None = Field("latest", description="a checkpoint of ours, an official one, a run's folder, or latest")
     batch_size: Count = Field(16, description="videos at a time")
     frame_order: FrameOrder = Field(

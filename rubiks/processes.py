@@ -23,6 +23,7 @@ from pathlib import Path
 
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
+from rubiks.choices import program
 from rubiks.data.workers import cores
 from rubiks.errors import InputError
 from rubiks.files import write_atomically
@@ -127,17 +128,17 @@ def follow_parent() -> None:
 
 
 def run(
-    count: int, nodes: int, folder: Path, choices: Sequence[str], hang_timeout: float, steps: bool = True
+    name: str, count: int, nodes: int, folder: Path, choices: Sequence[str], hang_timeout: float
 ) -> signal.Signals | None:
     """Run this program in `count` processes, the ranks of this machine, until all have ended well.
 
     Args:
+        name: train, which a signal ends after a step, or eval, which it ends at once.
         count: how many on this machine.
         nodes: machines; where there are several, MASTER_ADDR, MASTER_PORT and NODE_RANK are set by who starts them.
         folder: the run's.
         choices: arguments of the program.
         hang_timeout: seconds after which a process that does not get on counts as hanging.
-        steps: it ends at a signal after a step, not at once; for the message.
 
     Returns:
         The signal that came too late to end it; None where none came.
@@ -158,9 +159,11 @@ def run(
             _PARENT: str(os.getpid()),
             _RUN: str(folder),
         }
-        command = [sys.executable, os.path.abspath(sys.argv[0]), *_for_hydra(sys.argv[1:]), *choices]
+        script = program(name)[0] == "python"
+        own = [os.path.abspath(sys.argv[0])] if script else ["-m", "rubiks", name]
+        command = [sys.executable, *own, *_for_hydra(sys.argv[1:]), *choices]
         processes: list[subprocess.Popen] = []
-        received = _Received(processes, steps)
+        received = _Received(processes, steps=name == "train")
         watch = _Watch(processes, received, Path(reports), hang_timeout)
         try:
             with received.passing_on():

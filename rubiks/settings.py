@@ -70,6 +70,24 @@ class Settings(BaseModel):
         return InputError(f"{self.key(name)} must be {expected}, got {shown(getattr(self, name))}")
 
 
+def defaults(model: type[Settings]) -> dict[str, Any]:
+    """The defaults of a model as a configuration has them, sections within it included."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        kind, default = field.annotation, field.default
+        if isinstance(default, Settings):
+            found[name] = defaults(type(default))
+        elif isinstance(kind, type) and issubclass(kind, Settings):
+            found[name] = defaults(kind)
+        elif not field.is_required() and not _has_section(kind):
+            found[name] = list(default) if isinstance(default, tuple) else default
+    return found
+
+
+def _has_section(kind: Any) -> bool:
+    return any(isinstance(one, type) and issubclass(one, Settings) for one in get_args(kind))
+
+
 def taken(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a section's values that are a model's, where several models share the section."""
     return {name: value for name, value in values.items() if name in model.model_fields}

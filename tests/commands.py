@@ -16,7 +16,6 @@ import omegaconf
 import pytest
 import pytorch_lightning as pl
 import yaml
-from conftest import ROOT
 from hydra._internal.hydra import Hydra
 from pytorch_lightning.loggers import WandbLogger
 
@@ -101,7 +100,7 @@ class Commands:
         if name == "train":
             noted = {word: functools.partial(self.gc.append, word) for word in ("collect", "freeze", "unfreeze")}
             self.monkeypatch.setattr(cli_train, "gc", SimpleNamespace(**noted))
-        launch(*ENTRIES[name], ROOT / "conf", name)
+        launch(*ENTRIES[name])
 
     def run(self, name: str, arguments: tuple[str, ...]) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of train.py or eval.py."""

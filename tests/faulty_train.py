@@ -16,9 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rubiks.cli.entry import launch  # noqa: E402
+from rubiks.cli.train import train  # noqa: E402
 from rubiks.errors import InputError  # noqa: E402
+from rubiks.experiment import Training  # noqa: E402
 from rubiks.training.module import VideoClassifier  # noqa: E402
-from train import train  # noqa: E402
 
 
 def insert(step_name: str, rank: str, epoch: str, batch: str, what: str) -> None:
@@ -48,4 +49,4 @@ def insert(step_name: str, rank: str, epoch: str, batch: str, what: str) -> None
 if __name__ == "__main__":
     if "FAULT" in os.environ:
         insert(*os.environ["FAULT"].split())
-    launch(train, ROOT / "conf", "train")
+    launch(train, Training)

@@ -113,7 +113,7 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
             torch.distributed.run.main(command[3:])
         else:
             name = Path(command[1]).stem
-            launch(*ENTRIES[name], ROOT / "conf", name)
+            launch(*ENTRIES[name])
         status = 0
     except SystemExit as exit_:
         status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

@@ -23,9 +23,9 @@ ALLOWED = {
     "naming": {"choices", "errors", "launched", "models", "processes", "runs"},
     "continuing": {"choices", "data", "errors", "models", "runs", "training"},
     "launched": {"errors", "processes"},
-    "processes": {"data", "files", "errors", "stopping"},
+    "processes": {"choices", "data", "files", "errors", "stopping"},
 }
-TOP = {"assemble", "experiment", "trainers", "tracking", "weights", "cli", "__init__"}
+TOP = {"__main__", "assemble", "experiment", "trainers", "tracking", "weights", "cli", "__init__"}
 
 
 def imports(path) -> set[str]:

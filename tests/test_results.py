@@ -255,11 +255,11 @@ def test_a_gpu_is_named_and_a_soft_network_has_no_share(listed, commands, predic
 def test_a_parent_starts_its_processes_and_scores_nothing(listed, commands, predicts, tmp_path, monkeypatch):
     save(tmp_path / "net.pth.tar")
     started = []
-    monkeypatch.setattr(processes, "run", lambda *arguments, **options: started.append((arguments, options)))
+    monkeypatch.setattr(processes, "run", lambda *arguments: started.append(arguments))
     choices = (*BASE, *listed, "ckpt=net.pth.tar", "trainer.devices=2", "process_timeout=21")
     status, out, err = commands.run("eval", choices)
     assert (status, "Evaluating" in out, err) == (0, False, "")
-    assert started == [((2, 1, Path("outputs/scores"), list(choices), 21), {"steps": False})]
+    assert started == [("eval", 2, 1, Path("outputs/scores"), list(choices), 21)]
     assert predicts == []
     assert not list(tmp_path.glob("outputs/*"))
 

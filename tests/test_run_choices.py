@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from configurations import command_line
-from conftest import ROOT, assert_rejected
+from conftest import assert_rejected
 
 from rubiks import naming, runs
 from rubiks.choices import CommandLine
@@ -108,7 +108,7 @@ def test_names_that_are_no_folders_are_refused(name, told):
 def test_the_choices_are_those_of_the_command_line(extra, expected, monkeypatch):
     given = []
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=3", "data.root=a b", "tier=small", *extra])
-    launch(lambda *arguments: given.append(arguments), Training, ROOT / "conf", "train")
+    launch(lambda *arguments: given.append(arguments), Training)
     assert [command for _, _, command in given] == expected
     for settings, config, command in given:
         assert settings == Training(**config)

@@ -192,13 +192,13 @@ def test_a_parent_starts_its_processes_and_trains_nothing(came, builtin_data, co
     monkeypatch.setattr(processes, "run", lambda *arguments: (started.append(arguments), came)[1])
     choices = (*BASE, "logger=csv", builtin_data, *SMALL, "run=two", "trainer.devices=2", "process_timeout=21")
     assert commands.run("train", choices) == (0, "", "")
-    assert started == [(2, 1, Path("outputs/two"), list(choices), 21)]
+    assert started == [("train", 2, 1, Path("outputs/two"), list(choices), 21)]
     status, _, err = commands.run("train", (*choices, "seed=1,2", "--multirun"))
     if came:  # too late to end the first run of the sweep
         assert (status, err) == (143, "interrupted by SIGTERM: outputs/two-0 is done, the runs after it are not\n")
     else:
         assert (status, err) == (0, "")
-    assert [arguments[2].name for arguments in started[1:]] == ["two-0", "two-1"][: 1 if came else 2]
+    assert [arguments[3].name for arguments in started[1:]] == ["two-0", "two-1"][: 1 if came else 2]
     assert fits == []
     assert [path.name for path in tmp_path.glob("outputs/*")] == ["multirun.yaml"]  # Hydra's
 

@@ -13,9 +13,10 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -26,28 +27,29 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import rubiks
 from rubiks import launched, processes
 from rubiks.choices import CommandLine
+from rubiks.cli.helping import print_help
+from rubiks.data.sources import Source
 from rubiks.errors import InputError
 from rubiks.experiment import Evaluation, Training
+from rubiks.settings import defaults
 from rubiks.stopping import Interrupted
 
-Chosen = TypeVar("Chosen", Training, Evaluation)
+# The defaults of the settings are configurations that conf/train.yaml and conf/eval.yaml begin with.
+for _model in (Training, Evaluation):
+    _data = {key: value for part in (Source, *_model.DATA) for key, value in defaults(part).items()}
+    ConfigStore.instance().store(f"{_model.NAME}_defaults", {**defaults(_model), "data": _data})
 
 # Hydra's own arguments with a value.
 _HYDRA = ("--cfg", "--config-dir", "--config-name", "--config-path", "--experimental-rerun", "--info", "--package")
 
 
-def launch(
-    job: Callable[[Chosen, dict[str, Any], CommandLine], None],
-    settings: type[Chosen],
-    config_folder: Path,
-    config_name: str,
-) -> None:
+def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[Training | Evaluation]) -> None:
     """Compose the configuration from the command line, check it, and run the job with it.
 
     The job gets the settings, the configuration that they were made from as plain data, and the command line. Bad input
-    ends the program with one message on stderr and exit status 2. Anything else is a defect and keeps its
-    traceback.
+    ends the program with one message on stderr and exit status 2. Anything else is a defect and keeps its traceback.
     """
+    config_folder, config_name = presets(), model.NAME
     # Hydra would print its own shortened traceback and end the process before the cause can be told.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # The data module leaves out the videos that were seen before an interruption, which Lightning cannot know.
@@ -71,7 +73,7 @@ def launch(
             )
             _check_added(cfg, config_name, command.choices)
             config = plain(cfg)
-            job(settings(**config), config, command)
+            job(model(**config), config, command)
         except Exception as error:
             _end(error)  # here: Hydra would print lines of its own
 
@@ -79,6 +81,9 @@ def launch(
         processes.follow_parent()
     try:
         _check_signs(sys.argv[1:], config_folder, config_name)
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            _help(job, model, [argument for argument in sys.argv[1:] if not argument.startswith("-")])
+            return
         hydra.main(config_path=str(config_folder.resolve()), config_name=config_name, version_base="1.3")(run)()
     except (KeyboardInterrupt, Interrupted, InputError) as error:
         _end(error)
@@ -89,6 +94,8 @@ def launch(
             raise
         groups = [argument for argument in sys.argv[1:] if (config_folder / argument.partition("=")[0]).is_dir()]
         _fail(f"{' '.join(groups)}: {error}; a choice is the name of a file in conf, without .yaml")
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if begun:
             raise
@@ -105,7 +112,7 @@ def training(choices: list[str]) -> Training:
     """The settings of train.py with the choices of another command, for example data=ssv2 data.root=/data/ssv2.
 
     Raises:
-        InputError: a choice is wrong, or the folder of configurations is not to be found.
+        InputError: a choice is wrong.
     """
     return Training(**plain(compose(choices)))
 
@@ -125,25 +132,34 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return content
 
 
-def compose(choices: list[str]) -> DictConfig:
-    """The configuration of train.py with these choices, unchecked.
+def compose(choices: list[str], name: str = "train") -> DictConfig:
+    """The configuration of train or eval with these choices, unchecked.
 
     Raises:
-        InputError: a choice is wrong, or the folder of configurations is not to be found.
+        InputError: a choice is wrong.
     """
-    places = [Path(rubiks.__file__).resolve().parents[1] / "conf", Path("conf").resolve()]
-    folder = next((place for place in places if (place / "train.yaml").is_file()), None)
-    if folder is None:
-        raise InputError(f"no folder conf with train.yaml: run this in the project's folder, not in {Path.cwd()}")
+    folder = presets()
     try:
-        _check_signs(choices, folder, "train")
+        _check_signs(choices, folder, name)
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
-            cfg = hydra.compose("train", choices)
-            _check_added(cfg, "train", choices)
+            cfg = hydra.compose(name, choices)
+            _check_added(cfg, name, choices)
             return cfg
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explain(error, folder, "train", choices)) from None
+        raise InputError(_explain(error, folder, name, choices)) from None
+
+
+def presets() -> Path:
+    """The folder of presets: in the package where it is installed, beside it in a checkout."""
+    package = Path(rubiks.__file__).resolve().parent
+    return next(place for place in (package / "conf", package.parent / "conf") if place.is_dir())
+
+
+def _help(job: Callable, model: type[Training | Evaluation], choices: list[str]) -> None:
+    """Print what the command can be told, with the values that it has with these choices."""
+    config: Any = OmegaConf.to_container(compose(choices, model.NAME), resolve=True)
+    print_help(str(sys.modules[job.__module__].__doc__), model, config, presets())
 
 
 def _refuse_hyphens(arguments: list[str]) -> None:

@@ -1,4 +1,11 @@
-"""An evaluation, from its settings to its results."""
+"""Evaluate RubiksNet under a named protocol.
+
+rubiks eval protocol=two_clip                  the newest run on the built-in data set
+rubiks eval run=NAME                           the best checkpoint of a run; results beside it
+rubiks eval data=ssv2 data.root=/data/ssv2 protocol=two_clip ckpt=ssv2_large.pth.tar
+rubiks eval frame_order=shuffled               how much does the network use the order of frames?
+rubiks eval save_predictions=scores.npz        logits (videos, classes), labels and names
+"""
 
 from __future__ import annotations
 
@@ -67,7 +74,7 @@ def _evaluate(settings: Evaluation, command: CommandLine, run: runs.Run, stop: S
     )
     if trainers.starts_processes(trainer):  # everything has been checked, once
         devices, nodes, timeout = trainer.num_devices, trainer.num_nodes, settings.process_timeout
-        processes.run(devices, nodes, run.folder, command.choices, timeout, steps=False)
+        processes.run("eval", devices, nodes, run.folder, command.choices, timeout)
         return
     if trainer.is_global_zero:
         print(f"Evaluating {saved.path} on {len(listed):,} videos", flush=True)

@@ -7,14 +7,21 @@ import io
 import os
 import sys
 
+import rubiks
 from rubiks.cli import bench_data, check, info, prepare, shard
 from rubiks.errors import InputError
 
 
 def main() -> None:
     """Run the subcommand named on the command line."""
-    parser = argparse.ArgumentParser(prog="rubiks", description="Tools beside train.py and eval.py.")
+    if sys.argv[1:2] in (["train"], ["eval"]):
+        _run_hydra(sys.argv.pop(1))
+        return
+    parser = argparse.ArgumentParser(prog="rubiks", description="Efficient video action recognition.")
+    parser.add_argument("--version", action="version", version=f"rubiks {rubiks.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train a network: rubiks train --help")
+    commands.add_parser("eval", help="evaluate a network: rubiks eval --help")
     bench_data.add_to(commands)
     info.add_to(commands)
     shard.add_to(commands)
@@ -34,6 +41,22 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_hydra(name: str) -> None:
+    """Run train or eval, whose arguments Hydra reads."""
+    from rubiks.cli.entry import launch  # with Lightning it takes seconds to import
+
+    if name == "train":
+        from rubiks.cli.train import train
+        from rubiks.experiment import Training
+
+        launch(train, Training)
+    else:
+        from rubiks.cli.evaluate import evaluate
+        from rubiks.experiment import Evaluation
+
+        launch(evaluate, Evaluation)
 
 
 if __name__ == "__main__":

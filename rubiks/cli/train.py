@@ -1,4 +1,14 @@
-"""A training, from its settings to its end."""
+"""Train RubiksNet.
+
+rubiks train                                             tier tiny, on the built-in data set, made on first use
+rubiks train tier=large variant=rubiks3d-aq aq.budget=0.125 data=ssv2 data.root=/data/ssv2
+rubiks train data=kinetics data.root=/data/k400 trainer=ddp       one process on each GPU
+rubiks train recipe=finetune init=kinetics_tiny.pth.tar           start from other weights
+rubiks train variant=rubiks2d data=images data.root=/data/imagenet     pre-train on still images
+rubiks train run=NAME          keep the run in outputs/NAME; the same command again goes on where it ended
+rubiks train -m seed=1,2,3     several runs, one after the other
+rubiks train trainer.fast_dev_run=true         one batch, to see that everything fits
+"""
 
 from __future__ import annotations
 
@@ -14,7 +24,7 @@ import pytorch_lightning as pl
 import yaml
 
 from rubiks import assemble, continuing, launched, naming, processes, runs, tracking, trainers, weights
-from rubiks.choices import CommandLine, setting
+from rubiks.choices import CommandLine, program, setting
 from rubiks.data import videos
 from rubiks.experiment import Training
 from rubiks.files import write_atomically, write_lines
@@ -109,7 +119,7 @@ def _train(
     module = VideoClassifier(net, recipe, classes, content, settings.aq, mixing, settings.seed, start)
     if trainers.starts_processes(trainer):  # everything has been checked, once
         stop.signal = processes.run(
-            trainer.num_devices, trainer.num_nodes, run.folder, command.choices, settings.process_timeout
+            "train", trainer.num_devices, trainer.num_nodes, run.folder, command.choices, settings.process_timeout
         )
         return
     if not rehearsal:  # now the run's folder is filled
@@ -165,5 +175,5 @@ def _finish(settings: Training, command: CommandLine, run: runs.Run, trainer: pl
     if best is not None:
         print(f"Best validation top-1: {best:.1%}, in {run.best}")
     choices = [*command.for_evaluation(), setting("ckpt", run.folder)]
-    print("To evaluate:", shlex.join(["python", "eval.py", "protocol=two_clip", *choices]))
+    print("To evaluate:", shlex.join([*program("eval"), "protocol=two_clip", *choices]))
     tracking.end(run)
