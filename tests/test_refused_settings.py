@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from configurations import configuration, training
+from configurations import configuration, leaves, training
 from conftest import assert_rejected
 from layouts import make_frames
 from made import Made
 from omegaconf import OmegaConf
 
 from rubiks import assemble, trainers
+from rubiks.cli.entry import plain
 from rubiks.data import videos
 from rubiks.data.catalog import SOURCES
 from rubiks.data.datamodule import Loading
@@ -28,7 +29,7 @@ from rubiks.data.records import VideoRecord
 from rubiks.data.sampling import AsTrained, Sampling
 from rubiks.data.sources import HMDB51, CsvLists, FrameLists
 from rubiks.errors import InputError
-from rubiks.experiment import Evaluation
+from rubiks.experiment import Evaluation, Training
 from rubiks.models.checkpoint import SavedNetwork
 from rubiks.trainers import TrainerSettings
 
@@ -118,6 +119,27 @@ def test_a_bad_value_is_refused_by_key_and_value(key, value, root):
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key in VALUES for value in VALUES[key][1]])
 def test_the_last_good_values_are_taken(key, value, root):
     made(root, key, value).everything()
+
+
+DATA_SETS = sorted(SOURCES)
+KEYS = sorted({key for name in DATA_SETS for key in leaves(configuration(f"data={name}", "variant=rubiks3d-aq"))})
+# Of any type: others check them, and `run` is made a name.
+ANY_TYPE = {"run", "precision"} | {f"trainer.{name}" for name, field in TrainerSettings.model_fields.items()
+                                   if field.annotation is Any}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in ANY_TYPE])
+@pytest.mark.parametrize("value", [[{"x": 1}], {"x": 1}])
+def test_every_setting_refuses_what_it_cannot_be_in_one_line(key, value):
+    for name in DATA_SETS:
+        cfg = configuration(f"data={name}", "variant=rubiks3d-aq", data__root="x")
+        if OmegaConf.select(cfg, key, throw_on_missing=False) is not None or key in leaves(cfg):
+            OmegaConf.update(cfg, key, value, force_add=True, merge=False)
+            message = refusal(lambda cfg=cfg: Training(**plain(cfg)))
+            assert message.startswith(f"{key} must be ")
+            assert message.count(str(value)) == 1
+            return
+    raise AssertionError(f"no data set has {key}")
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,6 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
             raise
         groups = [argument for argument in sys.argv[1:] if (config_folder / argument.partition("=")[0]).is_dir()]
         _fail(f"{' '.join(groups)}: {error}; a choice is the name of a file in conf, without .yaml")
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if begun:
             raise
@@ -159,7 +157,11 @@ def presets() -> Path:
 def _help(job: Callable, model: type[Training | Evaluation], choices: list[str]) -> None:
     """Print what the command can be told, with the values that it has with these choices."""
     config: Any = OmegaConf.to_container(compose(choices, model.NAME), resolve=True)
-    print_help(str(sys.modules[job.__module__].__doc__), model, config, presets())
+    try:
+        print_help(str(sys.modules[job.__module__].__doc__), model, config, presets())
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse_hyphens(arguments: list[str]) -> None:

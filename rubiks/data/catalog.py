@@ -47,7 +47,7 @@ def data_settings(values: Mapping[str, Any], sampling: type[Sampled], loading: t
         InputError: the first key that is unknown, missing or wrong.
     """
     name = values.get("format")
-    if name not in SOURCES:
+    if not isinstance(name, str) or name not in SOURCES:
         raise InputError(f"data.format must be one of {', '.join(SOURCES)}; got {name!r}. Choose it by data=NAME")
     source = SOURCES[name]
     known = [key for part in (source, sampling, loading) for key in part.model_fields]
