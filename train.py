@@ -82,7 +82,7 @@ def _train(cfg: DictConfig, run: runs.Run, stop: Stop, rehearsal: bool) -> None:
     }
     found = [] if resume is None else continuing.check(run, resume, config, assemble.choices())
     net = assemble.network(cfg, classes, recipe.dropout, resume is None)
-    net.backbone.recorder.enabled = assemble.one_of("cuda_graphs", cfg.cuda_graphs, (True, False))
+    net.recorder.enabled = assemble.one_of("cuda_graphs", cfg.cuda_graphs, (True, False))
     mixing = assemble.mixing(cfg, len(classes))
 
     other_score = any(continuing.within(change.key, continuing.SCORE) for change in found)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rubiks.nn import recording
-from rubiks.nn.recording import CALLS, CALLS_OF_ANOTHER, Recorder, Turn
+from rubiks.models import cuda_graphs
+from rubiks.models.cuda_graphs import CALLS_BEFORE_RECORDING, CALLS_BEFORE_REPLACING, ForwardCall, Recorder
 
 
 class Remembered:
@@ -22,18 +22,18 @@ class Remembered:
     def __init__(self, computation, inputs) -> None:
         Remembered.made += 1
         self.result, _ = computation.forward(*inputs)
-        self.turn: Turn | None = None
+        self.latest: ForwardCall | None = None
 
     @property
-    def free(self) -> bool:
-        return self.turn is None or self.turn.over
+    def is_free(self) -> bool:
+        return self.latest is None or self.latest.backward_done
 
-    def forward(self, inputs) -> Turn:
-        self.turn = Turn()
-        return self.turn
+    def forward(self, inputs) -> ForwardCall:
+        self.latest = ForwardCall()
+        return self.latest
 
-    def backward(self, turn, grad) -> list[Tensor]:
-        turn.over = True
+    def backward(self, call, grad) -> list[Tensor]:
+        call.backward_done = True
         return [torch.full_like(grad, 7.0), grad]
 
 
@@ -48,7 +48,7 @@ WEIGHT = nn.Parameter(torch.tensor([2.0]))
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch):
     monkeypatch.setattr(Remembered, "made", 0)
-    monkeypatch.setattr(recording, "Recording", Remembered)
+    monkeypatch.setattr(cuda_graphs, "Recording", Remembered)
     stream = SimpleNamespace(device="cuda:0", cuda_stream=0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -69,16 +69,16 @@ def made(recorder: Recorder, calls: int, **options) -> list[bool]:
 
 
 def test_the_same_is_recorded_after_some_calls():
-    assert made(Recorder(), CALLS + 3) == [False] * CALLS + [True] * 3
+    assert made(Recorder(), CALLS_BEFORE_RECORDING + 3) == [False] * CALLS_BEFORE_RECORDING + [True] * 3
     assert Remembered.made == 1
 
 
 def test_other_batches_do_not_take_its_place():
     recorder = Recorder()
-    made(recorder, CALLS + 1)
-    assert made(recorder, CALLS_OF_ANOTHER, size=3) == [False] * CALLS_OF_ANOTHER
+    made(recorder, CALLS_BEFORE_RECORDING + 1)
+    assert made(recorder, CALLS_BEFORE_REPLACING, size=3) == [False] * CALLS_BEFORE_REPLACING
     assert made(recorder, 1) == [True]
-    for _ in range(2 * CALLS_OF_ANOTHER):  # never many in turn
+    for _ in range(2 * CALLS_BEFORE_REPLACING):  # never many in turn
         assert made(recorder, 2, size=3) == [False, False]
         assert made(recorder, 1) == [True]
     assert Remembered.made == 1
@@ -86,8 +86,8 @@ def test_other_batches_do_not_take_its_place():
 
 def test_what_stays_takes_its_place():
     recorder = Recorder()
-    made(recorder, CALLS + 1)
-    assert made(recorder, CALLS_OF_ANOTHER + 2, size=3)[-2:] == [True, True]
+    made(recorder, CALLS_BEFORE_RECORDING + 1)
+    assert made(recorder, CALLS_BEFORE_REPLACING + 2, size=3)[-2:] == [True, True]
     assert made(recorder, 1) == [False]
     assert Remembered.made == 2
 
@@ -95,13 +95,13 @@ def test_what_stays_takes_its_place():
 @pytest.mark.parametrize("change", [{"constants": 0.5}, {"weight": nn.Parameter(torch.tensor([2.0]))}, {"size": 2}])
 def test_what_it_depends_on(change):
     recorder = Recorder()
-    made(recorder, CALLS + 1)
+    made(recorder, CALLS_BEFORE_RECORDING + 1)
     assert made(recorder, 1, **change) == [False]
 
 
 def test_one_forward_at_a_time():
     recorder = Recorder()
-    made(recorder, CALLS)
+    made(recorder, CALLS_BEFORE_RECORDING)
     result = call(recorder, backward=False)
     assert result is not None
     assert made(recorder, 2) == [False, False]
@@ -111,7 +111,7 @@ def test_one_forward_at_a_time():
 
 def test_without_a_gradient():
     recorder = Recorder()
-    for _ in range(CALLS + 2):
+    for _ in range(CALLS_BEFORE_RECORDING + 2):
         assert recorder(Product(), None, (torch.ones(1), torch.ones(1))) is None
 
 
@@ -119,23 +119,23 @@ def test_a_failure_is_told_once(monkeypatch, caplog):
     def fail(*_):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(recording, "Recording", fail)
-    assert not any(made(Recorder(), CALLS + 5))
+    monkeypatch.setattr(cuda_graphs, "Recording", fail)
+    assert not any(made(Recorder(), CALLS_BEFORE_RECORDING + 5))
     assert caplog.text.count("Going on without CUDA graphs, since the step cannot be recorded: no room") == 1
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda recorder: pickle.loads(pickle.dumps(recorder))])
 def test_copies_begin_anew(again):
     recorder = Recorder()
-    made(recorder, CALLS + 1)
-    assert made(again(recorder), CALLS + 1) == [False] * CALLS + [True]
+    made(recorder, CALLS_BEFORE_RECORDING + 1)
+    assert made(again(recorder), CALLS_BEFORE_RECORDING + 1) == [False] * CALLS_BEFORE_RECORDING + [True]
     assert again(Recorder(enabled=False)).enabled is False
 
 
 def test_forgotten_and_switched_off():
     recorder = Recorder()
-    made(recorder, CALLS + 1)
+    made(recorder, CALLS_BEFORE_RECORDING + 1)
     recorder.forget()
-    assert made(recorder, CALLS + 1) == [False] * CALLS + [True]
+    assert made(recorder, CALLS_BEFORE_RECORDING + 1) == [False] * CALLS_BEFORE_RECORDING + [True]
     recorder.enabled = False
     assert made(recorder, 2) == [False, False]

@@ -116,11 +116,23 @@ class AttentionShift(nn.Module):
         return f"{len(self.weight)}, temperature={self.T.item():g}"
 
 
+def attention_weights(shifts: Sequence[AttentionShift | None]) -> Sequence[Tensor | None]:
+    """The weights (C, 3) of each attention shift, all computed at once; None for each None."""
+    found = [shift for shift in shifts if shift is not None]
+    if not found:
+        return [None] * len(shifts)
+    lengths = [len(shift.weight) for shift in found]
+    logits = torch.cat([shift.weight for shift in found])
+    temperature = torch.cat([shift.T.expand(length) for shift, length in zip(found, lengths, strict=True)])[:, None]
+    weights = iter(attention(logits, temperature).split(lengths))
+    return [None if shift is None else next(weights) for shift in shifts]
+
+
 def harden(shifts: Sequence[AttentionShift], budget: float, per_layer: bool = False) -> None:
     """Make attention shifts hard: at most floor(budget * channels) of their channels move, all others stay.
 
-    A channel moves to where its attention is largest. Where that is "stay", it stays; and where more channels would
-    move than the budget has room for, those stay whose attention is least off "stay".
+    A channel moves to where its attention is largest, unless that is "stay". If more channels would move than the
+    budget allows, those whose attention is least off "stay" are left in place.
 
     Args:
         budget: share of the channels, 0 to 1.
