@@ -162,6 +162,11 @@ def test_which_backbones_it_replaces():
         assert not supports(net.backbone)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(RubiksNet("tiny", 5))
     assert not supports(synchronised.backbone)
+    hooked, patched, subclassed = (RubiksNet("tiny", 5).backbone for _ in range(3))
+    hooked.register_forward_hook(hook)
+    patched.forward = lambda images, frames: images
+    subclassed.__class__ = type("Other", (type(subclassed),), {})
+    assert not any(map(supports, (hooked, patched, subclassed)))
 
 
 def block_by_modules(block: RubiksBlock, x: Tensor) -> Tensor:

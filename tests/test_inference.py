@@ -78,10 +78,12 @@ def test_any_size_number_of_frames_and_layout(variant, monkeypatch):
     check(net, torch.randn(3, 4, 3, 40, 40, dtype=torch.float64), 1e-13, module)
 
 
-def test_own_weights_whatever_the_mode():
+@pytest.mark.parametrize("form", ["cpu", "cuda"])
+def test_own_weights_whatever_the_mode(form):
     net = trained("small", "rubiks3d").train()
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    module = net.optimize_for_inference()
+    for_gpus = CudaInferenceNet(net.backbone, net.new_fc, torch.float64)
+    module = net.optimize_for_inference() if form == "cpu" else for_gpus
     clips = torch.randn(1, 4, 3, 32, 32, dtype=torch.float64, requires_grad=True)
     logits = module(clips)
     assert net.training

@@ -1,4 +1,4 @@
-"""When a computation is recorded, with recordings that only remember; on a GPU, test_recording.py has real ones."""
+"""When CUDA graphs are recorded, with stand-ins for the graphs; on a GPU, test_recording.py has real ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from rubiks.models import cuda_graphs
-from rubiks.models.cuda_graphs import CALLS_BEFORE_RECORDING, CALLS_BEFORE_REPLACING, ForwardCall, Recorder
+from rubiks.models.cuda_graphs import (
+    CALLS_BEFORE_RECORDING,
+    CALLS_BEFORE_REPLACING,
+    KEPT_GRAPHS,
+    ForwardCall,
+    InferenceGraphs,
+    Recorder,
+)
 
 
 class Remembered:
@@ -50,7 +57,7 @@ def _no_gpu(monkeypatch):
     monkeypatch.setattr(Remembered, "made", 0)
     monkeypatch.setattr(cuda_graphs, "Recording", Remembered)
     stream = SimpleNamespace(device="cuda:0", cuda_stream=0)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
 
@@ -139,3 +146,70 @@ def test_forgotten_and_switched_off():
     assert made(recorder, CALLS_BEFORE_RECORDING + 1) == [False] * CALLS_BEFORE_RECORDING + [True]
     recorder.enabled = False
     assert made(recorder, 2) == [False, False]
+
+
+# ---- inference
+
+
+class Graph:
+    """In place of a CUDA graph: computes its result anew."""
+
+    def __init__(self, function, source: Tensor, result: Tensor) -> None:
+        self.function, self.source, self.result = function, source, result
+
+    def replay(self) -> None:
+        self.result.copy_(self.function(self.source))
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> list[tuple[int, ...]]:
+    """The shapes that graphs of inference were recorded for."""
+    shapes = []
+
+    def record(function, x):
+        shapes.append(tuple(x.shape))
+        source = x.clone()
+        result = function(source)
+        return Graph(function, source, result), source, result
+
+    monkeypatch.setattr(cuda_graphs, "_record", record)
+    return shapes
+
+
+def double(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+def test_inference_records_each_kind_of_input_once(recorded):
+    graphs = InferenceGraphs()
+    results = [graphs(double, torch.full((size,), float(value))) for size in (1, 2) for value in (1, 2)]
+    assert [result.tolist() for result in results] == [[2], [4], [2, 2], [4, 4]]
+    assert recorded == [(1,), (2,)]
+    graphs(double, torch.ones(1, dtype=torch.float64))
+    assert recorded == [(1,), (2,), (1,)]
+
+
+def test_inference_keeps_the_latest_graphs(recorded):
+    graphs = InferenceGraphs()
+    for size in range(KEPT_GRAPHS):
+        graphs(double, torch.ones(size))
+    graphs(double, torch.ones(0))  # now the latest
+    graphs(double, torch.ones(KEPT_GRAPHS))  # in place of that for 1
+    before = len(recorded)
+    for size in (0, *range(2, KEPT_GRAPHS + 1)):
+        graphs(double, torch.ones(size))
+    assert len(recorded) == before
+    graphs(double, torch.ones(1))
+    assert len(recorded) == before + 1
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda graphs: pickle.loads(pickle.dumps(graphs)), None])
+def test_inference_records_again_after_a_copy_or_a_move(recorded, again):
+    graphs = InferenceGraphs()
+    graphs(double, torch.ones(1))
+    if again is None:
+        graphs.forget()
+    else:
+        graphs = again(graphs)
+    graphs(double, torch.ones(1))
+    assert recorded == [(1,), (1,)]
