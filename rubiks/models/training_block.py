@@ -1,4 +1,6 @@
-"""A block in training, forward and backward, on channel-major matrices: the definition, and the compiled operators.
+"""A block in training, forward and backward, on channel-major matrices: in PyTorch, and by compiled operators.
+
+The PyTorch implementation is the reference: it defines what the compiled operators compute.
 
 A block passes on the row sums of its result, from which the next one has the statistics of its first batch norm without
 reading the matrix again. Batch norms and ReLUs are computed where their result is used, forward and backward, so of a
@@ -49,18 +51,18 @@ class Implementation(NamedTuple):
 
 
 def implementation(x: Tensor, plan: BlockPlan, geometry: Geometry) -> Implementation:
-    """The compiled operators where they take this input, else the definition."""
+    """The compiled operators where they take this input, else the reference."""
     takes = (
         compiled(x)
         and all(p is None or p.dtype == torch.float32 for p in plan.parameters)
         and geometry.frames in FRAMES
         and plan.shift.stride <= 2
     )
-    return COMPILED if takes else DEFINITION
+    return COMPILED if takes else REFERENCE
 
 
 class Saved(NamedTuple):
-    """What the definition's backward needs."""
+    """What the backward of the reference needs."""
 
     x: Tensor  # (C_in, P)
     h: Tensor  # (C_out, P), after the first convolution
@@ -100,7 +102,7 @@ def cast(p: BlockParameters, dtype: torch.dtype) -> BlockParameters:
     )
 
 
-def _forward(
+def _reference_forward(
     x: Tensor, sums: Tensor, plan: BlockPlan, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
     p, stride = cast(plan.parameters, x.dtype), plan.shift.stride
@@ -120,7 +122,7 @@ def _forward(
     return y, sums, Saved(x, h, z, stats1, stats2, gate, p).flatten()
 
 
-def _backward(
+def _reference_backward(
     gy: Tensor, tensors: Sequence[Tensor | None], geometry: Geometry, stride: int
 ) -> tuple[Tensor, BlockParameters]:
     x, h, z, stats1, stats2, gate, p = Saved.unflatten(tensors)
@@ -176,7 +178,7 @@ def _backward(
 
 
 class CompiledSaved(NamedTuple):
-    """What the compiled operator's backward needs."""
+    """What the compiled backward needs."""
 
     x: Tensor
     h: Tensor
@@ -194,7 +196,7 @@ class CompiledSaved(NamedTuple):
     se_expand: Tensor | None
 
 
-def _forward_compiled(
+def _compiled_forward(
     x: Tensor, sums: Tensor, plan: BlockPlan, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
     p = plan.parameters
@@ -241,7 +243,7 @@ def _forward_compiled(
     )
 
 
-def _backward_compiled(
+def _compiled_backward(
     gy: Tensor, tensors: Sequence[Tensor | None], geometry: Geometry, stride: int
 ) -> tuple[Tensor, BlockParameters]:
     s = CompiledSaved(*tensors)  # type: ignore[arg-type]
@@ -274,5 +276,5 @@ def _backward_compiled(
     )
 
 
-DEFINITION = Implementation(_forward, _backward)
-COMPILED = Implementation(_forward_compiled, _backward_compiled)
+REFERENCE = Implementation(_reference_forward, _reference_backward)
+COMPILED = Implementation(_compiled_forward, _compiled_backward)

@@ -32,10 +32,12 @@ class SqueezeExcite(nn.Module):
 
     @property
     def reduce(self) -> nn.Linear:
+        """From the channels to fewer."""
         return self._linear(0)
 
     @property
     def expand(self) -> nn.Linear:
+        """Back to the channels."""
         return self._linear(2)
 
     def _linear(self, index: int) -> nn.Linear:
