@@ -41,9 +41,9 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from rubiks.models import TIERS, features
+from rubiks.models import TIERS, training_path
+from rubiks.models.training_support import supports
 from rubiks.nn import AttentionShift, RubiksBlock
-from rubiks.nn.recording import Recorder
 
 MARK = "part/"  # of the profiler's annotations that are ours
 PARTS = {"bn1": "bn", "conv2": "conv2", "bn2": "bn", "as3": "shift", "se": "se", "conv3": "conv3", "shortcut": "conv3"}
@@ -85,13 +85,13 @@ def annotate_network(net: nn.Module) -> None:
 def annotate_fused_blocks() -> None:
     """Mark the stages of the fused blocks, which hooks on the modules would turn off."""
     stages = itertools.cycle(range(5))
-    original = features.train_blocks
+    original = training_path.train_blocks
 
     def annotated(*arguments: Any) -> Any:
         with record_function(f"{MARK}stage {next(stages)}/"):
             return original(*arguments)
 
-    features.train_blocks = annotated  # type: ignore[assignment]
+    training_path.train_blocks = annotated  # type: ignore[assignment]
 
 
 def least_bytes(net: nn.Module, run: Callable[[], Any], training: bool, itemsize: int) -> dict[str, int]:
@@ -269,8 +269,8 @@ def analyse(arguments: argparse.Namespace) -> dict[str, Any]:
     moved = {name: n * arguments.batch for name, n in least_bytes(net, run, training, itemsize).items()}
     net, run = step(model, arguments.mode, **setting)
     duration, memory = timed(run, 5 if arguments.device == "cuda" else 2, arguments.repeats, arguments.device)
-    if arguments.device == "cuda" and training and itemsize == 2 and features.replaceable(net.backbone):  # type: ignore[arg-type]
-        net.backbone.recorder = Recorder(enabled=False)  # type: ignore[union-attr]
+    if arguments.device == "cuda" and training and itemsize == 2 and supports(net.backbone):  # type: ignore[arg-type]
+        net.recorder.enabled = False  # type: ignore[union-attr]
         annotate_fused_blocks()
     elif not arguments.mode.startswith("compiled"):  # whose kernels span parts
         annotate_network(net)

@@ -18,11 +18,10 @@ from written_out import small
 
 from rubiks import RubiksNet
 from rubiks.errors import InputError
-from rubiks.models import features
+from rubiks.models import training_path
 from rubiks.models.inference_cuda import CudaInferenceNet
 from rubiks.nn import AttentionShift
-from rubiks.nn.attention import attention, harden
-from rubiks.nn.fused import attention_weights
+from rubiks.nn.attention import attention, attention_weights, harden
 from rubiks.training.aq import Annealing, AttentionSchedule
 from rubiks.training.module import VideoClassifier
 
@@ -104,7 +103,7 @@ def test_allowed_share_is_that_of_a_network_that_has_chosen(temperature):
         ({"end": 0}, "aq.end must be a temperature above 0, got 0"),
         ({"end": True}, "aq.end"),
         ({"end": 3.0}, "aq.end must be at most aq.start=2, got 3.0"),
-        ({"shape": "steep"}, "aq.shape must be one of exponential, linear, cosine, got 'steep'"),
+        ({"shape": "steep"}, "aq.shape must be one of exponential, linear, cosine; got 'steep'"),
         ({"per_layer": 1}, "aq.per_layer must be true or false, got 1"),
         ({"multiplier_rate": -1}, "aq.multiplier_rate must be a number of at least 0, got -1"),
         ({"multiplier_rate": math.inf}, "aq.multiplier_rate"),
@@ -237,7 +236,8 @@ def by_weights(net: RubiksNet) -> RubiksNet:
 @pytest.mark.parametrize("tier", ["tiny", "small"])
 def test_logits_equal_the_soft_operation_with_one_hot_weights(tier, budget):
     net = trained(tier, "rubiks3d-aq").harden(budget)
-    modules = {"network": net, "CPU": net.optimize_for_inference(), "GPU": CudaInferenceNet(net, torch.float64)}
+    for_gpus = CudaInferenceNet(net.backbone, net.new_fc, torch.float64)
+    modules = {"network": net, "CPU": net.optimize_for_inference(), "GPU": for_gpus}
     twin = by_weights(net)
     for shape in ((2, 4, 3, 40, 32), (1, 1, 3, 16, 16), (2, 2, 3, 16, 24)):
         batch = torch.randn(shape, dtype=torch.float64)
@@ -264,12 +264,12 @@ def test_gradients_of_a_hard_network():
 
 def test_blocks_for_gpus_take_the_choice():
     net = trained("tiny", "rubiks3d-aq").harden(0.25).train()
-    blocks = [block for layer in net.backbone.layers() for block in layer]
-    for block, weights in zip(blocks, attention_weights(blocks), strict=True):
-        assert torch.equal(weights, block.attention.weight)
+    shifts = net.attention_shifts()
+    for shift, weights in zip(shifts, attention_weights(shifts), strict=True):
+        assert torch.equal(weights, shift.weight)
     images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
     expected = by_weights(net).backbone(images, 4)
-    torch.testing.assert_close(features.features(net.backbone, images, 4), expected)
+    torch.testing.assert_close(training_path.features(net.backbone, images, 4), expected)
 
 
 def test_budget_0_is_a_network_of_single_frames():

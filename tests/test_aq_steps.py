@@ -52,7 +52,7 @@ def test_training_in_parts_goes_through_both_phases_by_the_formulas(name, tmp_pa
         attention_lr_scale=20.0, schedule="constant", **changes,
     )  # fmt: skip
     schedule = AttentionSchedule(
-        0.125, per_layer, soft=0.5, start=3.0, end=0.5, shape="exponential", multiplier_rate=200.0
+        budget=0.125, per_layer=per_layer, soft=0.5, start=3.0, end=0.5, shape="exponential", multiplier_rate=200.0
     )
     net = network("rubiks3d-aq").double()
     before, rows = copy.deepcopy(net.state_dict()), Rows()

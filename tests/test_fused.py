@@ -9,10 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from rubiks import RubiksNet
-from rubiks.models import features
+from rubiks.models import training_path
+from rubiks.models.block_plan import read_plans
+from rubiks.models.geometry import Geometry, matrix
+from rubiks.models.training_path import train_blocks
+from rubiks.models.training_support import supports, supports_block
 from rubiks.nn import RubiksBlock
-from rubiks.nn.fused import Geometry, all_parameters, matrix, supports, train_blocks
-from rubiks.ops.fused import norm_input_grad, pointwise, pointwise_grad, pointwise_weight_grad, row_sums
+from rubiks.ops.fused import (
+    Activation,
+    norm_input_grad,
+    pointwise,
+    pointwise_grad,
+    pointwise_weight_grad,
+    row_sums,
+)
 
 VARIANTS = ("rubiks3d", "rubiks3d-aq", "rubiks2d", "fixed-tsm", "grouped")  # which it replaces
 SIZES = [(2, 4, 3, 32, 32), (3, 3, 3, 33, 35)]
@@ -60,7 +70,7 @@ def run_modules(net: RubiksNet, clips: Tensor) -> dict[str, Tensor]:
 
 def run_fused(net: RubiksNet, clips: Tensor) -> dict[str, Tensor]:
     net = copy.deepcopy(net)
-    return outcome(net.backbone, features.features(net.backbone, clips.flatten(0, 1), clips.shape[1]), clips)
+    return outcome(net.backbone, training_path.features(net.backbone, clips.flatten(0, 1), clips.shape[1]), clips)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -68,7 +78,7 @@ def run_fused(net: RubiksNet, clips: Tensor) -> dict[str, Tensor]:
 def test_backbone(variant, size):
     net = shaken(RubiksNet("tiny", 5, variant))
     clips = torch.randn(size, dtype=torch.float64)
-    assert all(supports(block) for layer in net.backbone.layers() for block in layer)
+    assert all(supports_block(block) for layer in net.backbone.layers() for block in layer)
     close(run_fused(net, clips), run_modules(net, clips), 1e-9)
 
 
@@ -131,7 +141,7 @@ def test_frozen_parameters_and_accumulated_gradients():
     nets = net, copy.deepcopy(net)
     for clips in torch.randn(2, 2, 2, 3, 32, 32, dtype=torch.float64):
         outcomes = [
-            outcome(nets[0].backbone, features.features(nets[0].backbone, clips.flatten(0, 1), 2), clips),
+            outcome(nets[0].backbone, training_path.features(nets[0].backbone, clips.flatten(0, 1), 2), clips),
             outcome(nets[1].backbone, nets[1].backbone(clips.flatten(0, 1), 2), clips),
         ]
         close(*outcomes, 1e-9)
@@ -139,9 +149,9 @@ def test_frozen_parameters_and_accumulated_gradients():
 
 
 def test_which_backbones_it_replaces():
-    assert features.replaceable(RubiksNet("tiny", 5).backbone)
-    assert features.replaceable(RubiksNet("small", 5).backbone)
-    assert not features.replaceable(RubiksNet("tiny", 5).eval().backbone)
+    assert supports(RubiksNet("tiny", 5).backbone)
+    assert supports(RubiksNet("small", 5).backbone)
+    assert not supports(RubiksNet("tiny", 5).eval().backbone)
     for stem in (
         nn.Conv2d(3, 54, 3, 2, 1),
         nn.Conv2d(3, 54, 3, 2, 1, bias=False, padding_mode="reflect"),
@@ -149,9 +159,14 @@ def test_which_backbones_it_replaces():
     ):
         net = RubiksNet("tiny", 5)
         net.backbone.conv1 = stem
-        assert not features.replaceable(net.backbone)
+        assert not supports(net.backbone)
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(RubiksNet("tiny", 5))
-    assert not features.replaceable(synchronised.backbone)
+    assert not supports(synchronised.backbone)
+    hooked, patched, subclassed = (RubiksNet("tiny", 5).backbone for _ in range(3))
+    hooked.register_forward_hook(hook)
+    patched.forward = lambda images, frames: images
+    subclassed.__class__ = type("Other", (type(subclassed),), {})
+    assert not any(map(supports, (hooked, patched, subclassed)))
 
 
 def block_by_modules(block: RubiksBlock, x: Tensor) -> Tensor:
@@ -162,7 +177,8 @@ def block_fused(block: RubiksBlock, x: Tensor) -> Tensor:
     clips, frames, _, height, width = x.shape
     columns = matrix(x)
     geometry = Geometry(clips, frames, height, width)
-    y, sums, geometry = train_blocks([block], all_parameters([block]), columns, row_sums(columns.detach()), geometry)
+    plans = read_plans([block])
+    y, sums, geometry = train_blocks(plans, plans[0].parameters, columns, row_sums(columns.detach()), geometry)
     assert not sums.requires_grad
     torch.testing.assert_close(sums, row_sums(y.detach()))
     return geometry.volume(y)
@@ -241,15 +257,15 @@ def hook(*_) -> None:
 )
 def test_supports_no_changed_block(change):
     block = a_block()
-    assert supports(block)
+    assert supports_block(block)
     change(block)
-    assert not supports(block)
+    assert not supports_block(block)
 
 
 def test_supports_what_the_tiers_make():
-    assert supports(a_block(attention=False))
-    assert supports(a_block(reduction=12))
-    assert not supports(type("Other", (RubiksBlock,), {})(24, 24, 1, True, None))
+    assert supports_block(a_block(attention=False))
+    assert supports_block(a_block(reduction=12))
+    assert not supports_block(type("Other", (RubiksBlock,), {})(24, 24, 1, True, None))
 
 
 def test_one_value_per_channel_has_no_variance():
@@ -270,7 +286,7 @@ def test_pointwise_and_its_gradients(relu):
     expected = weight @ a + residual + offset[:, None]
     expected = expected.relu() if relu else expected
     with torch.no_grad():
-        y, sums = pointwise(x, weight, scale, bias, offset=offset, residual=residual, relu=relu, stats=True)
+        y, sums = pointwise(x, weight, Activation(scale, bias), offset=offset, residual=residual, relu=relu, stats=True)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(sums, torch.stack((expected.sum(1), expected.square().sum(1)))[None])
     if relu:
@@ -281,8 +297,8 @@ def test_pointwise_and_its_gradients(relu):
     torch.testing.assert_close(upstream, mix[0, :, None] * g + mix[1, :, None] * h + mix[2, :, None])
     gradient, grad_weight = torch.autograd.grad((expected * upstream).sum(), (x, weight))
     with torch.no_grad():
-        out, sums = pointwise_grad(upstream, weight, x, scale, bias)
-        ours = pointwise_weight_grad(upstream, x, scale, bias)
+        out, sums = pointwise_grad(upstream, weight, x, Activation(scale, bias))
+        ours = pointwise_weight_grad(upstream, x, Activation(scale, bias))
     torch.testing.assert_close(out * scale[:, None], gradient)
     torch.testing.assert_close(sums, torch.stack((out.sum(1), (out * x).sum(1)))[None])
     torch.testing.assert_close(ours, grad_weight)

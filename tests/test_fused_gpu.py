@@ -13,8 +13,8 @@ from test_inference import trained
 from torch import Tensor, nn
 
 from rubiks import RubiksNet
-from rubiks.models import features
-from rubiks.nn.fused import Geometry
+from rubiks.models import training_path
+from rubiks.models.geometry import Geometry
 from rubiks.ops import fused
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fused_kernels")]
@@ -54,6 +54,17 @@ def double(*values: Tensor | int | None) -> list[Tensor | int | None]:
     return [value.double() if isinstance(value, Tensor) else value for value in values]
 
 
+def activation(scale: Tensor | None, bias: Tensor | None, *attention: Tensor | int | None) -> fused.Activation | None:
+    """From arguments of the compiled operators."""
+    return None if scale is None else fused.Activation(scale, bias, *attention)
+
+
+def pointwise(x, weight, scale, bias, attention, frames, offset, residual, relu) -> Tensor:
+    """The definition's result, from arguments of the compiled operator."""
+    before = activation(scale, bias, attention, frames)
+    return fused.pointwise(x, weight, before, offset=offset, residual=residual, relu=relu)[0]
+
+
 # Rows of the result, rows of x, columns: of the tiers, and odd ones; for 145 to 288 rows Hopper has another kernel.
 SHAPES = [(54, 54, 392), (72, 72, 4104), (144, 72, 1000), (288, 288, 3136), (576, 576, 136), (20, 6, 264), (145, 38, 8)]
 SHAPES += [(288, 144, 1000), (216, 216, 17032), (150, 40, 72)]
@@ -69,7 +80,7 @@ def test_pointwise(m, k, p):
         arguments = (x, weight, *((scale, bias) if norm else (None, None)), attention if norm > 1 else None, norm)
         arguments += (offset if add else None, residual if more else None)
         y, sums = same_bits(lambda a=arguments, r=relu, s=stats: torch.ops.rubiks.pointwise(*a, r, s, False))
-        exact = fused.pointwise(*double(*arguments), relu)[0]
+        exact = pointwise(*double(*arguments), relu)
         close(y, exact, 2 * ROUNDING if norm > 1 else ROUNDING)  # before the mix and after it
         if stats:
             value, written = sums_of_rounded(arguments, relu) if norm else exact, y.double()
@@ -89,7 +100,7 @@ def sums_of_rounded(arguments: tuple[Tensor | None, ...], relu: bool) -> Tensor:
         out[..., :-1] = (out[..., :-1] + ahead * pixels[..., 1:]).bfloat16()
         out[..., 1:] = (out[..., 1:] + back * pixels[..., :-1]).bfloat16()
         a = out.view(a.shape).bfloat16()
-    return fused.pointwise(*double(a, weight, None, None, None, 1, offset, residual), relu)[0]
+    return pointwise(*double(a, weight, None, None, None, 1, offset, residual), relu)
 
 
 @pytest.mark.parametrize(("m", "k", "p"), [shape for shape in SHAPES if shape[0] % 2 == 0])
@@ -103,11 +114,12 @@ def test_pointwise_gradients(m, k, p):
         transposed = weight.t().contiguous()
         arguments = (g, *of_norm, transposed, *of_x)
         out, sums = same_bits(lambda a=arguments: torch.ops.rubiks.pointwise_grad(*a, None, 0, False))
-        exact, _ = fused.pointwise_grad(upstream, weight.double(), *double(*of_x))
+        exact_x, *exact_norm = double(*of_x)
+        exact, _ = fused.pointwise_grad(upstream, weight.double(), exact_x, activation(*exact_norm))
         close(out, exact)
         if masked:
             rounded = upstream.bfloat16().double()
-            value, _ = fused.pointwise_grad(rounded, weight.double(), *double(*of_x))
+            value, _ = fused.pointwise_grad(rounded, weight.double(), exact_x, activation(*exact_norm))
             assert sums_agree(sums, value, x.double()) or sums_agree(sums, out.double(), x.double())
         for frames in (8, 16):  # the sums are of the gradient before the mix of frames
             if not (mixed and masked) or p % frames:
@@ -123,7 +135,9 @@ def test_pointwise_gradients(m, k, p):
                 continue
             of_weight = (x, *of_x[1:], attention if frames else None, frames)
             (gradient,) = same_bits(lambda n=of_norm, o=of_weight: (torch.ops.rubiks.pointwise_weight_grad(g, *n, *o),))
-            close(gradient, fused.pointwise_weight_grad(upstream, *double(*of_weight)), (2 if frames else 1) * ROUNDING)
+            of_columns, *before = double(*of_weight)
+            exact = fused.pointwise_weight_grad(upstream, of_columns, activation(*before))
+            close(gradient, exact, (2 if frames else 1) * ROUNDING)
 
 
 # N, T, H, W.
@@ -141,10 +155,11 @@ def test_norm():
     parts = torch.stack([fused.row_sums(part.float())[0] for part in x.chunk(4, 1)])
     batches = torch.tensor(3, device="cuda")
     stats = torch.ops.rubiks.norm_coefficients(parts, 4096, weight, beta, *running, batches, 0.1, 1e-5)
-    exact = fused.norm_coefficients(fused.row_sums(x.double()), 4096, *double(weight, beta), *exact_running, 0.1, 1e-5)
+    statistics = fused.RunningStatistics(*exact_running, torch.tensor(3, device="cuda"), 0.1, 1e-5)
+    exact = fused.norm_coefficients(fused.row_sums(x.double()), 4096, *double(weight, beta), statistics)
     for actual, expected in zip((stats, *running), (exact, *exact_running), strict=True):
         close(actual, expected, 1e-5)
-    assert batches == 4
+    assert batches == statistics.batches == 4
 
     sums = torch.stack((g.float().sum(1), (g.float() * x).sum(1)))[None]
     mix, grad_weight, grad_beta = torch.ops.rubiks.norm_gradients(sums, 2 * sums, 4096, stats)
@@ -190,20 +205,20 @@ def test_clip_shift(geometry):
     stats[2, 0] = 0
     scale, bias = stats[2:]
     for shift, stride in shifts(channels):
-        after, settings = Geometry(*strided(geometry, stride)).volume, ((1, stride, stride), (0, 0, 0))
+        after = Geometry(*strided(geometry, stride)).volume
 
         def call(x, *norm, shift=shift, stride=stride):
             return (torch.ops.rubiks.clip_shift(x, *norm, shift, geometry, stride),)
 
         (y,), (plain,) = same_bits(lambda: call(x, scale, bias)), same_bits(lambda: call(x.abs(), None, None))
-        close(after(y), fused.norm_shift(volume(x.double()), *double(scale, bias, shift), *settings))
-        close(after(plain), fused.norm_shift(volume(x.abs().double()), *double(ones, zeros, shift), *settings))
+        close(after(y), fused.norm_shift(volume(x.double()), *double(scale, bias, shift), stride))
+        close(after(plain), fused.norm_shift(volume(x.abs().double()), *double(ones, zeros, shift), stride))
         grad = torch.randn_like(y)
         g, grad_shift, *of_norm = same_bits(
             lambda s=shift, d=stride, grad=grad: torch.ops.rubiks.clip_shift_backward(grad, x, stats, s, geometry, d)
         )
         exact_g, exact_shift, sums = fused.norm_shift_backward(
-            after(grad.double()), volume(x.double()), *double(scale, bias, shift), *settings
+            after(grad.double()), volume(x.double()), *double(scale, bias, shift), stride
         )
         close(volume(g), exact_g)
         close(grad_shift, exact_shift, 1e-4)
@@ -250,12 +265,12 @@ def test_training_is_as_exact_as_the_modules(tier, variant, frames, monkeypatch)
     nn.init.normal_(net.new_fc.weight, std=0.1)
     clips = randn(32 // frames, frames, 3, 64, 64)
     calls = []
-    monkeypatch.setattr(features, "features", lambda *a, f=features.features: calls.append(1) or f(*a))
+    monkeypatch.setattr(training_path, "features", lambda *a, f=training_path.features: calls.append(1) or f(*a))
     exact = gradients(copy.deepcopy(net).double(), clips.double(), autocast=False)
     assert not calls
     ours, again = (gradients(net, clips, autocast=True) for _ in range(2))
     assert len(calls) == 2
-    monkeypatch.setattr(features, "serves", lambda *_: False)
+    monkeypatch.setattr(training_path, "serves", lambda *_: False)
     modules = gradients(net, clips, autocast=True)
 
     def errors(found: dict[str, Tensor]) -> dict[str, float]:
@@ -273,7 +288,7 @@ def test_training_is_as_exact_as_the_modules(tier, variant, frames, monkeypatch)
 def test_bfloat16_parameters(tier, variant):
     net = RubiksNet(tier, 5, variant).cuda().bfloat16().train()
     clips = matrix(2, 8, 3, 32, 32)
-    assert features.serves(net.backbone, clips.flatten(0, 1), 8)
+    assert training_path.serves(net.backbone, clips.flatten(0, 1), 8)
     F.cross_entropy(net(clips).float(), torch.tensor([0, 1], device="cuda")).backward()
     assert all(p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in net.parameters())
 
@@ -281,18 +296,18 @@ def test_bfloat16_parameters(tier, variant):
 def test_what_it_serves():
     net = RubiksNet("tiny", 5).cuda().train()
     images = randn(16, 3, 32, 32)
-    assert not features.serves(net.backbone, images, 8)  # float32
+    assert not training_path.serves(net.backbone, images, 8)  # float32
     with torch.autocast("cuda", torch.bfloat16):
-        assert features.serves(net.backbone, images, 8)
-        assert features.serves(net.backbone, images, 16)
-        assert not features.serves(net.backbone, images, 4)
-        assert not features.serves(net.backbone, images.clone().requires_grad_(), 8)
-        assert not features.serves(net.eval().backbone, images, 8)
-        assert not features.serves(net.double().backbone, images.double(), 8)
+        assert training_path.serves(net.backbone, images, 8)
+        assert training_path.serves(net.backbone, images, 16)
+        assert not training_path.serves(net.backbone, images, 4)
+        assert not training_path.serves(net.backbone, images.clone().requires_grad_(), 8)
+        assert not training_path.serves(net.eval().backbone, images, 8)
+        assert not training_path.serves(net.double().backbone, images.double(), 8)
         synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(net.float().train())
-        assert not features.serves(synchronised.backbone, images, 8)
+        assert not training_path.serves(synchronised.backbone, images, 8)
     with torch.autocast("cuda", torch.float16):
-        assert not features.serves(RubiksNet("tiny", 5).cuda().train().backbone, images, 8)
+        assert not training_path.serves(RubiksNet("tiny", 5).cuda().train().backbone, images, 8)
 
 
 @pytest.mark.parametrize(("tier", "variant"), [("tiny", "rubiks3d"), ("tiny", "rubiks3d-aq"), ("small", "rubiks3d")])

@@ -190,7 +190,7 @@ def test_steps_do_not_wait_for_the_gpu(variant, name):
     recipe = Recipe(epochs=1, batch_size=2, lr=0.01, lr_batch=2, optimizer=name, clip_grad_norm=20)
     attention = AttentionSchedule(budget=0.125, soft=0.99) if variant == "rubiks3d-aq" else None
     net = RubiksNet("tiny", 7, variant)
-    net.backbone.recorder.enabled = False  # to make a recording waits, once
+    net.recorder.enabled = False  # making a recording waits, once
     module = VideoClassifier(net, recipe, attention=attention, mixing=Mixing(0.2, 1.0, 7, seed=0))
     watch = NoWaiting()
     trainer = pl.Trainer(

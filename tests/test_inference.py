@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rubiks import RubiksNet
-from rubiks.models import inference
+from rubiks.models import inference_cpu
 from rubiks.models.inference_cuda import CudaInferenceNet
 from rubiks.models.tiers import TIERS, VARIANTS
 
@@ -51,7 +51,7 @@ def test_same_logits(tier, variant, dtype, tolerance):
 @pytest.mark.parametrize("tier", ["tiny", "small"])
 def test_the_form_for_gpus_has_the_same_logits(tier, variant):
     net = trained(tier, variant)
-    module = CudaInferenceNet(net, torch.float64)
+    module = CudaInferenceNet(net.backbone, net.new_fc, torch.float64)
     for shape in ((2, 3, 3, 40, 33), (1, 1, 3, 16, 16), (2, 2, 3, 1, 1)):
         clips = torch.randn(shape, dtype=torch.float64)
         check(net, clips, 1e-13, module)
@@ -73,15 +73,17 @@ def test_any_size_number_of_frames_and_layout(variant, monkeypatch):
     check(net, clips.flatten(1, 2), 1e-13, module)
     assert module(clips[:0]).shape == (0, 7)
     # Larger work is taken apart.
-    monkeypatch.setattr(inference, "PIXELS_AT_ONCE", 2 * 4 * 40 * 40)
-    monkeypatch.setattr(inference, "ELEMENTS_AT_ONCE", 3 * 72 * 20 * 20)
+    monkeypatch.setattr(inference_cpu, "PIXELS_AT_ONCE", 2 * 4 * 40 * 40)
+    monkeypatch.setattr(inference_cpu, "ELEMENTS_AT_ONCE", 3 * 72 * 20 * 20)
     check(net, torch.randn(3, 4, 3, 40, 40, dtype=torch.float64), 1e-13, module)
 
 
-def test_own_weights_whatever_the_mode():
+@pytest.mark.parametrize("form", ["cpu", "cuda"])
+def test_own_weights_whatever_the_mode(form):
     net = trained("small", "rubiks3d").train()
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    module = net.optimize_for_inference()
+    for_gpus = CudaInferenceNet(net.backbone, net.new_fc, torch.float64)
+    module = net.optimize_for_inference() if form == "cpu" else for_gpus
     clips = torch.randn(1, 4, 3, 32, 32, dtype=torch.float64, requires_grad=True)
     logits = module(clips)
     assert net.training

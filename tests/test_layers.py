@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 
+import pytest
 from conftest import ROOT
+
+PACKAGE = ROOT / "rubiks"
 
 # What each part of the package may import from it.
 ALLOWED = {
@@ -28,7 +32,36 @@ ALLOWED = {
 TOP = {"__main__", "assemble", "experiment", "trainers", "tracking", "weights", "cli", "__init__"}
 
 
+# What each module of rubiks/models may import from it.
+ALLOWED_IN_MODELS = {
+    "tiers": set(),
+    "clips": set(),
+    "geometry": set(),
+    "cuda_graphs": set(),
+    "block_plan": set(),
+    "backbone": {"tiers"},
+    "checkpoint": {"tiers"},
+    "training_support": {"backbone"},
+    "training_block": {"block_plan", "geometry"},
+    "training_path": {"backbone", "block_plan", "cuda_graphs", "geometry", "training_block", "training_support"},
+    "inference_cpu": {"backbone", "block_plan", "clips"},
+    "inference_cuda": {"backbone", "block_plan", "clips", "cuda_graphs", "geometry"},
+    "rubiksnet": {
+        "backbone",
+        "checkpoint",
+        "clips",
+        "cuda_graphs",
+        "inference_cpu",
+        "inference_cuda",
+        "tiers",
+        "training_path",
+    },
+    "inflation": {"block_plan", "rubiksnet"},
+}
+
+
 def imports(path) -> set[str]:
+    """The names that a file imports anywhere, also for type checking alone."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -38,12 +71,30 @@ def imports(path) -> set[str]:
     return names
 
 
+def import_graph(*parts: str) -> dict[str, set[str]]:
+    """Each module of these parts of the package, with the modules among them that it imports."""
+    paths = {}
+    for part in parts:
+        for path in (PACKAGE / part).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            paths[name.removesuffix(".__init__")] = path
+    graph: dict[str, set[str]] = {name: set() for name in paths}
+    for name, path in paths.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & paths.keys()
+            elif isinstance(node, ast.ImportFrom):
+                # `from package import module` imports the module, any other name the package.
+                found = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= {other if other in paths else node.module for other in found} & paths.keys()
+    return graph
+
+
 def test_layers():
-    package = ROOT / "rubiks"
     problems = []
     parts = set()
-    for path in package.rglob("*.py"):
-        part = path.relative_to(package).parts[0].removesuffix(".py")
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         parts.add(part)
         if part in TOP:
             continue
@@ -56,3 +107,25 @@ def test_layers():
                 problems.append(f"{path} imports {name}")
     assert not problems
     assert parts == set(ALLOWED) | TOP
+
+
+def test_layers_within_models():
+    prefix = "rubiks.models."
+    found = {
+        name.removeprefix(prefix): {other.removeprefix(prefix) for other in others}
+        for name, others in import_graph("models").items()
+        if name.startswith(prefix)
+    }
+    assert found.keys() == ALLOWED_IN_MODELS.keys()
+    for name, others in found.items():
+        assert others <= ALLOWED_IN_MODELS[name], name
+
+
+def test_imports_of_the_network_have_no_circle():
+    graph = import_graph("ops", "nn", "models")
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
+    for name in order:
+        print(f"{name}: {', '.join(sorted(graph[name])) or '-'}")

@@ -1,4 +1,4 @@
-"""When a computation is recorded, with recordings that only remember; on a GPU, test_recording.py has real ones."""
+"""When CUDA graphs are recorded, with stand-ins for the graphs; on a GPU, test_recording.py has real ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rubiks.nn import recording
-from rubiks.nn.recording import CALLS, CALLS_OF_ANOTHER, Recorder, Turn
+from rubiks.models import cuda_graphs
+from rubiks.models.cuda_graphs import (
+    CALLS_BEFORE_RECORDING,
+    CALLS_BEFORE_REPLACING,
+    KEPT_GRAPHS,
+    ForwardCall,
+    InferenceGraphs,
+    Recorder,
+)
 
 
 class Remembered:
@@ -22,18 +29,18 @@ class Remembered:
     def __init__(self, computation, inputs) -> None:
         Remembered.made += 1
         self.result, _ = computation.forward(*inputs)
-        self.turn: Turn | None = None
+        self.latest: ForwardCall | None = None
 
     @property
-    def free(self) -> bool:
-        return self.turn is None or self.turn.over
+    def is_free(self) -> bool:
+        return self.latest is None or self.latest.backward_done
 
-    def forward(self, inputs) -> Turn:
-        self.turn = Turn()
-        return self.turn
+    def forward(self, inputs) -> ForwardCall:
+        self.latest = ForwardCall()
+        return self.latest
 
-    def backward(self, turn, grad) -> list[Tensor]:
-        turn.over = True
+    def backward(self, call, grad) -> list[Tensor]:
+        call.backward_done = True
         return [torch.full_like(grad, 7.0), grad]
 
 
@@ -48,9 +55,9 @@ WEIGHT = nn.Parameter(torch.tensor([2.0]))
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch):
     monkeypatch.setattr(Remembered, "made", 0)
-    monkeypatch.setattr(recording, "Recording", Remembered)
+    monkeypatch.setattr(cuda_graphs, "Recording", Remembered)
     stream = SimpleNamespace(device="cuda:0", cuda_stream=0)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
 
@@ -69,16 +76,16 @@ def made(recorder: Recorder, calls: int, **options) -> list[bool]:
 
 
 def test_the_same_is_recorded_after_some_calls():
-    assert made(Recorder(), CALLS + 3) == [False] * CALLS + [True] * 3
+    assert made(Recorder(), CALLS_BEFORE_RECORDING + 3) == [False] * CALLS_BEFORE_RECORDING + [True] * 3
     assert Remembered.made == 1
 
 
 def test_other_batches_do_not_take_its_place():
     recorder = Recorder()
-    made(recorder, CALLS + 1)
-    assert made(recorder, CALLS_OF_ANOTHER, size=3) == [False] * CALLS_OF_ANOTHER
+    made(recorder, CALLS_BEFORE_RECORDING + 1)
+    assert made(recorder, CALLS_BEFORE_REPLACING, size=3) == [False] * CALLS_BEFORE_REPLACING
     assert made(recorder, 1) == [True]
-    for _ in range(2 * CALLS_OF_ANOTHER):  # never many in turn
+    for _ in range(2 * CALLS_BEFORE_REPLACING):  # never many in turn
         assert made(recorder, 2, size=3) == [False, False]
         assert made(recorder, 1) == [True]
     assert Remembered.made == 1
@@ -86,8 +93,8 @@ def test_other_batches_do_not_take_its_place():
 
 def test_what_stays_takes_its_place():
     recorder = Recorder()
-    made(recorder, CALLS + 1)
-    assert made(recorder, CALLS_OF_ANOTHER + 2, size=3)[-2:] == [True, True]
+    made(recorder, CALLS_BEFORE_RECORDING + 1)
+    assert made(recorder, CALLS_BEFORE_REPLACING + 2, size=3)[-2:] == [True, True]
     assert made(recorder, 1) == [False]
     assert Remembered.made == 2
 
@@ -95,13 +102,13 @@ def test_what_stays_takes_its_place():
 @pytest.mark.parametrize("change", [{"constants": 0.5}, {"weight": nn.Parameter(torch.tensor([2.0]))}, {"size": 2}])
 def test_what_it_depends_on(change):
     recorder = Recorder()
-    made(recorder, CALLS + 1)
+    made(recorder, CALLS_BEFORE_RECORDING + 1)
     assert made(recorder, 1, **change) == [False]
 
 
 def test_one_forward_at_a_time():
     recorder = Recorder()
-    made(recorder, CALLS)
+    made(recorder, CALLS_BEFORE_RECORDING)
     result = call(recorder, backward=False)
     assert result is not None
     assert made(recorder, 2) == [False, False]
@@ -111,7 +118,7 @@ def test_one_forward_at_a_time():
 
 def test_without_a_gradient():
     recorder = Recorder()
-    for _ in range(CALLS + 2):
+    for _ in range(CALLS_BEFORE_RECORDING + 2):
         assert recorder(Product(), None, (torch.ones(1), torch.ones(1))) is None
 
 
@@ -119,23 +126,90 @@ def test_a_failure_is_told_once(monkeypatch, caplog):
     def fail(*_):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(recording, "Recording", fail)
-    assert not any(made(Recorder(), CALLS + 5))
+    monkeypatch.setattr(cuda_graphs, "Recording", fail)
+    assert not any(made(Recorder(), CALLS_BEFORE_RECORDING + 5))
     assert caplog.text.count("Going on without CUDA graphs, since the step cannot be recorded: no room") == 1
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda recorder: pickle.loads(pickle.dumps(recorder))])
 def test_copies_begin_anew(again):
     recorder = Recorder()
-    made(recorder, CALLS + 1)
-    assert made(again(recorder), CALLS + 1) == [False] * CALLS + [True]
+    made(recorder, CALLS_BEFORE_RECORDING + 1)
+    assert made(again(recorder), CALLS_BEFORE_RECORDING + 1) == [False] * CALLS_BEFORE_RECORDING + [True]
     assert again(Recorder(enabled=False)).enabled is False
 
 
 def test_forgotten_and_switched_off():
     recorder = Recorder()
-    made(recorder, CALLS + 1)
+    made(recorder, CALLS_BEFORE_RECORDING + 1)
     recorder.forget()
-    assert made(recorder, CALLS + 1) == [False] * CALLS + [True]
+    assert made(recorder, CALLS_BEFORE_RECORDING + 1) == [False] * CALLS_BEFORE_RECORDING + [True]
     recorder.enabled = False
     assert made(recorder, 2) == [False, False]
+
+
+# ---- inference
+
+
+class Graph:
+    """In place of a CUDA graph: computes its result anew."""
+
+    def __init__(self, function, source: Tensor, result: Tensor) -> None:
+        self.function, self.source, self.result = function, source, result
+
+    def replay(self) -> None:
+        self.result.copy_(self.function(self.source))
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> list[tuple[int, ...]]:
+    """The shapes that graphs of inference were recorded for."""
+    shapes = []
+
+    def record(function, x):
+        shapes.append(tuple(x.shape))
+        source = x.clone()
+        result = function(source)
+        return Graph(function, source, result), source, result
+
+    monkeypatch.setattr(cuda_graphs, "_record", record)
+    return shapes
+
+
+def double(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+def test_inference_records_each_kind_of_input_once(recorded):
+    graphs = InferenceGraphs()
+    results = [graphs(double, torch.full((size,), float(value))) for size in (1, 2) for value in (1, 2)]
+    assert [result.tolist() for result in results] == [[2], [4], [2, 2], [4, 4]]
+    assert recorded == [(1,), (2,)]
+    graphs(double, torch.ones(1, dtype=torch.float64))
+    assert recorded == [(1,), (2,), (1,)]
+
+
+def test_inference_keeps_the_latest_graphs(recorded):
+    graphs = InferenceGraphs()
+    for size in range(KEPT_GRAPHS):
+        graphs(double, torch.ones(size))
+    graphs(double, torch.ones(0))  # now the latest
+    graphs(double, torch.ones(KEPT_GRAPHS))  # in place of that for 1
+    before = len(recorded)
+    for size in (0, *range(2, KEPT_GRAPHS + 1)):
+        graphs(double, torch.ones(size))
+    assert len(recorded) == before
+    graphs(double, torch.ones(1))
+    assert len(recorded) == before + 1
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda graphs: pickle.loads(pickle.dumps(graphs)), None])
+def test_inference_records_again_after_a_copy_or_a_move(recorded, again):
+    graphs = InferenceGraphs()
+    graphs(double, torch.ones(1))
+    if again is None:
+        graphs.forget()
+    else:
+        graphs = again(graphs)
+    graphs(double, torch.ones(1))
+    assert recorded == [(1,), (1,)]

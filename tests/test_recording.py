@@ -13,8 +13,8 @@ from test_fused_gpu import NETWORKS, randn
 from torch import Tensor, nn
 
 from rubiks import RubiksNet
-from rubiks.models import features
-from rubiks.nn.recording import CALLS, CALLS_OF_ANOTHER
+from rubiks.models import training_path
+from rubiks.models.cuda_graphs import CALLS_BEFORE_RECORDING, CALLS_BEFORE_REPLACING
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fused_kernels")]
 SIZE = 48
@@ -23,7 +23,7 @@ SIZE = 48
 def network(variant: str = "rubiks3d", tier: str = "tiny", graphs: bool = True) -> RubiksNet:
     torch.manual_seed(1)
     net = RubiksNet(tier, 5, variant).cuda().train()
-    net.backbone.recorder.enabled = graphs
+    net.recorder.enabled = graphs
     return net
 
 
@@ -44,12 +44,12 @@ def loss(net: RubiksNet, clips: Tensor) -> Tensor:
 
 
 def recorded(net: RubiksNet) -> bool:
-    return net.backbone.recorder._recording is not None
+    return net.recorder._recording is not None
 
 
 def warm(net: RubiksNet, clips: int = 2) -> None:
     """Until it is recorded."""
-    for batch in batches(CALLS + 1, clips):
+    for batch in batches(CALLS_BEFORE_RECORDING + 1, clips):
         loss(net, batch).backward()
     net.zero_grad()
     assert recorded(net)
@@ -72,7 +72,7 @@ def test_steps_are_the_same(tier, variant):
     nets = pair(variant, tier)
     for net in nets:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-        for batch in batches(CALLS + 4):
+        for batch in batches(CALLS_BEFORE_RECORDING + 4):
             optimizer.zero_grad()
             loss(net, batch).backward()
             optimizer.step()
@@ -84,7 +84,7 @@ def test_steps_are_the_same(tier, variant):
 def test_gradients_add_up_and_are_not_overwritten():
     nets = pair()
     for net in nets:
-        for batch in batches(CALLS + 3):
+        for batch in batches(CALLS_BEFORE_RECORDING + 3):
             loss(net, batch).backward()  # never set to zero
     assert_same(*nets)
     warm(nets[0])
@@ -100,7 +100,7 @@ def test_gradients_add_up_and_are_not_overwritten():
 def test_forwards_before_their_backwards():
     nets = pair()
     for net in nets:
-        for batch in batches(CALLS + 1):
+        for batch in batches(CALLS_BEFORE_RECORDING + 1):
             loss(net, batch).backward()
         losses = [loss(net, batch) for batch in batches(3)]
         for value in losses:
@@ -139,10 +139,10 @@ def test_other_batches_in_between():
     nets = pair()
     for net in nets:
         for batch in (
-            *batches(CALLS + 1),
+            *batches(CALLS_BEFORE_RECORDING + 1),
             *batches(1, clips=1),
             *batches(1),
-            *batches(CALLS + 2, clips=3),
+            *batches(CALLS_BEFORE_RECORDING + 2, clips=3),
             *batches(2),
         ):
             loss(net, batch).backward()
@@ -154,7 +154,7 @@ def test_what_changes_on_the_way(change):
     variant = "rubiks3d-aq" if change == "attention" else "rubiks3d"
     nets = pair(variant)
     for net in nets:
-        for batch in batches(CALLS + 2):
+        for batch in batches(CALLS_BEFORE_RECORDING + 2):
             loss(net, batch).backward()
         block = net.backbone.layer2[0]
         if change == "momentum":
@@ -168,11 +168,11 @@ def test_what_changes_on_the_way(change):
             block.conv3.weight.data = 2 * block.conv3.weight.data
         else:
             net.harden(0.25)
-        before = net.backbone.recorder._recording
-        for batch in batches(CALLS_OF_ANOTHER + 2):
+        before = net.recorder._recording
+        for batch in batches(CALLS_BEFORE_REPLACING + 2):
             loss(net, batch).backward()
         same = change in ("frozen", "attention")  # nothing of what the graphs read
-        assert (net.backbone.recorder._recording is before) == (same or net is nets[1])
+        assert (net.recorder._recording is before) == (same or net is nets[1])
     assert_same(*nets)
 
 
@@ -191,19 +191,19 @@ def test_evaluation_frees_the_memory():
 def test_too_little_memory(monkeypatch, caplog):
     nets = pair()
     for net in nets:
-        for batch in batches(CALLS):
+        for batch in batches(CALLS_BEFORE_RECORDING):
             loss(net, batch).backward()
 
     def fail(gx, columns):
         torch.empty(2**50, device="cuda")
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "stem_weight_grad", fail)  # at the end of the recording
+        patch.setattr(training_path, "stem_weight_grad", fail)  # at the end of the recording
         value = loss(nets[0], batches(1)[0])
     value.backward()
     assert "Going on without CUDA graphs" in caplog.text
     for net in nets:
-        for batch in batches(CALLS + 2)[net is nets[0] :]:
+        for batch in batches(CALLS_BEFORE_RECORDING + 2)[net is nets[0] :]:
             loss(net, batch).backward()
     assert not recorded(nets[0])
     assert_same(*nets)
@@ -216,7 +216,7 @@ def test_copies_begin_anew(again):
     other = again(net)
     assert recorded(net)
     assert not recorded(other)
-    for batch in batches(CALLS + 1):
+    for batch in batches(CALLS_BEFORE_RECORDING + 1):
         loss(other, batch).backward()
         loss(net, batch).backward()
     assert_same(net, other)
@@ -224,7 +224,7 @@ def test_copies_begin_anew(again):
 
 def test_bfloat16_parameters():
     nets = tuple(net.bfloat16() for net in pair())
-    for net, batch in itertools.product(nets, batches(CALLS + 2)):
+    for net, batch in itertools.product(nets, batches(CALLS_BEFORE_RECORDING + 2)):
         F.cross_entropy(net(batch.bfloat16()).float(), torch.tensor([0, 1], device="cuda")).backward()
     assert recorded(nets[0])
     assert_same(*nets)
@@ -237,7 +237,7 @@ def test_distributed(tmp_path):
         for net in nets:
             wrapped = nn.parallel.DistributedDataParallel(net, device_ids=[0])
             optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-            for first, second in zip(*2 * [iter(batches(2 * CALLS + 6))], strict=True):
+            for first, second in zip(*2 * [iter(batches(2 * CALLS_BEFORE_RECORDING + 6))], strict=True):
                 optimizer.zero_grad()
                 with wrapped.no_sync():
                     loss(wrapped, first).backward()
@@ -255,7 +255,7 @@ def test_within_a_graph_of_the_whole_step():
     parameters = list(net.parameters())
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        for _ in range(CALLS):
+        for _ in range(CALLS_BEFORE_RECORDING):
             expected = torch.autograd.grad(loss(net, batch), parameters)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -272,7 +272,7 @@ def test_the_last_norm_alone():
     for net in nets:
         for name, parameter in net.backbone.named_parameters():
             parameter.requires_grad_(name.startswith("bn_last"))
-        for _ in range(CALLS + 1):
+        for _ in range(CALLS_BEFORE_RECORDING + 1):
             losses = [loss(net, batch) for batch in batches(2, clips=1)]
             sum(losses).backward()
     assert_same(*nets)
@@ -291,7 +291,7 @@ def test_what_a_later_forward_has_overwritten_is_an_error():
 
 def test_switched_off():
     net = network(graphs=False)
-    for batch in batches(CALLS + 2):
+    for batch in batches(CALLS_BEFORE_RECORDING + 2):
         loss(net, batch).backward()
     assert not recorded(net)
-    assert not copy.deepcopy(net).backbone.recorder.enabled
+    assert not copy.deepcopy(net).recorder.enabled

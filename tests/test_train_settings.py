@@ -102,7 +102,7 @@ def test_every_setting_reaches_what_it_is_for(builtin_data, commands, fits, tmp_
     for parameter, tensor in fresh.state_dict().items():
         assert torch.equal(module.net.state_dict()[parameter], tensor), parameter
     assert module.net.dropout.p == 0.375
-    assert module.net.backbone.recorder.enabled is False
+    assert module.net.recorder.enabled is False
     assert (module.seed, module.start, module.classes) == (7, Position(), classes)
     mixes = [
         (type(mix), mix._dist.concentration1.item(), mix.num_classes) for mix in module.mixing._transform.transforms

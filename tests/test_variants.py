@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from rubiks import RubiksNet
 from rubiks.errors import InputError
-from rubiks.models import VARIANTS, features, inflation
+from rubiks.models import VARIANTS, inflation
+from rubiks.models.training_support import supports
 from rubiks.nn import FixedTimeShift, GroupedShift, LearnableShift, Normalize, QuantizedShift
 from rubiks.ops import normalize_shift_grad, reference, shift2d, shift3d
 from rubiks.training.optim import parameter_groups, shift_parameters
@@ -154,7 +155,7 @@ def test_it_learns_a_handful_of_clips(variant):
 
 
 def test_fused_training_replaces_only_what_it_computes():
-    served = {name for name in VARIANTS if features.replaceable(RubiksNet("tiny", 5, name).train().backbone)}
+    served = {name for name in VARIANTS if supports(RubiksNet("tiny", 5, name).train().backbone)}
     assert served == set(VARIANTS) - {"rubiks3d-quantized"}  # whose gradient is of another function than its result
 
 

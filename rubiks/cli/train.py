@@ -91,7 +91,7 @@ def _train(
     }
     found = [] if resume is None else continuing.check(run, resume, content, command.choices)
     net = weights.network(settings, classes, use_init=resume is None)
-    net.backbone.recorder.enabled = settings.cuda_graphs
+    net.recorder.enabled = settings.cuda_graphs
 
     other_score = any(continuing.within(change.key, continuing.SCORE) for change in found)
     max_steps = settings.trainer.limit()

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from rubiks.errors import InputError
 from rubiks.models.tiers import TIERS, VARIANTS
 
-# Our training checkpoints keep the network's weights in Lightning's state dict, and what describes it under this key.
+# Our training checkpoints have the network's weights in Lightning's state dict, and its description under this key.
 META_KEY = "rubiks"
 NET_PREFIX = "net."
-# What DataParallel and DistributedDataParallel, and torch.compile, put before the names within a network.
+# The prefixes that DataParallel, DistributedDataParallel and torch.compile add to names within a network.
 _WRAPPERS = ("module", "_orig_mod")
 # The log of the released AQ model calls the variant by this name.
 VARIANT_ALIASES = {"attention": "rubiks3d-aq"}
@@ -31,7 +31,7 @@ VARIANT_ALIASES = {"attention": "rubiks3d-aq"}
 
 @dataclass(frozen=True)
 class SavedNetwork:
-    """What a checkpoint file says of its network.
+    """What a checkpoint file says about its network.
 
     Attributes:
         path: the file.
@@ -102,7 +102,7 @@ def read(path: str | os.PathLike) -> SavedNetwork:
 
 
 def _unwrapped(path: str, state: Mapping[Any, Any]) -> dict[str, Any]:
-    """A state dict under the names that it has without DataParallel, DistributedDataParallel and torch.compile."""
+    """A state dict without the prefixes of DataParallel, DistributedDataParallel and torch.compile."""
     unwrapped: dict[str, Any] = {}
     for key, value in state.items():
         name = ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
@@ -129,8 +129,8 @@ def _load(path: str) -> dict:
 
 
 def _unreadable(path: str, error: Exception) -> InputError:
-    """What a file is that torch.load refuses as plain data, and what to do."""
-    refused = re.search(r"GLOBAL ([\w.]+)", str(error))  # the first class or function that is no plain data
+    """The error for a file that torch.load refuses as plain data: what the file is, and what to do."""
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))  # the first class or function that is not plain data
     pickled = False
     with contextlib.suppress(OSError, zipfile.BadZipFile, tarfile.TarError):
         if zipfile.is_zipfile(path):

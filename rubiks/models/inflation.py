@@ -1,4 +1,4 @@
-"""From a network without time, trained on still images, to one with."""
+"""From a network without temporal shifts, trained on still images, to one with."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rubiks.errors import InputError
+from rubiks.models.block_plan import BlockParameters, BlockPlan, read_plans
 from rubiks.models.rubiksnet import RubiksNet
-from rubiks.nn import FixedTimeShift, RubiksBlock
+from rubiks.nn import FixedTimeShift
 from rubiks.nn.shift import tsm_offsets
 
 FROM = "rubiks2d"
@@ -31,16 +32,16 @@ def inflate(net: RubiksNet, flat: RubiksNet, rule: str, noise: float = NOISE) ->
     zero    0, with noise                                1 for the frame itself, else 0, with noise
     ======= ============================================ ===========================================
 
-    Attention divides its logits by their deviation, so that only their proportions count.
+    Attention divides its logits by their standard deviation, so only their proportions matter.
 
     Args:
         net: of a variant of `INTO`, with the tier and the classes of flat.
         flat: of variant rubiks2d.
-        rule: of those that `INTO` names for the variant; of what is fixed, tsm alone.
+        rule: one of those that `INTO` has for the variant.
         noise: standard deviation of the noise.
 
     Raises:
-        InputError: the rule is none of them.
+        InputError: the rule is another.
     """
     if net.variant not in INTO or flat.variant != FROM:
         raise ValueError(f"expected {FROM} into one of {', '.join(INTO)}, got {flat.variant} into {net.variant}")
@@ -53,41 +54,36 @@ def inflate(net: RubiksNet, flat: RubiksNet, rule: str, noise: float = NOISE) ->
         (net.new_fc, flat.new_fc),
     ):
         own.load_state_dict(given.state_dict())
-    for layer, flat_layer in zip(net.backbone.layers(), flat.backbone.layers(), strict=True):
-        for block, flat_block in zip(layer, flat_layer, strict=True):
-            assert isinstance(block, RubiksBlock)
-            assert isinstance(flat_block, RubiksBlock)
-            _copy(block, flat_block)
-            _set_time(block, rule, noise)
+    flat_plans = read_plans(flat.backbone.blocks())
+    for plan, flat_plan in zip(read_plans(net.backbone.blocks()), flat_plans, strict=True):
+        _copy(plan, flat_plan)
+        _set_time(plan, rule, noise)
 
 
-def _copy(block: RubiksBlock, flat: RubiksBlock) -> None:
-    for own, given in (
-        (block.bn1, flat.bn1),
-        (block.first_convolution, flat.first_convolution),
-        (block.bn2, flat.bn2),
-        (block.se, flat.se),
-        (block.conv3, flat.conv3),
-        (block.shortcut, flat.shortcut),
-    ):
-        if own is not None and given is not None:
-            own.load_state_dict(given.state_dict())
-    block.shift.shift[-2:] = flat.shift.shift  # H and W
+def _copy(plan: BlockPlan, flat: BlockPlan) -> None:
+    for name, own, given in zip(BlockParameters._fields, plan.parameters, flat.parameters, strict=True):
+        if own is not None and given is not None and name != "shift":  # flat has no attention
+            own.copy_(given)
+    for norm, flat_norm in ((plan.norm1, flat.norm1), (plan.norm2, flat.norm2)):
+        norm.mean.copy_(flat_norm.mean)
+        norm.var.copy_(flat_norm.var)
+        norm.batches.copy_(flat_norm.batches)
+    plan.shift.shift[-2:] = flat.shift.shift  # H and W
 
 
-def _set_time(block: RubiksBlock, rule: str, noise: float) -> None:
-    if isinstance(block.shift, FixedTimeShift):
-        return  # by the one rule that it knows
+def _set_time(plan: BlockPlan, rule: str, noise: float) -> None:
+    if isinstance(plan.shift, FixedTimeShift):
+        return  # its rule is fixed
     spread = noise if rule == "zero" else 0.0
-    if block.attention is not None:
-        logits = block.attention.weight
+    if plan.attention is not None:
+        logits = plan.attention.weight
         if rule == "uniform":
             logits.uniform_(0, 1)
         else:
             named = F.one_hot(_offsets(rule, len(logits)).long() + 1, 3)  # back, stay, ahead
             logits.copy_(named + spread * torch.randn(logits.shape))
     else:
-        offsets = block.shift.shift[0]
+        offsets = plan.shift.shift[0]
         if rule == "uniform":
             offsets.uniform_(-UNIFORM, UNIFORM)
         else:

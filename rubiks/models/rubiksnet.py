@@ -5,65 +5,19 @@ from __future__ import annotations
 import os
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rubiks.models import checkpoint, features
+from rubiks.models import checkpoint, training_path
+from rubiks.models.backbone import Backbone
 from rubiks.models.clips import as_clips
-from rubiks.models.inference import InferenceNet
+from rubiks.models.cuda_graphs import Recorder
+from rubiks.models.inference_cpu import InferenceNet
 from rubiks.models.inference_cuda import CudaInferenceNet
-from rubiks.models.tiers import TIERS, VARIANTS, Tier, Variant
-from rubiks.nn import AttentionShift, ChannelShift, RubiksBlock
+from rubiks.models.tiers import TIERS, VARIANTS
+from rubiks.nn import AttentionShift, ChannelShift
 from rubiks.nn.attention import harden
-from rubiks.nn.recording import Recorder
 
 STRIDE = 32  # of the whole network: S pixels a side become ceil(S / 32)
-
-
-class Backbone(nn.Module):
-    """Everything before the classifier, under the official names."""
-
-    def __init__(self, tier: Tier, variant: Variant) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, tier.width, 3, stride=2, padding=1, bias=False)
-        channels = tier.width
-        # Stage 0 is one block at the stem's width; stages 1 to 4 double the width from there and halve the image.
-        for stage, blocks in enumerate((1, *tier.blocks)):
-            width = tier.width * 2 ** max(0, stage - 1)
-            layer = nn.ModuleList()
-            for block in range(blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                layer.append(
-                    RubiksBlock(channels, width, stride, variant.temporal_attention, tier.reduction, variant.shift)
-                )
-                channels = width
-            self.add_module(f"layer{stage}", layer)
-        self.bn_last = nn.BatchNorm2d(channels)
-        self.recorder = Recorder()
-
-    def train(self, mode: bool = True) -> Backbone:
-        if not mode:  # what is evaluated may need the memory
-            self.recorder.forget()
-        return super().train(mode)
-
-    def _apply(self, fn, recurse=True):
-        self.recorder.forget()  # the parameters may move
-        return super()._apply(fn, recurse)
-
-    def layers(self) -> list[nn.ModuleList]:
-        """Stages 0 to 4."""
-        return [child for child in self.children() if isinstance(child, nn.ModuleList)]
-
-    def forward(self, images: Tensor, frames: int) -> Tensor:
-        """(N*T, 3, H, W) -> features (N*T, C)."""
-        if features.serves(self, images, frames):
-            return features.features(self, images, frames)
-        self.recorder.forget()  # the modules need more memory
-        x = self.conv1(images)
-        for layer in self.layers():
-            for block in layer:
-                x = block(x, frames)
-        return F.relu(self.bn_last(x), inplace=True).mean((2, 3))
 
 
 class RubiksNet(nn.Module):
@@ -77,6 +31,9 @@ class RubiksNet(nn.Module):
             temporal shift) and grouped (nothing learned: ShiftNet's spatial and TSM's temporal shift).
         num_frames: frames per clip that the network is meant for, kept in its files. The network takes any number.
         dropout: share of features dropped before the classifier in training.
+
+    Attributes:
+        recorder: of training steps as CUDA graphs; `recorder.enabled = False` switches them off.
 
     Raises:
         ValueError: an argument is out of range.
@@ -98,6 +55,7 @@ class RubiksNet(nn.Module):
         self.backbone = Backbone(TIERS[tier], VARIANTS[variant])
         self.dropout = nn.Dropout(dropout)
         self.new_fc = nn.Linear(self.backbone.bn_last.num_features, num_classes)
+        self.recorder = Recorder()
         self._initialise()
 
     @property
@@ -126,11 +84,28 @@ class RubiksNet(nn.Module):
         """
         clips = as_clips(clips)
         batch, frames = clips.shape[:2]
-        features = self.backbone(clips.flatten(0, 1), frames)
+        features = self._features(clips.flatten(0, 1), frames)
         return self.new_fc(self.dropout(features)).unflatten(0, (batch, frames)).mean(1)
 
+    def _features(self, images: Tensor, frames: int) -> Tensor:
+        """(N*T, 3, H, W), clip after clip -> (N*T, C), by the training path if it can be used, else by the modules."""
+        if training_path.serves(self.backbone, images, frames):
+            replica = getattr(self, "_is_replica", False)  # of DataParallel, whose threads share the recorder
+            return training_path.features(self.backbone, images, frames, None if replica else self.recorder)
+        self.recorder.forget()  # the modules need more memory
+        return self.backbone(images, frames)
+
+    def train(self, mode: bool = True) -> RubiksNet:
+        if not mode:  # evaluation may need the memory
+            self.recorder.forget()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.recorder.forget()  # the parameters may move
+        return super()._apply(fn, recurse)
+
     def replace_classifier(self, num_classes: int) -> RubiksNet:
-        """Put in a new classifier for another set of classes, freshly initialised; returns the network itself."""
+        """Put in a freshly initialised classifier for another set of classes; returns the network itself."""
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"num_classes must be a whole number of at least 1, got {num_classes!r}")
         old = self.new_fc
@@ -139,18 +114,18 @@ class RubiksNet(nn.Module):
         return self
 
     def attention_shifts(self) -> list[AttentionShift]:
-        """Those of the AQ variant, from the stem on; none otherwise."""
+        """Those of the AQ variant, in order from the stem; none otherwise."""
         return [module for module in self.modules() if isinstance(module, AttentionShift)]
 
     def harden(self, budget: float, per_layer: bool = False) -> RubiksNet:
         """Turn the temporal attention into whole-frame shifts, which cost nothing; returns the network itself.
 
         Each channel shifts to where its attention is largest, but at most floor(budget * channels) of the network's
-        channels do: those whose attention is most off "stay". All others stay. What is chosen is no longer trained.
+        channels do: those whose attention is most off "stay". All others stay. The choice is no longer trained.
 
         Args:
             budget: share of the channels that may be shifted in time, 0 to 1.
-            per_layer: it holds for every block by itself rather than for the whole network.
+            per_layer: the budget holds for each block on its own rather than for the whole network.
 
         Raises:
             ValueError: the network has no temporal attention, or the budget is out of range.
@@ -174,16 +149,16 @@ class RubiksNet(nn.Module):
     def optimize_for_inference(self, dtype: torch.dtype | None = None) -> InferenceNet | CudaInferenceNet:
         """A module that computes the logits of evaluation mode faster, for the device that the network is on.
 
-        It takes what the network takes. It has its own weights, those of now, no gradient, and uses the running
-        statistics whatever the network's mode is; the network stays as it is. The logits differ by rounding.
+        It takes the same input as the network. It has a copy of the current weights and no gradient, and uses the
+        running statistics whatever the network's mode; the network is not changed. The logits differ by rounding.
 
         Args:
             dtype: to compute in, that of the weights by default. On a GPU bfloat16 is by far the fastest.
         """
         dtype = dtype or self.new_fc.weight.dtype
         if self.new_fc.weight.is_cuda:
-            return CudaInferenceNet(self, dtype)
-        return InferenceNet(self).to(dtype)
+            return CudaInferenceNet(self.backbone, self.new_fc, dtype)
+        return InferenceNet(self.backbone, self.new_fc).to(dtype)
 
     @classmethod
     def load_pretrained(cls, path: str | os.PathLike) -> RubiksNet:
@@ -221,12 +196,10 @@ class RubiksNet(nn.Module):
             f"num_frames={self.num_frames}"
         )
         lines = [f"RubiksNet({head})", f"  stem    3 -> {self.backbone.conv1.out_channels}, 3x3 convolution, stride 2"]
-        for stage, layer in enumerate(self.backbone.layers()):
-            first = layer[0]
-            assert isinstance(first, RubiksBlock)
-            channels = f"{first.bn1.num_features} -> {first.conv3.out_channels}"
-            stride = 1 if stage == 0 else 2
-            lines.append(f"  layer{stage}  {channels}, {len(layer)} block{'s'[: len(layer) > 1]}, stride {stride}")
+        for stage, blocks in enumerate(self.backbone.stages()):
+            channels = f"{blocks[0].bn1.num_features} -> {blocks[0].conv3.out_channels}"
+            stride = blocks[0].shift.stride
+            lines.append(f"  layer{stage}  {channels}, {len(blocks)} block{'s'[: len(blocks) > 1]}, stride {stride}")
         lines.append(f"  new_fc  {self.new_fc.in_features} -> {self.num_classes}, mean over frames")
         extras = ", squeeze-excite" if TIERS[self.tier].reduction else ""
         shifted = sum(m.shift.shape[1] for m in self.modules() if isinstance(m, ChannelShift))

@@ -31,12 +31,12 @@ def move_frames(x: Tensor, back: Tensor, ahead: Tensor) -> Tensor:
     """Shift some channels of x (N, T, C, H, W) by one frame; frames outside the clip are zero.
 
     Args:
-        back, ahead: numbers of the channels that take the previous and the next frame.
+        back, ahead: indices of the channels that take the previous and the next frame.
     """
     channels = torch.cat((back, ahead))
     if not len(channels):
         return x
-    # Rolled by a frame, the one that comes round from the other end is the one outside.
+    # `roll` wraps around: the frame that comes in from the other end is outside the clip.
     previous = x.index_select(2, back).roll(1, dims=1)
     previous[:, 0] = 0
     following = x.index_select(2, ahead).roll(-1, dims=1)
@@ -49,16 +49,16 @@ class AttentionShift(nn.Module):
 
     Each channel has three logits, for one frame back, stay and one frame ahead. The weights are the softmax of the
     logits, divided by their standard deviation and by a temperature; frames outside the clip count as zero. As the
-    temperature falls towards 0 the weights become one-hot and the mix becomes a whole-frame shift: `harden` makes it
-    one, which only copies the frames of the channels that move.
+    temperature falls towards 0 the weights become one-hot and the mix becomes a whole-frame shift. `harden` completes
+    this: then only the frames of the channels that move are copied.
 
     Args:
         channels: C.
 
     Attributes:
         weight: the logits (C, 3), drawn from U(0, 1).
-        T: the temperature, a scalar buffer that the training schedule sets (2.0 at the start); 0 where hard.
-        back, ahead: where hard, the numbers of the channels that take the previous and the next frame; else None.
+        T: the temperature, a scalar buffer that the training schedule sets (2.0 at the start); 0 if hard.
+        back, ahead: if hard, the indices of the channels that take the previous and the next frame; else None.
     """
 
     T: Tensor
@@ -78,7 +78,7 @@ class AttentionShift(nn.Module):
 
     @property
     def still(self) -> bool:
-        """Whether it is hard and moves no channel: it leaves everything as it is."""
+        """Whether it is hard and moves no channel, so that its result is its input."""
         return self.back is not None and self.ahead is not None and not len(self.back) and not len(self.ahead)
 
     def attention(self) -> Tensor:
@@ -87,7 +87,7 @@ class AttentionShift(nn.Module):
 
     @torch.no_grad()
     def harden(self, moves: Tensor) -> None:
-        """Become a whole-frame shift: `moves` (C,) is -1 for channels that look back, 0 for stay, 1 for ahead."""
+        """Become a whole-frame shift: `moves` (C,) is -1 for channels that look back, 0 for stay, 1 for look ahead."""
         choice = (moves + 1).to(self.weight.device)[:, None]
         self.weight.zero_().scatter_(1, choice, 1.0)
         self.weight.grad = None
@@ -116,15 +116,27 @@ class AttentionShift(nn.Module):
         return f"{len(self.weight)}, temperature={self.T.item():g}"
 
 
+def attention_weights(shifts: Sequence[AttentionShift | None]) -> Sequence[Tensor | None]:
+    """The weights (C, 3) of each attention shift, all computed at once; None for each None."""
+    found = [shift for shift in shifts if shift is not None]
+    if not found:
+        return [None] * len(shifts)
+    lengths = [len(shift.weight) for shift in found]
+    logits = torch.cat([shift.weight for shift in found])
+    temperature = torch.cat([shift.T.expand(length) for shift, length in zip(found, lengths, strict=True)])[:, None]
+    weights = iter(attention(logits, temperature).split(lengths))
+    return [None if shift is None else next(weights) for shift in shifts]
+
+
 def harden(shifts: Sequence[AttentionShift], budget: float, per_layer: bool = False) -> None:
     """Make attention shifts hard: at most floor(budget * channels) of their channels move, all others stay.
 
-    A channel moves to where its attention is largest. Where that is "stay", it stays; and where more channels would
-    move than the budget has room for, those stay whose attention is least off "stay".
+    A channel moves to where its attention is largest, unless that is "stay". If more channels would move than the
+    budget allows, those whose attention is least off "stay" are left in place.
 
     Args:
         budget: share of the channels, 0 to 1.
-        per_layer: it holds for the channels of each shift rather than of all together.
+        per_layer: the budget holds for the channels of each shift rather than for all together.
     """
     for group in [[shift] for shift in shifts] if per_layer else [shifts]:
         odds = torch.cat([_odds_off_stay(shift) for shift in group])

@@ -30,6 +30,21 @@ class SqueezeExcite(nn.Module):
             nn.Sigmoid(),
         )
 
+    @property
+    def reduce(self) -> nn.Linear:
+        """From the channels to fewer."""
+        return self._linear(0)
+
+    @property
+    def expand(self) -> nn.Linear:
+        """Back to the channels."""
+        return self._linear(2)
+
+    def _linear(self, index: int) -> nn.Linear:
+        layer = self.fc[index]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     def forward(self, x: Tensor) -> Tensor:
         """(N*T, C, H, W) -> the same shape."""
         gate = self.fc(x.mean((2, 3)))
@@ -39,14 +54,14 @@ class SqueezeExcite(nn.Module):
 class RubiksBlock(nn.Module):
     """Pre-activation residual block: 1x1 convolution, shift, 1x1 convolution (RubiksNet, ECCV 2020).
 
-    The parameters bear the names of the official state dict, so that its files load without renaming.
+    The parameters have the names of the official state dict, so that official files load without renaming.
 
     Args:
         channels_in, channels_out: of the block.
-        stride: of H and W, taken by the shift and by the shortcut.
-        temporal_attention: an attention shift in time before the first convolution, as the AQ variant has.
+        stride: of H and W, applied by the shift and by the shortcut.
+        temporal_attention: put an attention shift in time before the first convolution, as in the AQ variant.
         reduction: of the squeeze-excite after the shift; None for no squeeze-excite.
-        shift: makes the shift of a number of channels and a stride. None: a learned one, in space where there is
+        shift: makes the shift from a number of channels and a stride. None: a learned one, in space alone if there is
             temporal attention, else in time and space.
     """
 
@@ -74,7 +89,7 @@ class RubiksBlock(nn.Module):
 
     @property
     def attention(self) -> AttentionShift | None:
-        """Of the AQ variant, before the first convolution."""
+        """The attention shift before the first convolution, which only the AQ variant has."""
         conv2: nn.Module = self.conv2
         if not isinstance(conv2, nn.Sequential):
             return None
@@ -96,7 +111,7 @@ class RubiksBlock(nn.Module):
         return shift
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """(N*T, C_in, H, W), the frames of a clip adjoining -> (N*T, C_out, H', W')."""
+        """(N*T, C_in, H, W), clip after clip -> (N*T, C_out, H', W')."""
 
         def split(images: Tensor) -> Tensor:
             return images.unflatten(0, (len(images) // frames, frames))

@@ -1,4 +1,4 @@
-"""The shift as a module: learned, and with what the ablations fix."""
+"""The shift as a module: learned, and the fixed ones of the ablations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from rubiks.ops import shift2d, shift3d
+
+
+def shift_clips(x: Tensor, offsets: Tensor, stride: int, quantize: bool) -> Tensor:
+    """Shift every channel of x (N, T, C, H, W) by its offset, (3, C) or (2, C) -> (N, T, C, H', W').
+
+    With two rows, H and W, each frame is shifted on its own. The other arguments are as in `ChannelShift`.
+    """
+    if len(offsets) == 2:
+        frames = shift2d(x.flatten(0, 1), offsets, stride=stride, quantize=quantize)
+        return frames.unflatten(0, x.shape[:2])
+    return shift3d(x, offsets, stride=(1, stride, stride), quantize=quantize)
 
 
 class ChannelShift(nn.Module):
@@ -27,16 +38,12 @@ class ChannelShift(nn.Module):
         self.stride = stride
 
     def offsets(self) -> Tensor:
-        """What the channels move by: (3, C), or (2, C) where each frame is shifted by itself."""
+        """What the channels move by: (3, C), or (2, C) where each frame is shifted on its own."""
         return self.shift
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C, H, W) -> (N, T, C, H', W')."""
-        offsets = self.offsets()
-        if len(offsets) == 2:
-            frames = shift2d(x.flatten(0, 1), offsets, stride=self.stride, quantize=self.quantize)
-            return frames.unflatten(0, x.shape[:2])
-        return shift3d(x, offsets, stride=(1, self.stride, self.stride), quantize=self.quantize)
+        return shift_clips(x, self.offsets(), self.stride, self.quantize)
 
     def extra_repr(self) -> str:
         axes = "T, H, W" if len(self.offsets()) == 3 else "H, W"
@@ -49,8 +56,8 @@ class LearnableShift(ChannelShift):
     Args:
         channels: C.
         stride: of H and W; time is never strided.
-        temporal: learn an offset in time too. Then ``shift`` has rows T, H, W, in frames and pixels; without, rows
-            H, W, and each frame is shifted by itself.
+        temporal: learn an offset in time too. Then ``shift`` has rows T, H, W, in frames and pixels; otherwise rows
+            H, W, and each frame is shifted on its own.
     """
 
     shift: nn.Parameter
@@ -84,13 +91,13 @@ class FixedTimeShift(LearnableShift):
 
 
 class GroupedShift(ChannelShift):
-    """Nothing is learned: the 3x3 grouped shift of ShiftNet in space and the rule of TSM in time.
+    """A fixed shift: the 3x3 grouped shift of ShiftNet in space and the rule of TSM in time.
 
     Attributes:
         shift: the buffer (3, C), `tsm_offsets` and `grouped_offsets`.
     """
 
-    quantize = True  # all are whole numbers: then it is a plain move
+    quantize = True  # all offsets are whole numbers, so no interpolation is needed
 
     def __init__(self, channels: int, stride: int = 1) -> None:
         super().__init__(stride)
@@ -112,8 +119,8 @@ def tsm_offsets(channels: int) -> Tensor:
 def grouped_offsets(channels: int) -> Tensor:
     """(2, C) offsets in H and W by the rule of ShiftNet (Wu et al., CVPR 2018).
 
-    Nine groups of C // 9 channels have the displacements {-1, 0, 1}^2; what remains joins the group that stays. The
-    groups take turns, so that a run of channels, such as TSM's eighths, has every displacement.
+    Nine groups of C // 9 channels have the displacements {-1, 0, 1}^2; the remaining channels stay. The groups are
+    interleaved, so that each run of channels, such as TSM's eighths, has every displacement.
     """
     displacements = torch.cartesian_prod(torch.arange(-1.0, 2), torch.arange(-1.0, 2)).t()
     offsets = displacements.repeat(1, channels // 9)

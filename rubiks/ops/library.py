@@ -1,8 +1,8 @@
-"""Finding, or at first use building, the compiled operator's library and loading it into the process.
+"""Find the compiled operator's library, or build it at first use, and load it into the process.
 
-In order: the library that was installed with the package, the one in the user's cache, a new one built into the cache.
-Where none can be had, the PyTorch reference runs, and one warning says why. RUBIKS_REFERENCE=1 asks for the reference;
-RUBIKS_NO_BUILD=1 keeps from building; RUBIKS_CACHE names the cache's folder (default ~/.cache/rubiks).
+Tried in order: the library that was installed with the package, the one in the user's cache, a new one built into the
+cache. If none is available, the PyTorch reference runs, and one warning says why. RUBIKS_REFERENCE=1 selects the
+reference; RUBIKS_NO_BUILD=1 prevents building; RUBIKS_CACHE names the cache's folder (default ~/.cache/rubiks).
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Library(NamedTuple):
 class Status(NamedTuple):
     """What `load` did."""
 
-    library: Library | None  # None: the PyTorch reference serves
-    reasons: tuple[str, ...]  # why not a better one
+    library: Library | None  # None: the PyTorch reference runs
+    reasons: tuple[str, ...]  # why no better one was loaded
 
     def compiled(self, device: str) -> bool:
-        """Whether the library, not the reference, serves "CPU" or "CUDA"."""
+        """Whether the library, not the reference, runs on "CPU" or "CUDA"."""
         return self.library is not None and (device == "CPU" or self.library.facts["cuda"])
 
 
 @functools.cache
 def load() -> Status:
-    """Load the best library, building it if need be; at most one in a process, since it defines the operators."""
+    """Load the best library, building it if necessary; at most one in a process, since it defines the operators."""
     if hasattr(torch.ops.rubiks, "shift"):
         return Status(None, ("the operator had been registered by other code",))
     if _set("RUBIKS_REFERENCE"):
@@ -65,7 +65,7 @@ def load() -> Status:
 
 
 def ready() -> bool:
-    """Whether `load` can do its best at once, without building."""
+    """Whether `load` finds the best library at once, without building."""
     if hasattr(torch.ops.rubiks, "shift") or _set("RUBIKS_REFERENCE"):
         return True
     library = next(_candidates([], build=False), None)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from rubiks.models import RubiksNet
-from rubiks.nn import RubiksBlock
-from rubiks.nn.fused import attention_weights
+from rubiks.nn.attention import attention_weights
 from rubiks.settings import Expected, Settings, Share
 
 # Logits are divided by their deviation, so two that are 0 and one that is 1 end up this far apart.
@@ -107,7 +106,6 @@ class Annealing(nn.Module):
         self.schedule = schedule
         self._net = (net,)  # in a tuple: its weights are not part of this module
         self._shifts = net.attention_shifts()
-        self._blocks = [module for module in net.modules() if isinstance(module, RubiksBlock)]
         counts = torch.tensor([float(len(shift.weight)) for shift in self._shifts])
         channels = counts / counts.sum() if schedule.per_layer else torch.ones(1)
         self.register_buffer("channels", channels, persistent=False)
@@ -138,7 +136,7 @@ class Annealing(nn.Module):
 
         In the hard phase it is 0, without gradient: it keeps the logits in the graph, as DDP demands of parameters.
         """
-        stay = [weights[:, 1] for weights in attention_weights(self._blocks) if weights is not None]
+        stay = [weights[:, 1] for weights in attention_weights(self._shifts) if weights is not None]
         groups = stay if self.schedule.per_layer else [torch.cat(stay)]
         share = 1 - torch.stack([group.mean() for group in groups])
         self.share = share.detach()

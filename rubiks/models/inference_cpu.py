@@ -1,29 +1,28 @@
-"""RubiksNet for inference: batch norm folded away, few passes over memory."""
+"""Inference on a CPU: batch norm folded away, few passes over memory."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rubiks.models.backbone import Backbone
+from rubiks.models.block_plan import BlockPlan, norm_affine, read_plans, running_statistics
 from rubiks.models.clips import as_clips
-from rubiks.nn import ChannelShift, RubiksBlock
-from rubiks.ops.fused import mix_frames
-
-if TYPE_CHECKING:
-    from rubiks.models.rubiksnet import RubiksNet
+from rubiks.nn.shift import shift_clips
+from rubiks.ops.fused import excite_, mix_frames
 
 # Measured on two CPU cores.
-PIXELS_AT_ONCE = 8 * 224 * 224  # larger batches are taken apart: their buffers would be fetched from the system anew
+PIXELS_AT_ONCE = 8 * 224 * 224  # larger batches are split: their buffers would be requested from the system every time
 ELEMENTS_AT_ONCE = 1_500_000  # between a norm and its convolution, so that they are still in the cache
-SMALL_IMAGE = 14 * 14  # pixels; from here on one large matrix is better than one per frame
+SMALL_IMAGE = 14 * 14  # pixels; up to this size one large matrix is faster than one per frame
 
 
 class Grid(NamedTuple):
-    """Where the columns of a layer's matrices lie in the clips.
+    """Which pixels the columns of a layer's matrices are.
 
     Activations are matrices (B, C, P) that convolutions multiply: one for each frame, (N*T, C, H*W), or a single one
     with the columns of all frames, (1, C, N*T*H*W).
@@ -54,10 +53,10 @@ class Grid(NamedTuple):
 
 
 class Rectifier(nn.Module):
-    """Batch norm and ReLU as a clamp, whose result only lacks a scale and an offset.
+    """Batch norm and ReLU as a clamp, up to a scale and an offset.
 
     relu(s x + b) is s max(x, t) + b with t = -b / s where s is positive, and s min(x, t) + b where it is negative. The
-    next linear layer takes up s and b.
+    next linear layer includes s and b.
 
     Args:
         scale, bias: s and b (C,); scales are not 0.
@@ -78,7 +77,7 @@ class Rectifier(nn.Module):
         infinity = torch.full_like(threshold, torch.inf)
         self.register_buffer("threshold", threshold.to(dtype))
         self.register_buffer("low", torch.where(falling, -infinity, threshold).to(dtype))
-        # Scales are rarely negative: mostly the second bound is not needed.
+        # Scales are rarely negative, so the second bound is rarely needed.
         self.register_buffer("high", torch.where(falling, threshold, infinity).to(dtype) if falling.any() else None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,64 +90,70 @@ class Block(nn.Module):
     """A residual block that works in place.
 
     Args:
-        block: whose weights to take.
-        offset: (C_in,), of the input: it is to be added to x first.
+        plan: of the block.
+        offset: (C_in,), of the input: it has yet to be added to x.
+        dtype: of the weights.
 
     Attributes:
-        offset: that of the output, likewise left to the next block. The bias of a folded shortcut ends there.
+        offset: of the output, likewise left to the next block. It holds the bias of a folded shortcut.
         attention: weights (3, C_in, 1, 1) of a soft attention shift.
         moved: the channels of a hard one that take another frame; the first `looking_back` of them the previous one.
     """
 
+    shift: Tensor
     conv2: Tensor
     bias2: Tensor
     conv3: Tensor
     shortcut: Tensor | None
     attention: Tensor | None
     moved: Tensor | None
+    se_reduce: Tensor | None
+    se_expand: Tensor | None
 
-    def __init__(self, block: RubiksBlock, offset: Tensor | None) -> None:
+    def __init__(self, plan: BlockPlan, offset: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        dtype = block.conv3.weight.dtype
-        scale1, bias1 = affine(block.bn1, offset)
-        scale2, bias2 = affine(block.bn2)
+        folded, temporal = plan.fold(), plan.attention
+        self.stride, self.quantize = plan.shift.stride, plan.shift.quantize
+        scale1 = folded.scale
+        bias1 = folded.bias if offset is None else folded.bias + scale1 * offset
         self.rectify = Rectifier(scale1, bias1, dtype)
         attention = moved = None
-        temporal = block.attention
         if temporal is not None and temporal.back is not None and temporal.ahead is not None:
             self.looking_back = len(temporal.back)
             channels = torch.cat((temporal.back, temporal.ahead))
             if len(channels):
                 moved = channels
                 self.rectify_moved = Rectifier(scale1[moved], bias1[moved], dtype)
-        elif temporal is not None:  # back, stay, ahead; as in (C, H, W)
-            attention = temporal.attention().t()[:, :, None, None]
-        self.register_buffer("moved", moved)
-        weight2 = scale2[:, None] * exact_weight(block.first_convolution)
-        self.register_buffer("attention", attention)
-        self.register_buffer("conv2", (weight2 * scale1).to(dtype))
-        self.register_buffer("bias2", (weight2 @ bias1 + bias2)[:, None].to(dtype))
-        self.shift: ChannelShift = copy.deepcopy(block.shift)
-        self.register_buffer("conv3", block.conv3.weight.flatten(1).clone())
-        self.register_buffer("shortcut", None)
-        self.offset = offset
-        if block.shortcut is not None:
-            self.shortcut = (exact_weight(block.shortcut) * scale1).to(dtype)
-            self.offset = exact_weight(block.shortcut) @ bias1
-        self.se = copy.deepcopy(block.se)
+        elif folded.attention is not None:  # back, stay, ahead; as in (C, H, W)
+            attention = folded.attention.t()[:, :, None, None]
+        shortcut, self.offset = None, offset
+        if folded.shortcut is not None:
+            shortcut = (folded.shortcut * scale1).to(dtype)
+            self.offset = folded.shortcut @ bias1
+        for name, value in (
+            ("attention", attention),
+            ("moved", moved),
+            ("conv2", (folded.conv2 * scale1).to(dtype)),
+            ("bias2", (folded.conv2 @ bias1 + folded.conv2_bias)[:, None].to(dtype)),
+            ("shift", folded.shift),
+            ("se_reduce", folded.se_reduce),
+            ("se_expand", folded.se_expand),
+            ("conv3", folded.conv3.to(dtype)),
+            ("shortcut", shortcut),
+        ):
+            self.register_buffer(name, value)
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """(B, C_in, P), which is overwritten -> (B, C_out, P')."""
         h = self._first_half(x, grid)
-        z = self.shift(grid.volume(h))
+        z = shift_clips(grid.volume(h), self.shift, self.stride, self.quantize)
         if self.shortcut is not None:
-            stride = self.shift.stride
-            every = grid.volume(x)[..., ::stride, ::stride]
-            grid = grid.strided(stride)
-            a = self.rectify(grid.matrices(every))
+            strided = grid.volume(x)[..., :: self.stride, :: self.stride]
+            grid = grid.strided(self.stride)
+            a = self.rectify(grid.matrices(strided))
             x = torch.bmm(self.shortcut.expand(len(a), -1, -1), a)
-        if self.se is not None:
-            z *= self.se.fc(z.mean((3, 4)))[..., None, None]
+        if self.se_reduce is not None and self.se_expand is not None:
+            excite_(z, self.se_reduce, self.se_expand)
         return x.baddbmm_(self.conv3.expand(len(x), -1, -1), grid.matrices(z)), grid
 
     def _first_half(self, x: Tensor, grid: Grid) -> Tensor:
@@ -168,7 +173,7 @@ class Block(nn.Module):
         return out
 
     def _move(self, x: Tensor, grid: Grid) -> Tensor:
-        """The channels that whole-frame shifts move, rectified: (B, C_in, P) -> (B, moved, P)."""
+        """The channels that whole-frame shifts move, moved and rectified: (B, C_in, P) -> (B, moved, P)."""
         assert self.moved is not None
         a = grid.volume(self.rectify_moved(x.index_select(1, self.moved)))
         zero = self.rectify_moved.threshold[:, :, None]  # what frames outside the clip count as
@@ -192,32 +197,34 @@ class Block(nn.Module):
 class InferenceNet(nn.Module):
     """The logits of a network in evaluation mode, computed faster.
 
-    It holds its own weights, so the network can be trained further without changing it, and computes in their type:
-    float64, float32 or bfloat16. It has no gradient. Batch norm uses the running statistics whatever the mode.
+    It has its own weights, so further training of the network does not change it, and computes in their type: float64,
+    float32 or bfloat16. It has no gradient. Batch norm uses the running statistics whatever the mode.
 
     Args:
-        net: whose weights to take.
+        backbone, classifier: of the network, whose weights are copied.
     """
 
     stem: Tensor
 
     @torch.no_grad()
-    def __init__(self, net: RubiksNet) -> None:
+    def __init__(self, backbone: Backbone, classifier: nn.Linear) -> None:
         super().__init__()
-        self.register_buffer("stem", net.backbone.conv1.weight.clone())
+        dtype = classifier.weight.dtype
+        self.register_buffer("stem", backbone.conv1.weight.clone())
         offset = None
         self.blocks = nn.ModuleList()
-        for layer in net.backbone.layers():
-            for block in layer:
-                assert isinstance(block, RubiksBlock)
-                folded = Block(block, offset)
-                offset = folded.offset
-                self.blocks.append(folded)
-        scale, bias = affine(net.backbone.bn_last, offset)
-        self.rectify = Rectifier(scale, bias, net.new_fc.weight.dtype)
-        self.fc = copy.deepcopy(net.new_fc)
-        self.fc.weight.copy_(net.new_fc.weight * scale)
-        self.fc.bias.copy_(net.new_fc.bias + net.new_fc.weight.double() @ bias)
+        for plan in read_plans(backbone.blocks()):
+            block = Block(plan, offset, dtype)
+            offset = block.offset
+            self.blocks.append(block)
+        last = backbone.bn_last
+        scale, bias = norm_affine(last.weight, last.bias, running_statistics(last))
+        if offset is not None:
+            bias = bias + scale * offset
+        self.rectify = Rectifier(scale, bias, dtype)
+        self.fc = copy.deepcopy(classifier)
+        self.fc.weight.copy_(classifier.weight * scale)
+        self.fc.bias.copy_(classifier.bias + classifier.weight.double() @ bias)
         self.requires_grad_(False)
         self.eval()
 
@@ -243,22 +250,3 @@ class InferenceNet(nn.Module):
                 x = grid.matrices(volume)
             x, grid = block(x, grid)
         return self.fc(grid.volume(self.rectify(x)).mean((1, 3, 4)))
-
-
-def affine(norm: nn.BatchNorm2d, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Scale and bias (C,), float64, of a batch norm with its running statistics, of which no scale is quite 0.
-
-    `offset` (C,) is to be added to the norm's input first.
-    """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    scale = torch.where(scale.abs() < 1e-30, 1e-30, scale)
-    mean = norm.running_mean.double()
-    return scale, norm.bias.double() - scale * (mean if offset is None else mean - offset)
-
-
-def exact_weight(conv: nn.Module) -> Tensor:
-    """Weight (C_out, C_in), float64, of a 1x1 convolution."""
-    assert isinstance(conv, nn.Conv2d)
-    return conv.weight.flatten(1).double()
