@@ -42,7 +42,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from rubiks import RubiksNet
 from rubiks.data import scenes
-from rubiks.data.builtin import DEFAULT_VIDEOS, Clip, Plan
+from rubiks.data.builtin import DEFAULT_VIDEOS
+from rubiks.data.builtin_clips import Clip, Plan
 from rubiks.data.datamodule import default_workers
 from rubiks.evaluation.protocols import segment_centres
 from rubiks.models import TIERS, VARIANTS

@@ -27,7 +27,7 @@ from faulty_train import insert
 from hydra.core.global_hydra import GlobalHydra
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-from rubiks import processes
+from rubiks import parent
 from rubiks.cli.entry import launch
 
 
@@ -105,7 +105,7 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
         os.environ.update(environment)
         sys.argv = list(command[1:])
         GlobalHydra.instance().clear()
-        processes.subprocess = types.SimpleNamespace(Popen=popen)
+        parent.subprocess = types.SimpleNamespace(Popen=popen)
         if "FAULT" in environment:
             insert(*environment["FAULT"].split())
         if command[1] == "-m":

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from rubiks.data import builtin, scenes
+from rubiks.data import actions, builtin_clips, builtin_workers, scenes
 from rubiks.data.builtin import LEVELS, class_names, generate
 from rubiks.errors import InputError
 
@@ -94,7 +94,7 @@ def test_two_placeholders_in_order() -> None:
 
 
 def test_files_hold_the_drawn_frames(made: Path) -> None:
-    plan = builtin.Plan("plain", 0, TRAIN, VAL)
+    plan = builtin_clips.Plan("plain", 0, TRAIN, VAL)
     templates = {
         e["id"]: e["template"] for s in ("train", "validation") for e in json.loads((made / f"{s}.json").read_text())
     }
@@ -119,7 +119,7 @@ def test_interrupted_generation_goes_on(made: Path, tmp_path: Path, capsys: pyte
     for number in (2, 5, 20):
         (folder / VIDEOS / f"{number}.webm").unlink()
     (folder / VIDEOS / "7.webm").write_bytes(b"")  # as a power cut may leave it
-    (folder / VIDEOS / f"{builtin._TEMPORARY}0123").write_bytes(b"half")
+    (folder / VIDEOS / f"{builtin_clips.TEMPORARY}0123").write_bytes(b"half")
     kept = (folder / VIDEOS / "1.webm").stat().st_mtime_ns
     assert generate(tmp_path, "plain", TRAIN, VAL, workers=1, progress=False) == folder
     assert contents(folder) == contents(made)
@@ -139,11 +139,11 @@ def test_a_temporary_file_taken_away_is_written_again(tmp_path: Path, monkeypatc
     def taken_once(source: Path, target: Path) -> None:
         calls.append(target)
         if len(calls) == 1:
-            builtin._remove_temporary(tmp_path)  # what a second process does as it starts
+            builtin_clips.remove_temporary(tmp_path)  # what a second process does as it starts
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", taken_once)
-    builtin._write(tmp_path / "file", b"whole")
+    builtin_clips.write(tmp_path / "file", b"whole")
     assert contents(tmp_path) == {"file": b"whole"}
     assert len(calls) == 2
 
@@ -180,13 +180,13 @@ def test_second_class_of_a_pair_is_the_first_reversed(level: str) -> None:
         assert min(forwards.shape[1:3]) == {"plain": 80, "textured": 128}[level]
 
 
-def ends(label: int, seed: int) -> tuple[list[scenes.Sprite], np.ndarray, np.ndarray]:
+def ends(label: int, seed: int) -> tuple[list[actions.Sprite], np.ndarray, np.ndarray]:
     """The actors of a textured clip, and the last one's way and all its places (frames, 2), in short sides."""
     rng = np.random.default_rng([label, seed])
     looks = scenes.cast(rng, "textured", label)
     p = scenes._progress(rng, 48)
     assert (p[0], p[-1]) == (0, 1)
-    sprites = scenes._PAIRS[label // 2].draw(rng, p, looks)
+    sprites = actions.PAIRS[label // 2].draw(rng, p, looks)
     places = np.stack([np.broadcast_to(sprites[-1].x, 48), np.broadcast_to(sprites[-1].y, 48)], -1)
     return sprites, places[-1] - places[0], places
 
@@ -263,7 +263,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "write_bytes", fill_up)
     with pytest.raises(InputError, match=rf"data\.root: .*cannot write 4\.webm in {tmp_path}: the disk is full"):
-        builtin._write(tmp_path / "4.webm", b"video")
+        builtin_clips.write(tmp_path / "4.webm", b"video")
     assert not list(tmp_path.iterdir())
     # The videos fit, an annotation file doesn't.
     with pytest.raises(InputError, match=r"cannot write README\.txt in .*: the disk is full"):
@@ -286,6 +286,6 @@ def test_write_error_in_the_middle_of_a_video(tmp_path: Path) -> None:
 
 
 def test_error_in_a_worker_process_reaches_the_caller(tmp_path: Path) -> None:
-    plan = builtin.Plan("plain", 0, 8, 8)
+    plan = builtin_clips.Plan("plain", 0, 8, 8)
     with pytest.raises(InputError, match=rf"data\.root: .*cannot write \d+\.webm in {tmp_path / 'gone'}"):
-        builtin._make_in_processes(tmp_path / "gone", plan, 2, lambda: None)
+        builtin_workers.make_in_processes(tmp_path / "gone", plan, 2, lambda: None)

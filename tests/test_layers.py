@@ -27,7 +27,8 @@ ALLOWED = {
     "naming": {"choices", "errors", "launched", "models", "processes", "runs"},
     "continuing": {"choices", "data", "errors", "models", "runs", "training"},
     "launched": {"errors", "processes"},
-    "processes": {"choices", "data", "files", "errors", "stopping"},
+    "parent": {"choices", "data", "errors", "processes", "stopping"},
+    "processes": {"files", "errors", "stopping"},
 }
 TOP = {"__main__", "assemble", "experiment", "trainers", "tracking", "weights", "cli", "__init__"}
 

@@ -18,7 +18,7 @@ from commands import BASE
 from conftest import watch_flushes
 
 import rubiks
-from rubiks import RubiksNet, processes, trainers
+from rubiks import RubiksNet, parent, trainers
 from rubiks.data.datamodule import Loading
 from rubiks.data.manifest import Entry, Manifest
 from rubiks.evaluation.collect import CollectPredictions
@@ -255,7 +255,7 @@ def test_a_gpu_is_named_and_a_soft_network_has_no_share(listed, commands, predic
 def test_a_parent_starts_its_processes_and_scores_nothing(listed, commands, predicts, tmp_path, monkeypatch):
     save(tmp_path / "net.pth.tar")
     started = []
-    monkeypatch.setattr(processes, "run", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(parent, "run", lambda *arguments: started.append(arguments))
     choices = (*BASE, *listed, "ckpt=net.pth.tar", "trainer.devices=2", "process_timeout=21")
     status, out, err = commands.run("eval", choices)
     assert (status, "Evaluating" in out, err) == (0, False, "")

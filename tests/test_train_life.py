@@ -18,7 +18,7 @@ import torch
 import yaml
 from commands import BASE
 
-from rubiks import processes, tracking
+from rubiks import parent, processes, tracking
 from rubiks.data.manifest import Entry, Manifest
 from rubiks.stopping import Interrupted
 from rubiks.training.position import Position
@@ -189,7 +189,7 @@ def test_a_damaged_or_missing_state_does_not_take_the_place_of_the_one_before(
 @pytest.mark.parametrize("came", [None, signal.SIGTERM])
 def test_a_parent_starts_its_processes_and_trains_nothing(came, builtin_data, commands, fits, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(processes, "run", lambda *arguments: (started.append(arguments), came)[1])
+    monkeypatch.setattr(parent, "run", lambda *arguments: (started.append(arguments), came)[1])
     choices = (*BASE, "logger=csv", builtin_data, *SMALL, "run=two", "trainer.devices=2", "process_timeout=21")
     assert commands.run("train", choices) == (0, "", "")
     assert started == [("train", 2, 1, Path("outputs/two"), list(choices), 21)]

@@ -16,7 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from rubiks import __version__, assemble, naming, processes, runs, trainers, weights
+from rubiks import __version__, assemble, naming, parent, runs, trainers, weights
 from rubiks.choices import CommandLine
 from rubiks.data import videos
 from rubiks.evaluation import report
@@ -74,7 +74,7 @@ def _evaluate(settings: Evaluation, command: CommandLine, run: runs.Run, stop: S
     )
     if trainers.starts_processes(trainer):  # everything has been checked, once
         devices, nodes, timeout = trainer.num_devices, trainer.num_nodes, settings.process_timeout
-        processes.run("eval", devices, nodes, run.folder, command.choices, timeout)
+        parent.run("eval", devices, nodes, run.folder, command.choices, timeout)
         return
     if trainer.is_global_zero:
         print(f"Evaluating {saved.path} on {len(listed):,} videos", flush=True)

@@ -23,7 +23,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 
-from rubiks import assemble, continuing, launched, naming, processes, runs, tracking, trainers, weights
+from rubiks import assemble, continuing, launched, naming, parent, processes, runs, tracking, trainers, weights
 from rubiks.choices import CommandLine, program, setting
 from rubiks.data import videos
 from rubiks.experiment import Training
@@ -118,7 +118,7 @@ def _train(
     mixing = assemble.mixing(settings, len(classes))
     module = VideoClassifier(net, recipe, classes, content, settings.aq, mixing, settings.seed, start)
     if trainers.starts_processes(trainer):  # everything has been checked, once
-        stop.signal = processes.run(
+        stop.signal = parent.run(
             "train", trainer.num_devices, trainer.num_nodes, run.folder, command.choices, settings.process_timeout
         )
         return
