@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import errno
 import os
-import re
 import signal
 import sys
 import threading
@@ -28,6 +25,7 @@ import rubiks
 from rubiks import launched, processes
 from rubiks.choices import CommandLine
 from rubiks.cli.helping import print_help
+from rubiks.cli.keys import check_added, check_signs, explain
 from rubiks.data.sources import Source
 from rubiks.errors import InputError
 from rubiks.experiment import Evaluation, Training
@@ -71,7 +69,7 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
                 list(hydra_config.overrides.task),
                 hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else None,
             )
-            _check_added(cfg, config_name, command.choices)
+            check_added(cfg, config_name, command.choices)
             config = plain(cfg)
             job(model(**config), config, command)
         except Exception as error:
@@ -80,7 +78,7 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
     if processes.is_child():
         processes.follow_parent()
     try:
-        _check_signs(sys.argv[1:], config_folder, config_name)
+        check_signs(sys.argv[1:], config_folder, config_name)
         if {"--help", "-h"} & set(sys.argv[1:]):
             _help(job, model, [argument for argument in sys.argv[1:] if not argument.startswith("-")])
             return
@@ -88,7 +86,7 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
     except (KeyboardInterrupt, Interrupted, InputError) as error:
         _end(error)
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(_explain(error, config_folder, config_name, sys.argv[1:]))
+        _fail(explain(error, config_folder, config_name, sys.argv[1:]))
     except ValueError as error:  # Hydra's, of a group's choice that is no name
         if begun:
             raise
@@ -138,14 +136,14 @@ def compose(choices: list[str], name: str = "train") -> DictConfig:
     """
     folder = presets()
     try:
-        _check_signs(choices, folder, name)
+        check_signs(choices, folder, name)
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             cfg = hydra.compose(name, choices)
-            _check_added(cfg, name, choices)
+            check_added(cfg, name, choices)
             return cfg
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explain(error, folder, name, choices)) from None
+        raise InputError(explain(error, folder, name, choices)) from None
 
 
 def presets() -> Path:
@@ -206,98 +204,3 @@ def _end(error: BaseException) -> NoReturn:
 
 def _fail(message: str) -> NoReturn:
     _end(InputError(message))
-
-
-def _check_signs(choices: list[str], config_folder: Path, config_name: str) -> None:
-    """Raise InputError for a choice that removes a key, ~KEY, or adds a group, +GROUP=; Hydra's own keys may be."""
-    for choice in choices:
-        sign, key, value = _parts(choice)
-        if not sign or key.startswith("hydra"):
-            continue
-        if sign == "~":
-            raise InputError(f"{choice}: no key can be removed, as all are needed; give {key} another value instead")
-        if not key or (config_folder / key.partition("@")[0]).is_dir():
-            known = _known(config_folder, config_name, [])
-            if key in known:
-                raise InputError(f"{choice}: there is such a group already; choose without {sign}, {key}={value}")
-            raise InputError(_unknown(key or choice, known))
-
-
-def _check_added(cfg: DictConfig, config_name: str, choices: list[str]) -> None:
-    """Raise InputError for a key that +KEY=VALUE has added, which nothing would read.
-
-    Lightning's Trainer takes more arguments than are listed; they are checked when it is made.
-    """
-    if not any(choice.startswith("+") for choice in choices):
-        return
-    known = _composed_keys(config_name, [choice for choice in choices if not choice.startswith("+")])
-    unknown = [key for key in _keys(cfg) if key not in known and not key.startswith("trainer.")]
-    if unknown:
-        typed = (_parts(choice)[1] for choice in choices)
-        raise InputError(_unknown(next((key for key in typed if key in unknown), unknown[0]), known))
-
-
-def _parts(choice: str) -> tuple[str, str, str]:
-    """+KEY=VALUE in its parts: "+", "++", "~" or nothing; the key; the value."""
-    left, _, value = choice.partition("=")
-    key = left.lstrip("+~")
-    return left.removesuffix(key), key, value
-
-
-def _explain(error: Exception, config_folder: Path, config_name: str, choices: list[str]) -> str:
-    """Hydra's message, and for an unknown key the keys that there are."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    cause = error.__cause__
-    if isinstance(cause, OmegaConfBaseException) and cause.msg and cause.msg.splitlines()[0] not in lines[0]:
-        lines.append(cause.msg.splitlines()[0])
-    message = "\n".join(lines)
-    if present := re.search(r"An item is already at '([^']+)'", message):
-        return f"+{present.group(1)}: there is such a key already; set it without +"
-    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|does not exist)", message)
-    if unknown is None:
-        return message
-    key = unknown.group(1) or unknown.group(2)
-    with contextlib.suppress(HydraException, OmegaConfBaseException):
-        others = [choice for choice in choices if _parts(choice)[1] != key]
-        return _unknown(key, _known(config_folder, config_name, others))
-    return message
-
-
-def _unknown(key: str, known: list[str]) -> str:
-    """That there is no such key, one that is like it, and those that there are in its section."""
-    section = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    listed = ", ".join(sorted(section or {other.partition(".")[0] for other in known}))
-    return f"{key} is not a key of the configuration.{hint} The choices are {listed}"
-
-
-def _known(config_folder: Path, config_name: str, choices: list[str]) -> list[str]:
-    """Every key of the configuration with those of the choices that are of groups."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_folder.resolve()), version_base="1.3"):
-        groups = {path.name for path in config_folder.iterdir() if path.is_dir()}
-        return _composed_keys(config_name, [choice for choice in choices if choice.partition("=")[0] in groups])
-
-
-def _composed_keys(config_name: str, choices: list[str]) -> list[str]:
-    """Every key of the configuration with these choices, and the groups of which none is chosen."""
-    cfg = hydra.compose(config_name, choices, return_hydra_config=True)
-    keys = [key for key in _keys(cfg) if key.partition(".")[0] != "hydra"]
-    return keys + [group for group in cfg.hydra.runtime.choices if "/" not in group and group not in keys]
-
-
-def _keys(cfg: DictConfig) -> list[str]:
-    """Every key of a configuration, sections included."""
-    tree = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(tree, dict)
-    keys: list[str] = []
-
-    def walk(node: dict, prefix: str) -> None:
-        for name, value in node.items():
-            keys.append(f"{prefix}{name}")
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{name}.")
-
-    walk(tree, "")
-    return keys

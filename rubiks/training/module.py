@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from rubiks.errors import InputError
 from rubiks.models import RubiksNet
@@ -23,10 +21,10 @@ from rubiks.ops import fused
 from rubiks.training import optim, shifts
 from rubiks.training.aq import Annealing, AttentionSchedule
 from rubiks.training.checkpointing import forget_best
+from rubiks.training.metrics import WeightedMean, accuracies
 from rubiks.training.mixing import Mixing, draw_seed
 from rubiks.training.position import Epoch, Position, epoch_of, write_loops
 from rubiks.training.recipe import Recipe
-from rubiks.training.weighted_mean import WeightedMean
 
 log = logging.getLogger(__name__)
 
@@ -79,17 +77,7 @@ class VideoClassifier(pl.LightningModule):
         self._own_statistics: Tensor | None = None
         self.initial_shifts = shifts.offsets(net)
         self.normalize = Normalize()
-        accuracy = MetricCollection(
-            {
-                f"top{k}": MulticlassAccuracy(
-                    net.num_classes,
-                    top_k=min(k, net.num_classes),
-                    average="micro",
-                    validate_args=False,  # checks of the labels would make every step wait for the GPU
-                )
-                for k in (1, 5)
-            }
-        )
+        accuracy = accuracies(net.num_classes)
         self.train_accuracy = accuracy.clone(prefix="train/")
         self.val_accuracy = accuracy.clone(prefix="val/")
         self.train_loss = WeightedMean()

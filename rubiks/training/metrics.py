@@ -1,10 +1,11 @@
-"""A mean over clips, in batches of any size."""
+"""What is measured of clips in training: no metric makes a step wait for the GPU."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 
 class WeightedMean(Metric):
@@ -28,3 +29,18 @@ class WeightedMean(Metric):
 
     def compute(self) -> Tensor:
         return self.total / self.weight
+
+
+def accuracies(num_classes: int) -> MetricCollection:
+    """Top-1 and top-5 accuracy, the latter of as many classes as there are where these are fewer."""
+    return MetricCollection(
+        {
+            f"top{k}": MulticlassAccuracy(
+                num_classes,
+                top_k=min(k, num_classes),
+                average="micro",
+                validate_args=False,  # checks of the labels would make every step wait for the GPU
+            )
+            for k in (1, 5)
+        }
+    )

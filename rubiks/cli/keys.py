@@ -1,0 +1,111 @@
+"""Keys of a command line that the configuration does not have, and what to write instead."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rubiks.errors import InputError
+
+
+def check_signs(choices: list[str], config_folder: Path, config_name: str) -> None:
+    """Raise InputError for a choice that removes a key, ~KEY, or adds a group, +GROUP=; Hydra's own keys may be."""
+    for choice in choices:
+        sign, key, value = _parts(choice)
+        if not sign or key.startswith("hydra"):
+            continue
+        if sign == "~":
+            raise InputError(f"{choice}: no key can be removed, as all are needed; give {key} another value instead")
+        if not key or (config_folder / key.partition("@")[0]).is_dir():
+            known = _known(config_folder, config_name, [])
+            if key in known:
+                raise InputError(f"{choice}: there is such a group already; choose without {sign}, {key}={value}")
+            raise InputError(_unknown(key or choice, known))
+
+
+def check_added(cfg: DictConfig, config_name: str, choices: list[str]) -> None:
+    """Raise InputError for a key that +KEY=VALUE has added, which nothing would read.
+
+    Lightning's Trainer takes more arguments than are listed; they are checked when it is made.
+    """
+    if not any(choice.startswith("+") for choice in choices):
+        return
+    known = _composed_keys(config_name, [choice for choice in choices if not choice.startswith("+")])
+    unknown = [key for key in _keys(cfg) if key not in known and not key.startswith("trainer.")]
+    if unknown:
+        typed = (_parts(choice)[1] for choice in choices)
+        raise InputError(_unknown(next((key for key in typed if key in unknown), unknown[0]), known))
+
+
+def _parts(choice: str) -> tuple[str, str, str]:
+    """+KEY=VALUE in its parts: "+", "++", "~" or nothing; the key; the value."""
+    left, _, value = choice.partition("=")
+    key = left.lstrip("+~")
+    return left.removesuffix(key), key, value
+
+
+def explain(error: Exception, config_folder: Path, config_name: str, choices: list[str]) -> str:
+    """Hydra's message, and for an unknown key the keys that there are."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.msg and cause.msg.splitlines()[0] not in lines[0]:
+        lines.append(cause.msg.splitlines()[0])
+    message = "\n".join(lines)
+    if present := re.search(r"An item is already at '([^']+)'", message):
+        return f"+{present.group(1)}: there is such a key already; set it without +"
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|does not exist)", message)
+    if unknown is None:
+        return message
+    key = unknown.group(1) or unknown.group(2)
+    with contextlib.suppress(HydraException, OmegaConfBaseException):
+        others = [choice for choice in choices if _parts(choice)[1] != key]
+        return _unknown(key, _known(config_folder, config_name, others))
+    return message
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    """That there is no such key, one that is like it, and those that there are in its section."""
+    section = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    listed = ", ".join(sorted(section or {other.partition(".")[0] for other in known}))
+    return f"{key} is not a key of the configuration.{hint} The choices are {listed}"
+
+
+def _known(config_folder: Path, config_name: str, choices: list[str]) -> list[str]:
+    """Every key of the configuration with those of the choices that are of groups."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_folder.resolve()), version_base="1.3"):
+        groups = {path.name for path in config_folder.iterdir() if path.is_dir()}
+        return _composed_keys(config_name, [choice for choice in choices if choice.partition("=")[0] in groups])
+
+
+def _composed_keys(config_name: str, choices: list[str]) -> list[str]:
+    """Every key of the configuration with these choices, and the groups of which none is chosen."""
+    cfg = hydra.compose(config_name, choices, return_hydra_config=True)
+    keys = [key for key in _keys(cfg) if key.partition(".")[0] != "hydra"]
+    return keys + [group for group in cfg.hydra.runtime.choices if "/" not in group and group not in keys]
+
+
+def _keys(cfg: DictConfig) -> list[str]:
+    """Every key of a configuration, sections included."""
+    tree = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(tree, dict)
+    keys: list[str] = []
+
+    def walk(node: dict, prefix: str) -> None:
+        for name, value in node.items():
+            keys.append(f"{prefix}{name}")
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+
+    walk(tree, "")
+    return keys
