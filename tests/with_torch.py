@@ -21,9 +21,10 @@ import torch
 requests = socket.socket(fileno=int(sys.argv[1]))
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 while True:
-    request, (out, err, told), _, _ = socket.recv_fds(requests, 1 << 20, 3)
+    request, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 3)
     if not request:
         break
+    out, err, told = descriptors
     if os.fork() == 0:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         script, folder, environment = json.loads(request)
@@ -42,6 +43,8 @@ while True:
                 tempfile.tempdir = None
                 exec(script, {"__name__": "__main__"})
                 status = 0
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else int(end.code is not None)
             except BaseException:
                 traceback.print_exc()
             finally:
