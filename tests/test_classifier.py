@@ -79,7 +79,7 @@ def test_clips_go_with_their_own_labels_and_are_mixed_with_those_of_other_videos
 
 
 def test_dropout_follows_from_seed_step_batch_and_process_alone():
-    views = {"views": torch.randint(0, 256, (3, 1, 2, 3, 32, 32), dtype=torch.uint8), "label": torch.arange(3)}
+    views = {"views": torch.randint(0, 256, (3, 1, 2, 3, 32, 32), dtype=torch.uint8), "label": torch.arange(3)[:, None]}
 
     def loss(dropout=0.5, seed=3, step=2, batch=1, rank=0):
         torch.manual_seed(0)
@@ -103,7 +103,7 @@ def test_top5_of_fewer_classes_is_right_whenever_there_is_a_label(classes):
     module = alone(RubiksNet("tiny", classes).eval())
     views = torch.randint(0, 256, (20, 1, 1, 3, 32, 32), dtype=torch.uint8)
     label = torch.randint(0, classes, (20,))
-    module.validation_step({"views": views, "label": label}, 0)
+    module.validation_step({"views": views, "label": label[:, None]}, 0)
     with torch.no_grad():
         logits = module(views)
     order = logits.argsort(dim=1, descending=True)
@@ -160,7 +160,7 @@ def test_predictions_are_the_mean_of_the_views_of_every_video(precision):
     net = network().eval()
     kept = videos(5, views=3)
     for number, video in enumerate(kept):
-        video["label"], video["index"] = number % 3, 10 + number
+        video["label"], video["index"] = torch.full((3,), number % 3), 10 + number
     module = VideoClassifier(net)
     trainer = make_trainer(recipe(), logger=False, precision=precision)
     parts = trainer.predict(module, DataLoader(kept, batch_size=2))
@@ -290,7 +290,7 @@ def test_a_run_goes_on_with_the_settings_of_its_last_start(name, tmp_path):
         batches += [part[start : start + size] for start in range(0, len(part), size)]
     for number, batch in enumerate(batches):
         clips = pixels(torch.stack([video["views"][0] for video in batch]))
-        expected.batch(clips, one_hot(torch.stack([video["label"] for video in batch]), CLASSES))
+        expected.batch(clips, one_hot(torch.cat([video["label"] for video in batch]), CLASSES))
         expected.step(([1.0, *factors])[number])
         expected.rates, expected.decays = rates(weights, shift), {"weights": decay, "classifier": decay}
         if optimizer == "sgd":
@@ -351,7 +351,7 @@ def test_an_epoch_that_only_had_to_be_validated_has_no_training_metrics():
     module.on_train_epoch_end()
     assert module.logged == {}
     module.training_step(
-        {"views": torch.zeros(2, 1, 2, 3, 32, 32, dtype=torch.uint8), "label": torch.tensor([0, 1])}, 0
+        {"views": torch.zeros(2, 1, 2, 3, 32, 32, dtype=torch.uint8), "label": torch.tensor([[0], [1]])}, 0
     )
     module.on_train_epoch_end()
     assert {"train/loss_epoch", "train/top1", "train/top5"} <= module.logged.keys()

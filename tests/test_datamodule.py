@@ -148,7 +148,7 @@ def test_evaluation_batches_hold_every_video_once_in_order(records):
     for loader in (data.val_dataloader(), data.predict_dataloader()):
         found = list(loader)
         assert [batch["index"].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6]]
-        assert [batch["label"].tolist() for batch in found] == [[0, 1, 2], [0, 1, 2], [0]]
+        assert [batch["label"].tolist() for batch in found] == [[[0], [1], [2]], [[0], [1], [2]], [[0]]]
         assert [batch["views"].shape for batch in found] == [(count, 1, 4, 3, 32, 32) for count in (3, 3, 1)]
 
 

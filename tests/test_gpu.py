@@ -206,7 +206,7 @@ def test_steps_do_not_wait_for_the_gpu(variant, name):
         enable_model_summary=False,
         callbacks=[Throughput(), SkipNonFinite(), watch],
     )
-    clip = {"views": torch.zeros(1, 8, 3, 64, 64, dtype=torch.uint8), "label": 3, "index": 0}
+    clip = {"views": torch.zeros(1, 8, 3, 64, 64, dtype=torch.uint8), "label": torch.tensor([3]), "index": 0}
     try:
         trainer.fit(module, Loader([clip] * 16, batch_size=2, pin_memory=True), Loader([clip] * 2, batch_size=2))
     finally:

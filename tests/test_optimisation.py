@@ -30,7 +30,7 @@ def videos(count: int, views: int = 1, seed: int = 1) -> list[Video]:
     return [
         Video(
             views=torch.randint(0, 256, (views, 2, 3, 32, 32), dtype=torch.uint8, generator=generator),
-            label=torch.randint(0, CLASSES, (), generator=generator),
+            label=torch.randint(0, CLASSES, (1,), generator=generator).expand(views),
             index=index,
         )
         for index in range(count)
@@ -147,7 +147,7 @@ def test_steps_and_what_is_logged_of_them_are_the_formulas(name):
     for epoch in range(recipe.epochs):
         losses, scores = [], {"train": [], "val": []}
         for number, batch in enumerate(batches, start=1):
-            labels = batch["label"]
+            labels = batch["label"][:, 0]
             logits, loss = expected.batch(pixels(batch["views"][:, 0]), one_hot(labels, CLASSES), accumulate)
             losses += [loss] * len(labels)
             scores["train"].append((logits, labels))
@@ -157,7 +157,7 @@ def test_steps_and_what_is_logged_of_them_are_the_formulas(name):
                 expected.step(left.pop(0))
         twin = expected.net.eval()
         with torch.no_grad():
-            scores["val"] = [(twin(pixels(batch["views"][:, 0])), batch["label"]) for batch in checks]
+            scores["val"] = [(twin(pixels(batch["views"][:, 0])), batch["label"][:, 0]) for batch in checks]
         twin.train()
         for part, found in scores.items():
             logits, labels = (torch.cat(values) for values in zip(*found, strict=True))

@@ -150,7 +150,7 @@ def test_training_reads_and_evaluation_reads_every_layout(name, classes, layouts
     assert batch["bad"] == []
     (batch,) = made.data.val_dataloader()
     assert batch["views"].shape == (1, 1, 4, 3, 32, 32)
-    assert batch["label"].tolist() == [1]
+    assert batch["label"].tolist() == [[1]]
 
 
 def test_other_splits(layouts):

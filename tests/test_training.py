@@ -211,7 +211,7 @@ def clips(count: int) -> list[dict]:
     return [
         {
             "views": torch.randint(0, 256, (1, 2, 3, 32, 32), dtype=torch.uint8, generator=generator),
-            "label": index % 3,
+            "label": torch.tensor([index % 3]),
         }
         for index in range(count)
     ]

@@ -23,7 +23,7 @@ Sample = dict[str, Any] | VideoError
 
 
 def collate(samples: list[Sample], stack: Callable[[list[Tensor]], Tensor] = default_collate) -> dict[str, Any]:
-    """Batch: views uint8 (B, V, T, 3, H, W), label int64 (B,), in training (B, V), index int64 (B,), and the videos
+    """Batch: views uint8 (B, V, T, 3, H, W), label int64 (B, V), index int64 (B,), and the videos
     that could not be read.
 
     Unreadable videos make the batch smaller; nothing takes their place. If none could be read, `views` is [].

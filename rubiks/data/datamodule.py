@@ -70,7 +70,7 @@ class TrainingLoading(Loading):
 class VideoDataModule(pl.LightningDataModule):
     """Loads a data set's videos.
 
-    Batches are dictionaries of ``views`` uint8 (B, V, T, 3, H, W), ``label`` int64 (B,), in training (B, V), and
+    Batches are dictionaries of ``views`` uint8 (B, V, T, 3, H, W), ``label`` int64 (B, V), and
     ``index`` int64 (B,).
 
     A video that cannot be read is never replaced by another. With ``on_error="raise"`` the first one ends the run; with

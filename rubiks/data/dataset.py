@@ -21,9 +21,9 @@ class Views(Protocol):
     def frame_indices(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """(clips, T) frame numbers for a video of `length` frames."""
 
-    def __call__(self, clips: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, int | list[int]]:
+    def __call__(self, clips: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, list[int]]:
         """Decoded frames uint8 (clips, T, 3, H, W) of a video of class `label` -> views uint8 (V, T, 3, S, S), and
-        what they show: the class, or in training one for each view, as mirroring may change it."""
+        the class that each of them shows, which mirroring may change."""
 
 
 class VideoDataset(Dataset):

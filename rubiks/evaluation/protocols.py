@@ -82,17 +82,17 @@ class Protocol:
             indices = rng.permuted(indices, axis=1)
         return indices
 
-    def __call__(self, clips: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, int]:
+    def __call__(self, clips: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, list[int]]:
         """Decoded frames uint8 (clips, T, 3, H, W) -> views uint8 (V, T, 3, size, size), a clip's crops together, and
-        the label, which is that of all of them."""
+        the label for each of them."""
         frames = tv.resize(clips.flatten(0, 1), [round(self.size * 256 / 224)], antialias=True)
         frames = frames.unflatten(0, clips.shape[:2])
         size = self.size
         if self.crops == 1:
-            return tv.center_crop(frames, [size, size]), label
+            return tv.center_crop(frames, [size, size]), [label] * self.num_views
         step_y, step_x = (frames.shape[-2] - size) // 4, (frames.shape[-1] - size) // 4
         views = [tv.crop(frames, 2 * step_y, left, size, size) for left in (0, 4 * step_x, 2 * step_x)]
-        return torch.stack(views, dim=1).flatten(0, 1), label
+        return torch.stack(views, dim=1).flatten(0, 1), [label] * self.num_views
 
 
 def segment_centres(length: int, frames: int) -> np.ndarray:

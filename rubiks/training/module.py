@@ -101,7 +101,7 @@ class VideoClassifier(pl.LightningModule):
         # Every view is a clip with a label of its own: the first of each video, then the second ones, so that clips are
         # mixed with those of other videos.
         clips = self.normalize(batch["views"].transpose(0, 1).flatten(0, 1))
-        label = batch["label"].view(len(batch["views"]), -1).T.flatten()
+        label = batch["label"].T.flatten()
         target = label
         key = self.global_step, batch_index, self.global_rank
         if self.mixing is not None:
@@ -128,9 +128,9 @@ class VideoClassifier(pl.LightningModule):
         return penalty
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        label = batch["label"]
-        if not len(label):  # no video of the batch could be read
+        if not len(batch["label"]):  # no video of the batch could be read
             return
+        label = batch["label"][:, 0]  # the same in all views of a video
         logits = self(batch["views"])
         self.val_accuracy.update(logits, label)
         self.val_loss.update(F.cross_entropy(logits, label), len(label))
@@ -149,10 +149,10 @@ class VideoClassifier(pl.LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         if len(batch["label"]):
-            logits = self._score(self.scorer, batch["views"])
+            logits, label = self._score(self.scorer, batch["views"]), batch["label"][:, 0]
         else:  # no video of the batch could be read
-            logits = torch.empty(0, self.net.num_classes)
-        return {"logits": logits.cpu(), "label": batch["label"].cpu(), "index": batch["index"].cpu()}
+            logits, label = torch.empty(0, self.net.num_classes), batch["label"].flatten()
+        return {"logits": logits.cpu(), "label": label.cpu(), "index": batch["index"].cpu()}
 
     # ---- optimisation
 
