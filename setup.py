@@ -42,7 +42,8 @@ class BuildPackage(build_py):
         package = Path(self.build_lib) / "rubiks"
         for leftover in (package / "ops").glob("librubiks.*"):  # of an earlier build
             leftover.unlink()
-        shutil.copytree(EXT, package / "ext", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.rmtree(package / "ext", ignore_errors=True)
+        shutil.copytree(EXT, package / "ext", ignore=shutil.ignore_patterns("__pycache__"))
         self.compiled = compile_into(package / "ops")
 
 

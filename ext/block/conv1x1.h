@@ -1,6 +1,6 @@
 // What a matrix product of a 1x1 convolution computes: y (M, P) = weight (M, K) @ f(x (K, P)) on channel-major
 // activations, with what comes before (batch norm and ReLU) and after (bias, residual, ReLU, row sums) done on the way.
-// pointwise_cuda.cuh has the kernel for all GPUs, pointwise_hopper.cuh the one for many rows on Hopper.
+// block/conv1x1_sm80.cuh has the kernel for all GPUs, block/conv1x1_sm90.cuh the one for many rows on Hopper.
 #pragma once
 
 #include <cuda_bf16.h>

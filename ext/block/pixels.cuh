@@ -2,7 +2,7 @@
 // or 16 of them they are whole units of 16 bytes, which a thread has in registers.
 #pragma once
 
-#include "mma.cuh"
+#include "common/tensor_cores.cuh"
 
 #include <cstdint>
 

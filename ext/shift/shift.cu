@@ -1,6 +1,6 @@
 // The learnable shift on NVIDIA GPUs: plans the tiles of a launch, launches, and registers the operator.
-#include "host_cuda.h"
-#include "shift_planes.cuh"
+#include "common/launch.h"
+#include "shift/small_planes.cuh"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>

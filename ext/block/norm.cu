@@ -1,7 +1,7 @@
 // Batch norm in training on channel-major matrices, on NVIDIA GPUs: launches the kernels, and registers the operators.
-#include "fused_cuda.h"
-#include "geometry.h"
-#include "norm_cuda.cuh"
+#include "block/operators.h"
+#include "block/geometry.h"
+#include "block/norm.cuh"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // stats (4, C): mean, 1 / standard deviation, scale, bias. sums (2, C), or (parts, 2, C) to be added: of x and of x^2

@@ -16,7 +16,7 @@
 #define RUBIKS_VECTORIZED
 #endif
 
-#include "shift.h"
+#include "shift/shift.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>

@@ -1,7 +1,7 @@
 // Matrix products of 1x1 convolutions: checks, plans and launches, and registers the operators.
-#include "fused_cuda.h"
-#include "matrix_cuda.h"
-#include "pointwise_cuda.cuh"
+#include "block/operators.h"
+#include "common/tensors.h"
+#include "block/conv1x1_sm80.cuh"
 
 namespace rubiks {
 namespace {

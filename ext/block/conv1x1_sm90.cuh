@@ -7,8 +7,8 @@
 // rows of shared memory, from which whole units of 16 bytes are written and summed.
 #pragma once
 
-#include "attend.cuh"
-#include "pointwise.h"
+#include "block/attention.cuh"
+#include "block/conv1x1.h"
 
 #include <cstdint>
 

@@ -8,7 +8,7 @@
 // the sums, and a second kernel adds them in a fixed order: the same bits on every run.
 #pragma once
 
-#include "attend.cuh"
+#include "block/attention.cuh"
 
 #include <cstdint>
 

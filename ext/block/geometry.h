@@ -1,7 +1,7 @@
 // What the columns of a channel-major matrix are: pixels of clips, in the order N, H, W, T.
 #pragma once
 
-#include "matrix_cuda.h"
+#include "common/tensors.h"
 
 #include <type_traits>
 

@@ -1,8 +1,8 @@
 // Passes over channel-major matrices that memory bounds, on NVIDIA GPUs: checks the arguments and launches the kernels of
-// stream_cuda.cuh, and registers the operators.
-#include "fused_cuda.h"
-#include "geometry.h"
-#include "stream_cuda.cuh"
+// block/stem.cuh, and registers the operators.
+#include "block/operators.h"
+#include "block/geometry.h"
+#include "block/stem.cuh"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // Columns are pixels of clips of 8 or 16 frames, geometry N, T, H, W, in the order N, H, W, T.

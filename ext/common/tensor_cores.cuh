@@ -2,7 +2,7 @@
 // addresses, asynchronous copies to it, tensor cores, and elements in pairs of 16 bits.
 #pragma once
 
-#include "order.cuh"
+#include "common/dependent_launch.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

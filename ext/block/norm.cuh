@@ -2,9 +2,9 @@
 // input. What uses the coefficients is in the matrix products and the shift.
 #pragma once
 
-#include "attend.cuh"
-#include "norm_gradients.cuh"
-#include "pixels.cuh"
+#include "block/attention.cuh"
+#include "block/norm_gradients.cuh"
+#include "block/pixels.cuh"
 
 #include <cstdint>
 

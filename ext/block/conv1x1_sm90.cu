@@ -1,6 +1,6 @@
 // Matrix products of 1x1 convolutions with many rows on Hopper: chooses and launches the kernel.
-#include "matrix_cuda.h"
-#include "pointwise_hopper.cuh"
+#include "common/tensors.h"
+#include "block/conv1x1_sm90.cuh"
 
 namespace rubiks {
 namespace {

@@ -1,13 +1,13 @@
 // Batch norm, ReLU and the learnable shift of channel-major matrices on NVIDIA GPUs, forward and backward, where the
-// frames of a pixel adjoin: columns in the order N, H, W, T. clip_shift_cuda.cu launches the kernels.
+// frames of a pixel adjoin: columns in the order N, H, W, T. block/clip_shift.cu launches the kernels.
 //
 // A thread has all frames of a pixel in registers. So a shift in time moves between registers, one in space reads whole
 // units of 16 bytes, and the threads of a warp read pixels that adjoin. Every thread makes a strip of a few rows of one
 // column of the frame: rows in turn share what they read. blockIdx.y is the channel. Arithmetic is in float32.
 #pragma once
 
-#include "norm_gradients.cuh"
-#include "pixels.cuh"
+#include "block/norm_gradients.cuh"
+#include "block/pixels.cuh"
 
 #include <cstdint>
 

@@ -1,7 +1,7 @@
-// The operators of the fused block on NVIDIA GPUs, as block_cuda.cu calls them; rubiks/ops/fused.py defines them.
+// The operators of the fused block on NVIDIA GPUs, as block/block.cu calls them; rubiks/ops/fused.py defines them.
 #pragma once
 
-#include "norm_gradients.cuh"
+#include "block/norm_gradients.cuh"
 
 #include <torch/csrc/stable/tensor.h>
 

@@ -1,11 +1,11 @@
 // Squeeze-excite (Hu et al., CVPR 2018) of channel-major matrices on NVIDIA GPUs, but for its two small products: a gate
-// for each channel and frame, sigmoid(logit). Columns are in the order N, H, W, T. squeeze_cuda.cu launches the kernels.
+// for each channel and frame, sigmoid(logit). Columns are in the order N, H, W, T. block/squeeze_excite.cu launches the kernels.
 //
 // A block has one clip of one channel, blockIdx.x = c * N + n, and its threads take the pixels in turn. Means, logits and
 // gradients of either are (C, N, T), float32.
 #pragma once
 
-#include "pixels.cuh"
+#include "block/pixels.cuh"
 
 #include <cstdint>
 

@@ -1,8 +1,8 @@
 // Batch norm, ReLU and the learnable shift of channel-major matrices on NVIDIA GPUs: checks and launches the kernels of
-// clip_shift_cuda.cuh, and registers the operators.
-#include "clip_shift_cuda.cuh"
-#include "fused_cuda.h"
-#include "geometry.h"
+// block/clip_shift.cuh, and registers the operators.
+#include "block/clip_shift.cuh"
+#include "block/operators.h"
+#include "block/geometry.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // x (C, P) shifted after relu(scale * x + bias), or as it is without these -> (C, P'). shift (3, C), or (2, C) where

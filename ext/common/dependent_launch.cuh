@@ -1,5 +1,5 @@
 // From compute capability 9.0 on a kernel may start while the one before it in the stream ends, if it is launched so
-// (`launch` in host_cuda.h).
+// (`launch` in common/launch.h).
 #pragma once
 
 namespace rubiks {

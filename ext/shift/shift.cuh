@@ -1,4 +1,4 @@
-// The learnable shift on NVIDIA GPUs: forward and backward are one kernel. shift_cuda.cu plans and launches it.
+// The learnable shift on NVIDIA GPUs: forward and backward are one kernel. shift/shift.cu plans and launches it.
 //
 // Both directions are the same gather. Along one axis, position j of the result reads positions j * stride + base and
 // the next of the source, weighted w0 and w1. Forward, the source is x and base = floor(shift) - padding. Backward, the
@@ -13,8 +13,8 @@
 // fixed order: the same bits on every run.
 #pragma once
 
-#include "order.cuh"
-#include "shift.h"
+#include "common/dependent_launch.cuh"
+#include "shift/shift.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

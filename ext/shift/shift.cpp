@@ -1,5 +1,5 @@
 // Schemas of the operator, the checks of its arguments and the layout of its results.
-#include "shift.h"
+#include "shift/shift.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>

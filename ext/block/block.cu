@@ -2,8 +2,8 @@
 // some twenty kernels a block, calling them one by one from Python would take longer than they run.
 //
 // Products may begin early: their weights are cast at the start of forward, with other kernels in between.
-#include "fused_cuda.h"
-#include "matrix_cuda.h"
+#include "block/operators.h"
+#include "common/tensors.h"
 
 #include <array>
 

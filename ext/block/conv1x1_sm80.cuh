@@ -1,4 +1,4 @@
-// Matrix products of 1x1 convolutions on NVIDIA GPUs from compute capability 8.0 on. pointwise_cuda.cu plans and launches
+// Matrix products of 1x1 convolutions on NVIDIA GPUs from compute capability 8.0 on. block/conv1x1_sm80.cu plans and launches
 // them.
 //
 // A block keeps the weight of up to 16 * tiles rows in shared memory and goes over tiles of 128 columns. x streams
@@ -7,8 +7,8 @@
 // exchanged between neighbouring threads, which then write 8 bytes each.
 #pragma once
 
-#include "attend.cuh"
-#include "pointwise.h"
+#include "block/attention.cuh"
+#include "block/conv1x1.h"
 
 #include <cstdint>
 

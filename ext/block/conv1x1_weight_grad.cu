@@ -1,7 +1,7 @@
 // The gradient of a pointwise convolution's weight on NVIDIA GPUs: plans and launches, and registers the operator.
-#include "fused_cuda.h"
-#include "matrix_cuda.h"
-#include "weight_grad_cuda.cuh"
+#include "block/operators.h"
+#include "common/tensors.h"
+#include "block/conv1x1_weight_grad.cuh"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // gh @ f(x)^T (M, K), float32. gh = mix[0] * g + mix[1] * h + mix[2] in g's type, or g where h and mix are None;

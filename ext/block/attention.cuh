@@ -3,7 +3,7 @@
 // type of the elements, two at a time.
 #pragma once
 
-#include "mma.cuh"
+#include "common/tensor_cores.cuh"
 
 namespace rubiks {
 namespace {

@@ -1,10 +1,10 @@
 // Passes over channel-major matrices of bfloat16 on NVIDIA GPUs, as fast as memory, columns in the order N, H, W, T: the
-// windows of the stem, and every second pixel. stream_cuda.cu launches them.
+// windows of the stem, and every second pixel. block/stem.cu launches them.
 //
 // blockIdx.y is the channel. A thread has all frames of a pixel.
 #pragma once
 
-#include "pixels.cuh"
+#include "block/pixels.cuh"
 
 #include <cstdint>
 

@@ -9,7 +9,7 @@
 // back in time, as over the mirrored clip.
 #pragma once
 
-#include "shift_cuda.cuh"
+#include "shift/shift.cuh"
 
 namespace rubiks {
 namespace {

@@ -1,8 +1,8 @@
 // What the launchers of the matrix kernels share: checks of arguments and what they ask of PyTorch and the GPU.
 #pragma once
 
-#include "host_cuda.h"
-#include "mma.cuh"
+#include "common/launch.h"
+#include "common/tensor_cores.cuh"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>

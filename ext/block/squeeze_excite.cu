@@ -1,8 +1,8 @@
-// Squeeze-excite of channel-major matrices on NVIDIA GPUs, for block_cuda.cu: the kernels of squeeze_cuda.cuh and two small
+// Squeeze-excite of channel-major matrices on NVIDIA GPUs, for block/block.cu: the kernels of block/squeeze_excite.cuh and two small
 // products.
-#include "fused_cuda.h"
-#include "geometry.h"
-#include "squeeze_cuda.cuh"
+#include "block/operators.h"
+#include "block/geometry.h"
+#include "block/squeeze_excite.cuh"
 
 namespace rubiks {
 namespace {
