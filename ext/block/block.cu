@@ -2,8 +2,13 @@
 // some twenty kernels a block, calling them one by one from Python would take longer than they run.
 //
 // Products may begin early: their weights are cast at the start of forward, with other kernels in between.
+#include "block/geometry.h"
 #include "block/operators.h"
-#include "common/tensors.h"
+#include "common/dependent_launch.cuh"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <array>
 
@@ -35,7 +40,7 @@ constexpr int kMatrices = 3, kCastThreads = 256;
 
 struct Cast {  // (rows, columns) float32, to bfloat16 and to its transpose
   const float* from;
-  __nv_bfloat16 *to, *transposed;
+  bfloat16 *to, *transposed;
   int rows, columns;
 };
 
@@ -43,8 +48,8 @@ struct Casts {
   Cast at[kMatrices];
 };
 
-__global__ void cast_kernel(const __grid_constant__ Casts casts) {
-  wait_for_kernel_before();
+__global__ void cast_weights_kernel(const __grid_constant__ Casts casts) {
+  wait_for_previous_kernel();
   const Cast& c = casts.at[blockIdx.y];
   const int i = blockIdx.x * kCastThreads + threadIdx.x;
   if (i >= c.rows * c.columns) return;
@@ -70,12 +75,12 @@ class Weights {
   // conv2 (0), conv3 (1) or the shortcut (2).
   Tensor get(const Tensor& all, int i, bool transposed) const {
     const Sizes sizes = transposed ? Sizes{columns(i), out_} : Sizes{out_, columns(i)};
-    return view(all, sizes, contiguous(sizes), offset_[i][transposed]);
+    return view(all, sizes, contiguous_strides(sizes), offset_[i][transposed]);
   }
 
   Tensor cast(const Tensor& x, const std::array<const Tensor*, kMatrices>& from) const {
     const Tensor all = empty(x, {size_}, ScalarType::BFloat16);
-    auto* to = static_cast<__nv_bfloat16*>(all.mutable_data_ptr());
+    auto* to = mutable_pointer<bfloat16>(all);
     Casts casts = {};
     int64_t largest = 0;
     for (int i = 0; i < count_; ++i) {
@@ -89,7 +94,7 @@ class Weights {
       largest = std::max(largest, out_ * columns(i));
     }
     const dim3 blocks(static_cast<unsigned>(ceil_div(largest, kCastThreads)), count_);
-    launch(cast_kernel, blocks, dim3(kCastThreads), 0, x, casts);
+    launch(cast_weights_kernel, blocks, dim3(kCastThreads), 0, x, casts);
     return all;
   }
 
@@ -104,19 +109,23 @@ class Weights {
 // weight @ g. From this size on cuBLAS is the faster one (measured on an H100).
 Tensor product(const Tensor& weight, const Tensor& g) {
   if (weight.size(0) * weight.size(1) >= 200 * 200) return torch::stable::matmul(weight, g);
-  return std::get<0>(pointwise_cuda(g, weight, {}, {}, {}, 0, {}, {}, false, false, true));
+  return std::get<0>(conv1x1({g}, weight, {{}, {}, false, false, true}));
 }
 
 // Scale and bias are rows 2 and 3 of a norm's coefficients (4, C).
 Tensor scale(const Tensor& stats) { return view(stats, {stats.size(1)}, {1}, 2 * stats.size(1)); }
 Tensor bias(const Tensor& stats) { return view(stats, {stats.size(1)}, {1}, 3 * stats.size(1)); }
 
-Sizes strided(Sizes geometry, int64_t stride) {
-  geometry[2] = ceil_div(geometry[2], stride), geometry[3] = ceil_div(geometry[3], stride);
-  return geometry;
+// x after the norm and its ReLU, and the temporal attention where there is one.
+Activation activation(const Tensor& x, const Tensor& stats, const MaybeTensor& attention = {}, int64_t frames = 0) {
+  return {x, scale(stats), bias(stats), attention, frames};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward_cuda(
+Sizes strided(const Sizes& geometry, int64_t stride) {
+  return Geometry("block", geometry).strided("block", stride).sizes();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_forward(
     const Tensor& x, const Tensor& sums, Sizes geometry, int64_t stride, const Tensor& weight1, const Tensor& bias1,
     const Tensor& mean1, const Tensor& var1, const Tensor& batches1, double momentum1, double eps1,
     const Tensor& weight2, const Tensor& bias2, const Tensor& mean2, const Tensor& var2, const Tensor& batches2,
@@ -125,33 +134,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Weights weights(x.size(0), conv3.size(0), shortcut.has_value());
   const Tensor cast = weights.cast(x, {&conv2, &conv3, shortcut ? &*shortcut : nullptr});
-  const Tensor stats1 =
-      norm_coefficients_cuda(sums, x.size(1), weight1, bias1, mean1, var1, batches1, momentum1, eps1);
-  const Tensor scale1 = scale(stats1), offset1 = bias(stats1);
-  const auto [h, h_sums] = pointwise_cuda(x, weights.get(cast, 0, false), scale1, offset1, attention, geometry[1], {}, {},
-                                          false, true, true);
-  const Tensor stats2 =
-      norm_coefficients_cuda(h_sums, h.size(1), weight2, bias2, mean2, var2, batches2, momentum2, eps2);
-  const Tensor z = clip_shift_cuda(h, scale(stats2), bias(stats2), shift, geometry, stride);
+  const Tensor stats1 = norm_coefficients(sums, x.size(1), weight1, bias1, mean1, var1, batches1, momentum1, eps1);
+  const auto [h, h_sums] = conv1x1(activation(x, stats1, attention, geometry[1]), weights.get(cast, 0, false),
+                                   {{}, {}, false, true, true});
+  const Tensor stats2 = norm_coefficients(h_sums, h.size(1), weight2, bias2, mean2, var2, batches2, momentum2, eps2);
+  const Tensor z = clip_shift(h, scale(stats2), bias(stats2), shift, geometry, stride);
   const Tensor none = empty(x, {0}, ScalarType::Float);
-  const Excited e = down ? excite_cuda(z, *down, *up, strided(geometry, stride)) : Excited{z, none, none, none};
-  const Tensor residual = shortcut ? std::get<0>(pointwise_cuda(every_cuda(x, geometry, stride),
-                                                                weights.get(cast, 2, false), scale1, offset1, {}, 0,
-                                                                {}, {}, false, false, true))
-                                   : x;
-  const auto [y, y_sums] =
-      pointwise_cuda(e.out, weights.get(cast, 1, false), {}, {}, {}, 0, {}, residual, false, true, true);
-  return {y, y_sums, h, z, stats1, stats2, cast, e.means, e.hidden, e.logits};
+  const Excited excited = down ? excite(z, *down, *up, strided(geometry, stride)) : Excited{z, none, none, none};
+  Tensor residual = x;
+  if (shortcut) {
+    const Activation columns = activation(subsample(x, geometry, stride), stats1);
+    residual = std::get<0>(conv1x1(columns, weights.get(cast, 2, false), {{}, {}, false, false, true}));
+  }
+  const auto [y, y_sums] = conv1x1({excited.out}, weights.get(cast, 1, false), {{}, residual, false, true, true});
+  return {y, y_sums, h, z, stats1, stats2, cast, excited.means, excited.hidden, excited.logits};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-block_backward_cuda(const Tensor& gy, const Tensor& x, const Tensor& h, const Tensor& z, const Tensor& stats1,
-                    const Tensor& stats2, const Tensor& cast, MaybeTensor means, MaybeTensor hidden,
-                    MaybeTensor logits, Sizes geometry, int64_t stride, const Tensor& shift, MaybeTensor attention,
-                    MaybeTensor down, MaybeTensor up, bool has_shortcut) {
+block_backward(const Tensor& gy, const Tensor& x, const Tensor& h, const Tensor& z, const Tensor& stats1,
+               const Tensor& stats2, const Tensor& cast, MaybeTensor means, MaybeTensor hidden, MaybeTensor logits,
+               Sizes geometry, int64_t stride, const Tensor& shift, MaybeTensor attention, MaybeTensor down,
+               MaybeTensor up, bool has_shortcut) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Weights weights(x.size(0), gy.size(0), has_shortcut);
-  const Tensor scale1 = scale(stats1), offset1 = bias(stats1), none = empty(x, {0}, ScalarType::Float);
+  const Tensor none = empty(x, {0}, ScalarType::Float);
+  const Activation input = activation(x, stats1, attention, geometry[1]);
   std::vector<WeightGradient> gradients;  // of conv3, conv2 and the shortcut
   // The gradient of h is mix2[0] * g2 + mix2[1] * h + mix2[2]: what uses it computes it on the way.
   const int64_t c = h.size(0);
@@ -162,33 +169,29 @@ block_backward_cuda(const Tensor& gy, const Tensor& x, const Tensor& h, const Te
     Tensor gz = product(weights.get(cast, 1, true), gy), excited = z;
     if (down) {
       STD_TORCH_CHECK(up && means && hidden && logits, "block_backward: squeeze-excite needs what its forward kept");
-      const ExcitedGradient e =
-          excite_backward_cuda(gz, z, *means, *hidden, *logits, *down, *up, strided(geometry, stride));
+      const ExcitedGradient e = excite_backward(gz, z, *means, *hidden, *logits, *down, *up, strided(geometry, stride));
       excited = e.out, gz = e.x, g_down = e.down, g_up = e.up;
     }
-    gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, excited, {}, {}, {}, 0));
+    gradients.push_back(conv1x1_weight_grad({gy}, {excited}));
     const NormGradients norm2 = {static_cast<double>(h.size(1)), pointer(stats2), mutable_pointer(mix2),
                                  mutable_pointer(g_weight2), mutable_pointer(g_bias2)};
-    std::tie(g2, g_shift) = clip_shift_backward_cuda(gz, h, stats2, shift, geometry, stride, norm2);
+    std::tie(g2, g_shift) = clip_shift_backward(gz, h, stats2, shift, geometry, stride, norm2);
   }
-  const Tensor transposed2 = weights.get(cast, 0, true);
-  gradients.push_back(weight_grad_parts_cuda(g2, h, mix2, x, scale1, offset1, attention, geometry[1]));
-  const auto [g1, sums1] =
-      pointwise_grad_cuda(g2, h, mix2, transposed2, x, scale1, offset1, attention, geometry[1], true);
+  gradients.push_back(conv1x1_weight_grad({g2, h, mix2}, input));
+  const auto [g1, sums1] = conv1x1_grad({g2, h, mix2}, weights.get(cast, 0, true), input, true);
   g2 = none;  // its memory serves what comes next
 
   MaybeTensor more, residual = gy, part;
   if (has_shortcut) {
-    const Tensor columns = every_cuda(x, geometry, stride);
-    gradients.push_back(weight_grad_parts_cuda(gy, {}, {}, columns, scale1, offset1, {}, 0));
-    std::tie(part, more) =
-        pointwise_grad_cuda(gy, {}, {}, weights.get(cast, 2, true), columns, scale1, offset1, {}, 0, true);
+    const Activation columns = activation(subsample(x, geometry, stride), stats1);
+    gradients.push_back(conv1x1_weight_grad({gy}, columns));
+    std::tie(part, more) = conv1x1_grad({gy}, weights.get(cast, 2, true), columns, true);
     residual = {};
   }
-  add_parts_cuda(gradients);
-  const auto [mix1, g_weight1, g_bias1] = norm_gradients_cuda(sums1, more, x.size(1), stats1);
+  add_parts(gradients);
+  const auto [mix1, g_weight1, g_bias1] = norm_gradients(sums1, more, x.size(1), stats1);
   const auto [gx, g_attention] =
-      norm_input_grad_cuda(g1, x, mix1, residual, part, geometry, stride, scale1, offset1, attention);
+      norm_input_grad(g1, x, mix1, residual, part, geometry, stride, input.scale, input.bias, attention);
   const auto of_weight = [&](int i) {  // (M, K, 1, 1)
     const Tensor& whole = gradients[i].whole;
     return view(whole, {whole.size(0), whole.size(1), 1, 1}, {whole.size(1), 1, 1, 1});
@@ -201,8 +204,8 @@ block_backward_cuda(const Tensor& gy, const Tensor& x, const Tensor& h, const Te
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {
-  m.impl("block_forward", TORCH_BOX(&block_forward_cuda));
-  m.impl("block_backward", TORCH_BOX(&block_backward_cuda));
+  m.impl("block_forward", TORCH_BOX(&block_forward));
+  m.impl("block_backward", TORCH_BOX(&block_backward));
 }
 
 }  // namespace rubiks

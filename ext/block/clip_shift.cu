@@ -1,8 +1,11 @@
-// Batch norm, ReLU and the learnable shift of channel-major matrices on NVIDIA GPUs: checks and launches the kernels of
-// block/clip_shift.cuh, and registers the operators.
-#include "block/clip_shift.cuh"
-#include "block/operators.h"
+// Batch norm, ReLU and the learnable shift as operators: schemas, checks and launches.
+#include "block/clip_shift_backward.cuh"
+#include "block/clip_shift_forward.cuh"
 #include "block/geometry.h"
+#include "block/operators.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // x (C, P) shifted after relu(scale * x + bias), or as it is without these -> (C, P'). shift (3, C), or (2, C) where
@@ -43,13 +46,13 @@ void check_stride(const char* op, int64_t stride) {
 
 }  // namespace
 
-Tensor clip_shift_cuda(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& bias, const Tensor& shift,
-                       Sizes sizes, int64_t stride) {
+Tensor clip_shift(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& bias, const Tensor& shift,
+                  const Sizes& sizes, int64_t stride) {
   check_stride("clip_shift", stride);
   const Geometry source("clip_shift", sizes), result = source.strided("clip_shift", stride);
   const int64_t c = x.dim() ? x.size(0) : 0;
   const Checks check("clip_shift", x);
-  check.pixels("x", x, c, source.columns());
+  check.units("x", x, c, source.columns());
   STD_TORCH_CHECK(scale.has_value() == bias.has_value(), "clip_shift: scale and bias must be given together");
   if (scale) check.floats("scale", *scale, {c}), check.floats("bias", *bias, {c});
   check.floats("shift", shift, {shift.dim() ? shift.size(0) : 0, c});
@@ -59,7 +62,7 @@ Tensor clip_shift_cuda(const Tensor& x, const MaybeTensor& scale, const MaybeTen
   const auto run = [&](auto frames, auto norm, auto temporal, auto step) {
     constexpr int rows = step == 1 ? kRows : 1;
     ClipShift a = arguments("clip_shift", shift, c, source, result, rows);
-    a.source = pointer<Unit>(x), a.result = static_cast<Unit*>(out.mutable_data_ptr());
+    a.source = pointer<Unit>(x), a.result = mutable_pointer<Unit>(out);
     a.scale = pointer(scale), a.bias = pointer(bias);
     const dim3 blocks(static_cast<unsigned>(ceil_div(a.threads, kClipThreads)), static_cast<unsigned>(c));
     launch(clip_shift_kernel<frames, norm, temporal, step, rows>, blocks, dim3(kClipThreads), 0, x, a);
@@ -79,15 +82,15 @@ Tensor clip_shift_cuda(const Tensor& x, const MaybeTensor& scale, const MaybeTen
   return out;
 }
 
-std::tuple<Tensor, Tensor> clip_shift_backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& stats,
+std::tuple<Tensor, Tensor> clip_shift_backward(const Tensor& grad, const Tensor& x, const Tensor& stats,
                                                     const Tensor& shift, const Sizes& sizes, int64_t stride,
-                                                    const NormGradients& to) {
+                                                    const NormGradients& norm) {
   check_stride("clip_shift_backward", stride);
   const Geometry result("clip_shift_backward", sizes), source = result.strided("clip_shift_backward", stride);
   const int64_t c = x.dim() ? x.size(0) : 0;
   const Checks check("clip_shift_backward", x);
-  check.pixels("x", x, c, result.columns());
-  check.pixels("grad", grad, c, source.columns());
+  check.units("x", x, c, result.columns());
+  check.units("grad", grad, c, source.columns());
   check.floats("stats", stats, {4, c});
   check.floats("shift", shift, {shift.dim() ? shift.size(0) : 0, c});
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
@@ -98,14 +101,14 @@ std::tuple<Tensor, Tensor> clip_shift_backward_cuda(const Tensor& grad, const Te
     constexpr int rows = step == 1 ? kRows : 1;
     ClipShift a = arguments("clip_shift_backward", shift, c, source, result, rows);
     const int64_t blocks = std::min(std::max<int64_t>(ceil_div(a.threads, kClipThreads), 1), kMostBlocks);
-    const Tensor sums = empty(x, {c, blocks, sizeof(ShiftSums) / sizeof(float)}, ScalarType::Float);
-    a.source = pointer<Unit>(grad), a.x = pointer<Unit>(x), a.result = static_cast<Unit*>(g.mutable_data_ptr());
+    const Tensor sums = empty(x, {c, blocks, kShiftSums}, ScalarType::Float);
+    a.source = pointer<Unit>(grad), a.x = pointer<Unit>(x), a.result = mutable_pointer<Unit>(g);
     a.scale = pointer(stats) + 2 * c, a.bias = pointer(stats) + 3 * c;
-    a.sums = static_cast<ShiftSums*>(sums.mutable_data_ptr());
+    a.sums = mutable_pointer<ShiftSums>(sums);
     launch(clip_shift_backward_kernel<frames, temporal, step, rows>,
            dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(c)), dim3(kClipThreads), 0, x, a);
-    launch(shift_sums_kernel, dim3(static_cast<unsigned>(c)), dim3(32), 0, x, a.sums, blocks,
-           mutable_pointer(grad_shift), c, is_temporal, to);
+    launch(clip_shift_grad_sum_kernel, dim3(static_cast<unsigned>(c)), dim3(32), 0, x, a.sums, blocks,
+           mutable_pointer(grad_shift), c, is_temporal, norm);
   };
   const auto with_stride = [&](auto frames, auto temporal) {
     stride == 1 ? run(frames, temporal, std::integral_constant<int, 1>{})
@@ -126,16 +129,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> clip_shift_backward_op(const 
   const int64_t c = x.dim() ? x.size(0) : 0;
   Tensor mix = empty(x, {3, c}, ScalarType::Float), weight = empty(x, {c}, ScalarType::Float),
          bias = empty(x, {c}, ScalarType::Float);
-  const NormGradients to = {static_cast<double>(x.dim() == 2 ? x.size(1) : 0), pointer(stats), mutable_pointer(mix),
+  const NormGradients norm = {static_cast<double>(x.dim() == 2 ? x.size(1) : 0), pointer(stats), mutable_pointer(mix),
                             mutable_pointer(weight), mutable_pointer(bias)};
-  const auto [g, grad_shift] = clip_shift_backward_cuda(grad, x, stats, shift, sizes, stride, to);
+  const auto [g, grad_shift] = clip_shift_backward(grad, x, stats, shift, sizes, stride, norm);
   return {g, grad_shift, mix, weight, bias};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {
-  m.impl("clip_shift", TORCH_BOX(&clip_shift_cuda));
+  m.impl("clip_shift", TORCH_BOX(&clip_shift));
   m.impl("clip_shift_backward", TORCH_BOX(&clip_shift_backward_op));
 }
 

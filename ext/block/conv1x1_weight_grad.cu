@@ -1,13 +1,18 @@
-// The gradient of a pointwise convolution's weight on NVIDIA GPUs: plans and launches, and registers the operator.
-#include "block/operators.h"
-#include "common/tensors.h"
+// The gradient of a 1x1 convolution's weight as an operator: schema, checks, plan and launches.
+#include "block/checks.h"
 #include "block/conv1x1_weight_grad.cuh"
+#include "block/operators.h"
+#include "block/weight_grad_sum.cuh"
+#include "common/launch.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
-  // gh @ f(x)^T (M, K), float32. gh = mix[0] * g + mix[1] * h + mix[2] in g's type, or g where h and mix are None;
-  // f(x) = relu(scale * x + bias) in x's type, or x where scale and bias are None. g, h (M, P), x (K, P), mix (3, M),
-  // scale, bias (K).
-  // With attention (K, 3), f(x) is mixed with the previous and the next frame, of which 8 or 16 adjoin.
+  // gh @ f(x)^T (M, K), float32. gh = mix[0] * g + mix[1] * h + mix[2] in bfloat16, or g where h and mix are None;
+  // f(x) = relu(scale * x + bias) in bfloat16, or x where scale and bias are None. g, h (M, P), x (K, P), mix (3, M),
+  // scale, bias (K). With attention (K, 3), f(x) is mixed with the previous and the next frame, of which 8 or 16 are
+  // adjacent.
   m.def(
       "pointwise_weight_grad(Tensor g, Tensor? h, Tensor? mix, Tensor x, Tensor? scale, Tensor? bias, "
       "Tensor? attention, int frames) -> Tensor");
@@ -37,67 +42,67 @@ void plan(WeightGrad& a, const Tensor& x) {
   a.splits = static_cast<int>(std::max<int64_t>(std::min(blocks, chunks), 1));
 }
 
-template <typename scalar, int warps_k>
+template <int warps_k>
 void run(const WeightGrad& a, const Tensor& x) {
   const int bytes = kTableBytes + std::max(a.stages * a.stage_bytes, warps_k < kMaxWarpsK ? kExchangeBytes : 0);
-  constexpr auto kernel = weight_grad_kernel<scalar, warps_k>;
+  constexpr auto kernel = conv1x1_weight_grad_kernel<warps_k>;
   allow_shared_memory<kernel>(x);
   launch(kernel, dim3(static_cast<unsigned>(a.tiles) * a.splits), dim3(kThreads), bytes, x, a);
 }
 
+WeightGrad arguments(const Upstream& upstream, const Activation& input) {
+  constexpr const char* op = "pointwise_weight_grad";
+  const auto& [g, h, mix] = upstream;
+  const auto& [x, scale, bias, attention, frames] = input;
+  STD_TORCH_CHECK(g.dim() == 2 && x.dim() == 2, op, ": g and x must have shapes (M, P) and (K, P), got ",
+                  text(shape(g)), " and ", text(shape(x)));
+  const int64_t m = g.size(0), k = x.size(0), p = g.size(1);
+  STD_TORCH_CHECK(m >= 1 && m <= kMaxRows && k >= 1 && k <= kMaxRows, op, ": g and x must have 1 to ", kMaxRows,
+                  " rows, got ", m, " and ", k);
+  STD_TORCH_CHECK(p % kUnitElements == 0, op, ": P must be a multiple of ", kUnitElements, ", got ", p);
+  STD_TORCH_CHECK(h.has_value() == mix.has_value(), op, ": h and mix must be given together");
+  STD_TORCH_CHECK(scale.has_value() == bias.has_value(), op, ": scale and bias must be given together");
+  STD_TORCH_CHECK(scale || !attention, op, ": attention needs scale and bias");
+  const Checks check(op, g);
+  check.units("g", g, m, p);
+  check.units("x", x, k, p);
+  if (h) check.units("h", *h, m, p), check.floats("mix", *mix, {3, m});
+  if (scale) check.floats("scale", *scale, {k}), check.floats("bias", *bias, {k});
+  if (attention) check.attention(*attention, k, frames, p);
+  WeightGrad a = {};
+  a.g = pointer<bfloat16>(g), a.h = pointer<bfloat16>(h), a.x = pointer<bfloat16>(x);
+  a.mix = pointer(mix), a.scale = pointer(scale), a.bias = pointer(bias);
+  a.attention = pointer(attention), a.frames = attention ? static_cast<int>(frames) : 0;
+  a.m = static_cast<int>(m), a.k = static_cast<int>(k), a.p = p;
+  return a;
+}
+
 }  // namespace
 
-WeightGradient weight_grad_parts_cuda(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
-                                      const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& attention,
-                                      int64_t frames) {
-  const Checks check("pointwise_weight_grad", g);
-  check.matrix("g", g);
-  check.matrix("x", x);
-  const int64_t m = g.size(0), k = x.size(0), p = g.size(1);
-  STD_TORCH_CHECK(x.size(1) == p, "pointwise_weight_grad: g and x must have the same number of columns, got ", p,
-                  " and ", x.size(1));
-  STD_TORCH_CHECK(h.has_value() == mix.has_value(), "pointwise_weight_grad: h and mix must be given together");
-  STD_TORCH_CHECK(scale.has_value() == bias.has_value(),
-                  "pointwise_weight_grad: scale and bias must be given together");
-  STD_TORCH_CHECK(scale || !attention, "pointwise_weight_grad: attention needs scale and bias");
-  if (h) {
-    check.matrix("h", *h);
-    check.same_shape("h", *h);
-    check.floats("mix", *mix, {3, m});
-  }
-  if (scale) {
-    check.floats("scale", *scale, {k});
-    check.floats("bias", *bias, {k});
-  }
-  if (attention) {
-    check.floats("attention", *attention, {k, 3});
-    STD_TORCH_CHECK((frames == 8 || frames == 16) && p % frames == 0, "pointwise_weight_grad: with attention columns must "
-                    "be clips of 8 or 16 frames, got ", frames, " and P = ", p);
-  }
+WeightGradient conv1x1_weight_grad(const Upstream& upstream, const Activation& input) {
+  WeightGrad a = arguments(upstream, input);
+  const Tensor& g = upstream.g;
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   const int capability = attribute<cudaDevAttrComputeCapabilityMajor>(g);
   STD_TORCH_CHECK(capability >= 8, "pointwise_weight_grad: needs a GPU of compute capability 8.0 or more, got ",
                   capability, ".", attribute<cudaDevAttrComputeCapabilityMinor>(g));
-  WeightGrad a = {};
-  a.g = g.const_data_ptr(), a.h = pointer<void>(h), a.x = x.const_data_ptr();
-  a.mix = pointer(mix), a.scale = pointer(scale), a.bias = pointer(bias);
-  a.attention = pointer(attention), a.frames = attention ? static_cast<int>(frames) : 0;
-  a.m = static_cast<int>(m), a.k = static_cast<int>(k), a.p = p;
-  plan(a, x);
-  Tensor out = empty(g, {m, k}, ScalarType::Float);
-  const Tensor parts = a.splits > 1 ? empty(g, {a.splits, m, k}, ScalarType::Float) : view(out, {1, m, k}, {m * k, k, 1});
+  plan(a, g);
+  const Tensor out = empty(g, {a.m, a.k}, ScalarType::Float);
+  const Tensor parts = a.splits > 1 ? empty(g, {a.splits, a.m, a.k}, ScalarType::Float)
+                                    : view(out, {1, a.m, a.k}, {int64_t{a.m} * a.k, a.k, 1});
   a.out = mutable_pointer(parts);
-  with_type(g, [&](auto element) {
-    using scalar = decltype(element);
-    if (a.tile_k <= kWarpK) return run<scalar, 1>(a, x);
-    if (a.tile_k <= 2 * kWarpK) return run<scalar, 2>(a, x);
-    run<scalar, kMaxWarpsK>(a, x);
-  });
+  if (a.tile_k <= kWarpK) {
+    run<1>(a, g);
+  } else if (a.tile_k <= 2 * kWarpK) {
+    run<2>(a, g);
+  } else {
+    run<kMaxWarpsK>(a, g);
+  }
   return {out, parts};
 }
 
-void add_parts_cuda(const std::vector<WeightGradient>& gradients) {
-  PartsToAdd list = {};
+void add_parts(const std::vector<WeightGradient>& gradients) {
+  WeightGradParts list = {};
   int count = 0;
   int64_t largest = 0;
   bool vectors = true;
@@ -111,24 +116,24 @@ void add_parts_cuda(const std::vector<WeightGradient>& gradients) {
   const auto add = [&](auto vector) {
     constexpr int width = sizeof(vector) / sizeof(float);
     const dim3 blocks(static_cast<unsigned>(ceil_div(largest, kSumColumns * width)), count);
-    launch(add_parts_kernel<decltype(vector)>, blocks, dim3(kSumColumns, kSumGroups), 0, gradients[0].whole, list);
+    launch(weight_grad_sum_kernel<decltype(vector)>, blocks, dim3(kSumColumns, kSumGroups), 0, gradients[0].whole, list);
   };
   vectors ? add(float4{}) : add(float{});
 }
 
 namespace {
 
-Tensor weight_grad_op(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
-                      const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& attention,
-                      int64_t frames) {
-  const WeightGradient gradient = weight_grad_parts_cuda(g, h, mix, x, scale, bias, attention, frames);
+Tensor pointwise_weight_grad_op(const Tensor& g, const MaybeTensor& h, const MaybeTensor& mix, const Tensor& x,
+                                const MaybeTensor& scale, const MaybeTensor& bias, const MaybeTensor& attention,
+                                int64_t frames) {
+  const WeightGradient gradient = conv1x1_weight_grad({g, h, mix}, {x, scale, bias, attention, frames});
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
-  add_parts_cuda({gradient});
+  add_parts({gradient});
   return gradient.whole;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) { m.impl("pointwise_weight_grad", TORCH_BOX(&weight_grad_op)); }
+STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) { m.impl("pointwise_weight_grad", TORCH_BOX(&pointwise_weight_grad_op)); }
 
 }  // namespace rubiks

@@ -1,14 +1,18 @@
-// The gradient of a pointwise convolution's weight on tensor cores: gh (M, P) @ f(x)^T (P, K), where
-// gh = mix[0] * g + mix[1] * h + mix[2] and f(x) = relu(scale * x + bias), rounded to the element type; or g and x.
+// The gradient of a 1x1 convolution's weight on tensor cores: gh (M, P) @ f(x)^T (P, K), where gh is g or
+// mix[0] * g + mix[1] * h + mix[2], and f(x) is x or relu(scale * x + bias), its frames mixed by attention; both are
+// rounded to bfloat16.
 //
 // M and K are short and P is long, so what counts is to read g, h and x once, without pause. One block runs on each
 // multiprocessor. It makes a tile of the result, as large as its registers hold, over its share of the columns: chunks
 // of 64, which arrive in a ring of stages in shared memory several chunks ahead of their use. The blocks of a tile take
 // the chunks in turn, so that at any time they all read from the same few pages of memory. Each writes its part of
-// the sums, and a second kernel adds them in a fixed order: the same bits on every run.
+// the sums, and a second kernel (weight_grad_sum.cuh) adds them in a fixed order: the same bits on every run.
 #pragma once
 
 #include "block/attention.cuh"
+#include "common/async_copy.cuh"
+#include "common/dependent_launch.cuh"
+#include "common/tensor_cores.cuh"
 
 #include <cstdint>
 
@@ -37,7 +41,7 @@ constexpr int kOutputs = 4 * kFragmentsM * kFragmentsK;                  // of a
 constexpr int kExchangeBytes = sizeof(float) * kOutputs * kThreads / 2;  // at the end, in place of the ring
 
 struct WeightGrad {
-  const void *g, *h, *x;            // (M, P), (M, P) or null, (K, P)
+  const bfloat16 *g, *h, *x;        // (M, P), (M, P) or null, (K, P)
   const float *mix, *scale, *bias;  // (3, M), null where h is; (K), null where x is taken as it is
   const float* attention;           // (K, 3) or null
   int frames;                       // of a clip, 8 or 16; with attention only
@@ -61,8 +65,7 @@ struct Share {
 };
 
 // Starts the copy of a thread's share of `rows` rows; columns from p on are zeros.
-template <typename scalar>
-__device__ inline void copy_rows(unsigned to, const scalar* from, int rows, int64_t p, int64_t column, const Share& s) {
+__device__ inline void copy_rows(unsigned to, const bfloat16* from, int rows, int64_t p, int64_t column, const Share& s) {
   const bool inside = column < p;
   from += s.row * p + (inside ? column : 0);
   to += s.offset;
@@ -75,7 +78,6 @@ __device__ inline void copy_rows(unsigned to, const scalar* from, int rows, int6
 }
 
 // g = mix[0] * g + mix[1] * h + mix[2] for a thread's share of `rows` rows; h lies `apart` bytes behind g.
-template <typename scalar>
 __device__ inline void mix_rows(unsigned g, int apart, unsigned mixes, int rows, const Share& s) {
   g += s.offset;
 #pragma unroll 1
@@ -85,8 +87,8 @@ __device__ inline void mix_rows(unsigned g, int apart, unsigned mixes, int rows,
     const Unit other = load_shared<Unit>(g + apart);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 a = unpack<scalar>(unit.pairs[i]), b = unpack<scalar>(other.pairs[i]);
-      unit.pairs[i] = pack<scalar>({fmaf(mix.x, a.x, fmaf(mix.y, b.x, mix.z)),  //
+      const float2 a = unpack(unit.pairs[i]), b = unpack(other.pairs[i]);
+      unit.pairs[i] = pack({fmaf(mix.x, a.x, fmaf(mix.y, b.x, mix.z)),  //
                                     fmaf(mix.x, a.y, fmaf(mix.y, b.y, mix.z))});
     }
     store_shared(g, unit);
@@ -94,7 +96,6 @@ __device__ inline void mix_rows(unsigned g, int apart, unsigned mixes, int rows,
 }
 
 // x = relu(scale * x + bias) for a thread's share of `rows` rows; with `frames`, mixed with the neighbouring frames.
-template <typename scalar>
 __device__ inline void activate_rows(unsigned x, unsigned coefficients, unsigned attention, int frames, int rows,
                                      const Share& s) {
   x += s.offset;
@@ -104,16 +105,16 @@ __device__ inline void activate_rows(unsigned x, unsigned coefficients, unsigned
     Unit unit = load_shared<Unit>(x);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 a = unpack<scalar>(unit.pairs[i]);
-      unit.pairs[i] = pack_relu<scalar>({fmaf(scale_bias.x, a.x, scale_bias.y), fmaf(scale_bias.x, a.y, scale_bias.y)});
+      const float2 a = unpack(unit.pairs[i]);
+      unit.pairs[i] = pack_relu({fmaf(scale_bias.x, a.x, scale_bias.y), fmaf(scale_bias.x, a.y, scale_bias.y)});
     }
-    if (frames) unit = attend<scalar>(unit, load_shared<float4>(attention + row * sizeof(float4)), frames);
+    if (frames) unit = mix_frames(unit, load_shared<float4>(attention + row * sizeof(float4)), frames);
     store_shared(x, unit);
   }
 }
 
 // A warp's outputs: rows m.. of the tile, columns k.. .
-template <typename scalar, int steps>
+template <int steps>
 struct Outputs {
   float sums[kFragmentsM][kFragmentsK][4] = {};
   // Where this lane's rows of the fragments' matrices lie in a chunk of g and of x at the warp's first step. A row past
@@ -148,14 +149,14 @@ struct Outputs {
         load_matrices(b, (x + x_pairs[j]) ^ units);
 #pragma unroll
         for (int i = 0; i < kFragmentsM; ++i) {
-          multiply_add<scalar>(sums[i][2 * j], a[i], b[0], b[1]);
-          multiply_add<scalar>(sums[i][2 * j + 1], a[i], b[2], b[3]);
+          multiply_add(sums[i][2 * j], a[i], b[0], b[1]);
+          multiply_add(sums[i][2 * j + 1], a[i], b[2], b[3]);
         }
       }
       unsigned b[2];
       load_matrices(b, (x + x_last) ^ units);
 #pragma unroll
-      for (int i = 0; i < kFragmentsM; ++i) multiply_add<scalar>(sums[i][kFragmentsK - 1], a[i], b[0], b[1]);
+      for (int i = 0; i < kFragmentsM; ++i) multiply_add(sums[i][kFragmentsK - 1], a[i], b[0], b[1]);
     }
   }
 
@@ -163,33 +164,78 @@ struct Outputs {
 };
 
 // The hardware takes the number as a constant.
-__device__ inline void wait_but_for(int groups) {
+__device__ inline void wait_for_all_but(int groups) {
   static_assert(kMaxStages == 6);
   switch (groups) {
     case 0:
-      return wait<0>();
+      return wait_for_copies<0>();
     case 1:
-      return wait<1>();
+      return wait_for_copies<1>();
     case 2:
-      return wait<2>();
+      return wait_for_copies<2>();
     case 3:
-      return wait<3>();
+      return wait_for_copies<3>();
     default:
-      return wait<4>();
+      return wait_for_copies<4>();
+  }
+}
+
+// Groups of warps add up what they made of the same outputs: the upper half of them hands over to the lower half.
+template <int groups, int steps>
+__device__ inline void add_groups(Outputs<steps>& outputs, int group, unsigned ring) {
+  constexpr int group_threads = kThreads / groups;
+#pragma unroll
+  for (int half = groups / 2; half > 0; half /= 2) {
+    const int threads = half * group_threads, pitch = threads * static_cast<int>(sizeof(float));
+    const unsigned slot = ring + threadIdx.x % threads * sizeof(float);
+    __syncthreads();  // the ring, or the slots of the round before, have been read
+    if (group >= half && group < 2 * half) {
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) store_shared(slot + i * pitch, outputs.at(i));
+    }
+    __syncthreads();
+    if (group < half) {
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) outputs.at(i) += load_shared<float>(slot + i * pitch);
+    }
+  }
+}
+
+// Writes a warp's outputs, from row warp_m and column warp_k on, to a tile (rows_m, rows_k), whose rows are k apart.
+template <int steps>
+__device__ inline void write_outputs(const Outputs<steps>& outputs, float* out, int k, int rows_m, int rows_k, int warp_m,
+                                     int warp_k) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 2 * kFragmentsM; ++i) {
+    const int row = warp_m + 8 * i + lane / 4;
+    if (row >= rows_m) break;
+    float* line = out + static_cast<int64_t>(row) * k;
+#pragma unroll
+    for (int j = 0; j < kFragmentsK; ++j) {
+      const int col = warp_k + 8 * j + lane % 4 * 2;
+      const float* v = outputs.sums[i / 2][j] + i % 2 * 2;
+      if (k % 2 == 0) {
+        if (col < rows_k) *reinterpret_cast<float2*>(line + col) = {v[0], v[1]};
+      } else {
+        if (col < rows_k) line[col] = v[0];
+        if (col + 1 < rows_k) line[col + 1] = v[1];
+      }
+    }
   }
 }
 
 // kWarpsM x warps_k warps cover a tile; the groups of so many take different steps of each chunk.
-template <typename scalar, int warps_k>
-__global__ void __launch_bounds__(kThreads, 1) weight_grad_kernel(const __grid_constant__ WeightGrad a) {
+template <int warps_k>
+__global__ void __launch_bounds__(kThreads, 1) conv1x1_weight_grad_kernel(const __grid_constant__ WeightGrad a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   constexpr int group_threads = 32 * kWarpsM * warps_k, groups = kThreads / group_threads, steps = kSteps / groups;
   const int tile = blockIdx.x % a.tiles, split = blockIdx.x / a.tiles;
   const int first_m = tile / a.tiles_k * a.tile_m, rows_m = min(a.tile_m, a.m - first_m);
   const int first_k = tile % a.tiles_k * a.tile_k, rows_k = min(a.tile_k, a.k - first_k);
-  const scalar* g = static_cast<const scalar*>(a.g) + first_m * a.p;
-  const scalar* h = static_cast<const scalar*>(a.h) + (a.h ? first_m * a.p : 0);
-  const scalar* x = static_cast<const scalar*>(a.x) + first_k * a.p;
+  const bfloat16* g = a.g + first_m * a.p;
+  const bfloat16* h = a.h + (a.h ? first_m * a.p : 0);
+  const bfloat16* x = a.x + first_k * a.p;
   const bool mixed = a.mix != nullptr, activated = a.scale != nullptr;
 
   // A stage: rows of g, of h where mixed, of x.
@@ -208,9 +254,9 @@ __global__ void __launch_bounds__(kThreads, 1) weight_grad_kernel(const __grid_c
       if (mixed) copy_rows(stage + h_offset, h, rows_m, a.p, column(chunk), share);
       copy_rows(stage + x_offset, x, rows_k, a.p, column(chunk), share);
     }
-    commit();  // of nothing, past the last chunk, so that the count of groups goes on
+    commit_copies();  // of nothing, past the last chunk, so that the count of groups goes on
   };
-  wait_for_kernel_before();
+  wait_for_previous_kernel();
   unsigned free = ring;
   for (int i = 0; i < a.stages - 1; ++i, free = next(free)) copy(split + i * a.splits, free);
 
@@ -235,15 +281,15 @@ __global__ void __launch_bounds__(kThreads, 1) weight_grad_kernel(const __grid_c
   const int warp = threadIdx.x / 32, group = threadIdx.x / group_threads;
   const int warp_m = warp % kWarpsM * kWarpM, warp_k = warp / kWarpsM % warps_k * kWarpK;
   const bool idle = warp_m >= rows_m || warp_k >= rows_k;
-  Outputs<scalar, steps> outputs(warp_m, warp_k, rows_m, rows_k, group * steps);
+  Outputs<steps> outputs(warp_m, warp_k, rows_m, rows_k, group * steps);
   unsigned stage = ring;
   for (int chunk = split; chunk < chunks; chunk += a.splits, stage = next(stage), free = next(free)) {
     // A thread transforms what it has copied itself, for which its own wait is enough. Zeros past the last column stay.
-    wait_but_for(a.stages - 2);
+    wait_for_all_but(a.stages - 2);
     if (column(chunk) < a.p) {
-      if (mixed) mix_rows<scalar>(stage, h_offset, mixes, rows_m, share);
+      if (mixed) mix_rows(stage, h_offset, mixes, rows_m, share);
       if (activated) {
-        activate_rows<scalar>(stage + x_offset, coefficients, attention, a.frames, rows_k, share);
+        activate_rows(stage + x_offset, coefficients, attention, a.frames, rows_k, share);
       }
     }
     __syncthreads();  // the chunk is complete, and the one before, whose stage is `free`, has been read
@@ -251,88 +297,11 @@ __global__ void __launch_bounds__(kThreads, 1) weight_grad_kernel(const __grid_c
     if (!idle) outputs.add(stage, stage + x_offset);
   }
 
-  // Groups of warps add up what they made of the same outputs: the upper half of them hands over to the lower half.
-#pragma unroll
-  for (int half = groups / 2; half > 0; half /= 2) {
-    const int threads = half * group_threads, pitch = threads * static_cast<int>(sizeof(float));
-    const unsigned slot = ring + threadIdx.x % threads * sizeof(float);
-    __syncthreads();  // the ring, or the slots of the round before, have been read
-    if (group >= half && group < 2 * half) {
-#pragma unroll
-      for (int i = 0; i < kOutputs; ++i) store_shared(slot + i * pitch, outputs.at(i));
-    }
-    __syncthreads();
-    if (group < half) {
-#pragma unroll
-      for (int i = 0; i < kOutputs; ++i) outputs.at(i) += load_shared<float>(slot + i * pitch);
-    }
-  }
+  add_groups<groups>(outputs, group, ring);
   if (group > 0 || idle) return;
-
   float* out = a.out + (static_cast<int64_t>(split) * a.m + first_m) * a.k + first_k;
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < 2 * kFragmentsM; ++i) {
-    const int row = warp_m + 8 * i + lane / 4;
-    if (row >= rows_m) break;
-    float* line = out + static_cast<int64_t>(row) * a.k;
-#pragma unroll
-    for (int j = 0; j < kFragmentsK; ++j) {
-      const int col = warp_k + 8 * j + lane % 4 * 2;
-      const float* v = outputs.sums[i / 2][j] + i % 2 * 2;
-      if (a.k % 2 == 0) {
-        if (col < rows_k) *reinterpret_cast<float2*>(line + col) = {v[0], v[1]};
-      } else {
-        if (col < rows_k) line[col] = v[0];
-        if (col + 1 < rows_k) line[col + 1] = v[1];
-      }
-    }
-  }
+  write_outputs(outputs, out, a.k, rows_m, rows_k, warp_m, warp_k);
 #endif
-}
-
-constexpr int kSumColumns = 32, kSumGroups = 8;  // threads of a block: columns, and groups of parts
-constexpr int kMaxSums = 3;
-
-struct PartsToAdd {
-  struct {
-    const float* parts;  // (splits, size)
-    float* sum;          // (size)
-    int64_t size;
-    int splits;
-  } at[kMaxSums];
-};
-
-// sum[i] = sum of parts[s][i] over s, in a fixed order, in vectors of floats; blockIdx.y chooses of the list.
-template <typename vector>
-__global__ void __launch_bounds__(kSumColumns* kSumGroups) add_parts_kernel(const __grid_constant__ PartsToAdd list) {
-  constexpr int width = sizeof(vector) / sizeof(float);
-  struct alignas(sizeof(vector)) Values {
-    float at[width];
-  };
-  __shared__ Values groups[kSumGroups][kSumColumns];
-  wait_for_kernel_before();
-  const auto& a = list.at[blockIdx.y];
-  const int64_t size = a.size / width, i = static_cast<int64_t>(blockIdx.x) * kSumColumns + threadIdx.x;
-  const vector* parts = reinterpret_cast<const vector*>(a.parts);
-  Values sum = {};
-  const auto add = [&](const Values& v) {
-#pragma unroll
-    for (int j = 0; j < width; ++j) sum.at[j] += v.at[j];
-  };
-  if (i < size) {
-#pragma unroll 4
-    for (int s = threadIdx.y; s < a.splits; s += kSumGroups) {
-      const vector v = parts[s * size + i];
-      add(reinterpret_cast<const Values&>(v));
-    }
-  }
-  groups[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || i >= size) return;
-#pragma unroll
-  for (int j = 1; j < kSumGroups; ++j) add(groups[j][threadIdx.x]);
-  reinterpret_cast<vector*>(a.sum)[i] = reinterpret_cast<const vector&>(sum);
 }
 
 }  // namespace

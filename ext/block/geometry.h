@@ -1,12 +1,12 @@
 // What the columns of a channel-major matrix are: pixels of clips, in the order N, H, W, T.
 #pragma once
 
-#include "common/tensors.h"
+#include "block/checks.h"
+#include "common/launch.h"
 
 #include <type_traits>
 
 namespace rubiks {
-namespace {
 
 struct Geometry {
   int64_t clips, frames, height, width;
@@ -17,8 +17,10 @@ struct Geometry {
     clips = sizes[0], frames = sizes[1], height = sizes[2], width = sizes[3];
   }
 
+  Sizes sizes() const { return {clips, frames, height, width}; }
   int64_t columns() const { return clips * frames * height * width; }
 
+  // Of every stride-th row and column of pixels.
   Geometry strided(const char* op, int64_t stride) const {
     STD_TORCH_CHECK(stride >= 1, op, ": stride must be at least 1, got ", stride);
     Geometry result = *this;
@@ -29,10 +31,9 @@ struct Geometry {
   // Calls f with the number of frames as a constant.
   template <typename F>
   void with_frames(const char* op, const F& f) const {
-    STD_TORCH_CHECK(frames == 8 || frames == 16, op, ": a clip must have 8 or 16 frames, got ", frames);
+    check_frames(op, frames, columns());
     frames == 8 ? f(std::integral_constant<int, 8>{}) : f(std::integral_constant<int, 16>{});
   }
 };
 
-}  // namespace
 }  // namespace rubiks

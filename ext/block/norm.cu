@@ -1,7 +1,13 @@
-// Batch norm in training on channel-major matrices, on NVIDIA GPUs: launches the kernels, and registers the operators.
+// Batch norm of channel-major matrices (C, P) in training as operators: from row sums to coefficients, and to the gradients
+// of its parameters. What uses the coefficients is in the matrix products and the shift.
+#include "block/checks.h"
+#include "block/norm_gradients.cuh"
 #include "block/operators.h"
-#include "block/geometry.h"
-#include "block/norm.cuh"
+#include "common/dependent_launch.cuh"
+#include "common/launch.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // stats (4, C): mean, 1 / standard deviation, scale, bias. sums (2, C), or (parts, 2, C) to be added: of x and of x^2
@@ -12,17 +18,76 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // mix (3, C), grad_weight (C), grad_beta (C). sums (2, C), or (parts, 2, C) to be added: of g and of g * x over
   // `count` columns. stats (4, C).
   m.def("norm_gradients(Tensor sums, Tensor? more, int count, Tensor stats) -> (Tensor, Tensor, Tensor)");
-  // mix[0] * g + mix[1] * x + mix[2] + residual, (C, P), mix (3, C). Columns are pixels of clips of 8 or 16 frames,
-  // geometry N, T, H, W, in the order N, H, W, T; part (C, P') is added to g at every stride-th row and column of pixels.
-  // With attention (C, 3), by which the frames of relu(scale * x + bias) were mixed, g is the gradient of the mix: with
-  // the gradient of attention, which else is empty.
-  m.def(
-      "norm_input_grad(Tensor g, Tensor x, Tensor mix, Tensor? residual, Tensor? part, int[] geometry, int stride, "
-      "Tensor? scale, Tensor? bias, Tensor? attention) -> (Tensor, Tensor)");
 }
 
 namespace rubiks {
 namespace {
+
+constexpr int kNormColumns = 16, kNormGroups = 32;  // threads of a block: channels, and groups of parts
+
+// Both sums of a channel over all parts, in a fixed order; valid where threadIdx.y is 0. sums (parts, 2, C).
+__device__ inline double2 add_parts(const float* sums, int64_t parts, int c, int channel) {
+  __shared__ double2 groups[kNormGroups][kNormColumns];
+  double2 sum = {0, 0};
+  if (channel < c) {
+#pragma unroll 4
+    for (int64_t part = threadIdx.y; part < parts; part += kNormGroups) {
+      const float* row = sums + part * 2 * c + channel;
+      sum = {sum.x + row[0], sum.y + row[c]};
+    }
+  }
+#pragma unroll
+  for (unsigned half = kNormGroups / 2; half > 0; half /= 2) {  // the upper half hands over to the lower half
+    if (threadIdx.y >= half && threadIdx.y < 2 * half) groups[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y >= half) continue;
+    const double2 part = groups[threadIdx.y + half][threadIdx.x];
+    sum = {sum.x + part.x, sum.y + part.y};
+  }
+  return sum;
+}
+
+// sums (parts, 2, C) of x and of x^2 over `count` columns; weight, beta (C); running_mean, running_var (C) or null,
+// updated in place, as is the number of batches, or null; stats (4, C): mean, 1 / standard deviation, scale, bias.
+__global__ void __launch_bounds__(kNormColumns* kNormGroups)
+    norm_coefficients_kernel(const float* sums, int64_t parts, int c, double count, const float* weight,
+                             const float* beta, float* running_mean, float* running_var, int64_t* batches,
+                             double momentum, double eps, float* stats) {
+  wait_for_previous_kernel();
+  const int channel = blockIdx.x * kNormColumns + threadIdx.x;
+  const double2 sum = add_parts(sums, parts, c, channel);
+  if (threadIdx.y > 0 || channel >= c) return;
+  if (channel == 0 && batches != nullptr) ++*batches;
+  const double mean = sum.x / count;
+  double var = sum.y / count - mean * mean;
+  if (var < 0) var = 0;  // by rounding; NaN stays
+  const double rstd = 1 / sqrt(var + eps), scale = weight[channel] * rstd;
+  stats[channel] = mean;
+  stats[c + channel] = rstd;
+  stats[2 * c + channel] = scale;
+  stats[3 * c + channel] = beta[channel] - mean * scale;
+  if (running_mean != nullptr) running_mean[channel] = (1 - momentum) * running_mean[channel] + momentum * mean;
+  if (running_var != nullptr) {
+    const double unbiased = var * (count / (count > 1 ? count - 1 : 1));  // of a single value there is no estimate
+    running_var[channel] = (1 - momentum) * running_var[channel] + momentum * unbiased;
+  }
+}
+
+// sums and, where not null, more (parts, 2, C): of g and of g * x.
+__global__ void __launch_bounds__(kNormColumns* kNormGroups)
+    norm_gradients_kernel(const float* sums, int64_t parts, const float* more, int64_t more_parts, int c,
+                          const NormGradients norm) {
+  wait_for_previous_kernel();
+  const int channel = blockIdx.x * kNormColumns + threadIdx.x;
+  double2 sum = add_parts(sums, parts, c, channel);
+  if (more != nullptr) {
+    __syncthreads();  // the sums of the groups have been read
+    const double2 others = add_parts(more, more_parts, c, channel);
+    sum = {sum.x + others.x, sum.y + others.y};
+  }
+  if (threadIdx.y > 0 || channel >= c) return;
+  norm.write(sum.x, sum.y, c, channel);
+}
 
 const dim3 kThreads(kNormColumns, kNormGroups);
 
@@ -30,9 +95,9 @@ dim3 blocks(int64_t channels) { return dim3(static_cast<unsigned>(ceil_div(chann
 
 }  // namespace
 
-Tensor norm_coefficients_cuda(const Tensor& sums, int64_t count, const Tensor& weight, const Tensor& beta,
-                              const MaybeTensor& running_mean, const MaybeTensor& running_var,
-                              const MaybeTensor& batches, double momentum, double eps) {
+Tensor norm_coefficients(const Tensor& sums, int64_t count, const Tensor& weight, const Tensor& beta,
+                         const MaybeTensor& running_mean, const MaybeTensor& running_var, const MaybeTensor& batches,
+                         double momentum, double eps) {
   const Checks check("norm_coefficients", sums);
   const int64_t parts = check.sums(sums, count), c = sums.size(sums.dim() - 1);
   check.floats("weight", weight, {c});
@@ -51,8 +116,8 @@ Tensor norm_coefficients_cuda(const Tensor& sums, int64_t count, const Tensor& w
   return stats;
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_gradients_cuda(const Tensor& sums, const MaybeTensor& more, int64_t count,
-                                                       const Tensor& stats) {
+std::tuple<Tensor, Tensor, Tensor> norm_gradients(const Tensor& sums, const MaybeTensor& more, int64_t count,
+                                                  const Tensor& stats) {
   const Checks check("norm_gradients", sums);
   const int64_t parts = check.sums(sums, count), c = sums.size(sums.dim() - 1);
   const int64_t more_parts = more ? check.sums(*more, count) : 0;
@@ -61,59 +126,15 @@ std::tuple<Tensor, Tensor, Tensor> norm_gradients_cuda(const Tensor& sums, const
   Tensor mix = empty(sums, {3, c}, ScalarType::Float), grad_weight = empty(sums, {c}, ScalarType::Float),
          grad_beta = empty(sums, {c}, ScalarType::Float);
   if (c == 0) return {mix, grad_weight, grad_beta};
-  const NormGradients to = {static_cast<double>(count), pointer(stats), mutable_pointer(mix),
-                            mutable_pointer(grad_weight), mutable_pointer(grad_beta)};
-  launch(norm_gradients_kernel, blocks(c), kThreads, 0, sums, pointer(sums), parts, pointer(more), more_parts, c, to);
+  const NormGradients norm = {static_cast<double>(count), pointer(stats), mutable_pointer(mix),
+                              mutable_pointer(grad_weight), mutable_pointer(grad_beta)};
+  launch(norm_gradients_kernel, blocks(c), kThreads, 0, sums, pointer(sums), parts, pointer(more), more_parts, c, norm);
   return {mix, grad_weight, grad_beta};
 }
 
-std::tuple<Tensor, Tensor> norm_input_grad_cuda(const Tensor& g, const Tensor& x, const Tensor& mix,
-                                                const MaybeTensor& residual, const MaybeTensor& part, Sizes sizes,
-                                                int64_t stride, const MaybeTensor& scale, const MaybeTensor& bias,
-                                                const MaybeTensor& attention) {
-  const Geometry geometry("norm_input_grad", sizes), small = geometry.strided("norm_input_grad", stride);
-  const int64_t c = g.dim() ? g.size(0) : 0, columns = geometry.columns(), frames = geometry.frames;
-  const Checks check("norm_input_grad", g);
-  check.pixels("g", g, c, columns);
-  check.pixels("x", x, c, columns);
-  check.floats("mix", mix, {3, c});
-  if (residual) check.pixels("residual", *residual, c, columns);
-  if (part) check.pixels("part", *part, c, small.columns());
-  STD_TORCH_CHECK(!attention || (scale && bias), "norm_input_grad: attention needs scale and bias");
-  const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
-  Tensor out = empty(g, {c, columns}, ScalarType::BFloat16);
-  Tensor grad_attention = empty(g, {attention ? c : 0, 3}, ScalarType::Float), parts = grad_attention;
-  if (c == 0) return {out, grad_attention};
-  const int64_t pixels = columns / std::max<int64_t>(frames, 1);
-  const int64_t blocks = std::max<int64_t>(ceil_div(pixels, kGradThreads * kGradPixels), 1);
-  STD_TORCH_CHECK(pixels < (int64_t{1} << 31) && c < 65536, "norm_input_grad: g is too large, ", text(shape(g)));
-  InputGrad a = {pointer<Unit>(g), pointer<Unit>(x), pointer<Unit>(residual), pointer<Unit>(part), pointer(mix)};
-  if (attention) {
-    parts = empty(g, {c, 3, blocks}, ScalarType::Float);
-    check.floats("scale", *scale, {c});
-    check.floats("bias", *bias, {c});
-    check.floats("attention", *attention, {c, 3});
-    a.scale = pointer(scale), a.bias = pointer(bias), a.attention = pointer(attention);
-  }
-  a.out = static_cast<Unit*>(out.mutable_data_ptr()), a.grad_attention = mutable_pointer(parts);
-  a.pixels = static_cast<unsigned>(pixels), a.part_pixels = static_cast<unsigned>(small.columns() / frames);
-  a.height = static_cast<int>(geometry.height), a.width = static_cast<int>(geometry.width);
-  a.part_height = static_cast<int>(small.height), a.part_width = static_cast<int>(small.width);
-  a.stride = static_cast<int>(stride), a.c = static_cast<int>(c);
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(c));
-  geometry.with_frames("norm_input_grad", [&](auto count) {
-    if (!attention) return launch(norm_input_grad_kernel<count, false>, grid, dim3(kGradThreads), 0, g, a);
-    launch(norm_input_grad_kernel<count, true>, grid, dim3(kGradThreads), 0, g, a);
-    launch(sum_parts_kernel, dim3(static_cast<unsigned>(3 * c)), dim3(32), 0, g, pointer(parts),
-           mutable_pointer(grad_attention), blocks);
-  });
-  return {out, grad_attention};
-}
-
 STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {
-  m.impl("norm_coefficients", TORCH_BOX(&norm_coefficients_cuda));
-  m.impl("norm_gradients", TORCH_BOX(&norm_gradients_cuda));
-  m.impl("norm_input_grad", TORCH_BOX(&norm_input_grad_cuda));
+  m.impl("norm_coefficients", TORCH_BOX(&norm_coefficients));
+  m.impl("norm_gradients", TORCH_BOX(&norm_gradients));
 }
 
 }  // namespace rubiks

@@ -1,8 +1,8 @@
-// Pixels of channel-major matrices of bfloat16 whose columns are in the order N, H, W, T: a pixel's frames adjoin. With 8
-// or 16 of them they are whole units of 16 bytes, which a thread has in registers.
+// Pixels of channel-major matrices of bfloat16 whose columns are in the order N, H, W, T: a pixel's frames are adjacent.
+// With 8 or 16 of them they are whole units of 16 bytes, which a thread has in registers.
 #pragma once
 
-#include "common/tensor_cores.cuh"
+#include "common/bfloat16.cuh"
 
 #include <cstdint>
 
@@ -28,36 +28,37 @@ struct Pixel {
   __device__ void store(Unit* matrix, int64_t index) const {
 #pragma unroll
     for (int i = 0; i < units; ++i) {
-      // Always one access, unlike an assignment.
-      __stwb(reinterpret_cast<uint4*>(matrix + index * units + i), reinterpret_cast<const uint4&>(at[i]));
+      store_unit(matrix + index * units + i, at[i]);
     }
   }
 
   __device__ void unpack_to(float (&values)[frames]) const {
 #pragma unroll
     for (int i = 0; i < frames / 2; ++i) {
-      const float2 two = unpack<__nv_bfloat16>(at[i / 4].pairs[i % 4]);
+      const float2 two = unpack(at[i / 4].pairs[i % 4]);
       values[2 * i] = two.x, values[2 * i + 1] = two.y;
     }
   }
 
-  __device__ static Pixel rounded(const float (&values)[frames]) {
+  __device__ static Pixel pack_from(const float (&values)[frames]) {
     Pixel pixel;
 #pragma unroll
     for (int i = 0; i < frames / 2; ++i) {
-      pixel.at[i / 4].pairs[i % 4] = pack<__nv_bfloat16>({values[2 * i], values[2 * i + 1]});
+      pixel.at[i / 4].pairs[i % 4] = pack({values[2 * i], values[2 * i + 1]});
     }
     return pixel;
   }
 };
 
-__device__ inline float rectified(float v) { return v < 0 ? 0 : v; }  // NaN stays
+// Where a pixel of a channel is, whose clips are height x width.
+struct PixelPlace {
+  unsigned clip, row, column;
 
-__device__ inline float warp_sum(float v) {
-#pragma unroll
-  for (int step = 16; step; step /= 2) v += __shfl_xor_sync(0xffffffff, v, step);
-  return v;
-}
+  __device__ PixelPlace(unsigned pixel, int height, int width)
+      : clip(pixel / width / height), row(pixel / width % height), column(pixel % width) {}
+};
+
+__device__ inline float rectified(float v) { return v < 0 ? 0 : v; }  // NaN stays
 
 }  // namespace
 }  // namespace rubiks

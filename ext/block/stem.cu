@@ -1,35 +1,61 @@
-// Passes over channel-major matrices that memory bounds, on NVIDIA GPUs: checks the arguments and launches the kernels of
-// block/stem.cuh, and registers the operators.
-#include "block/operators.h"
+// The windows of the stem's 3x3 convolution as columns of a matrix, as an operator.
 #include "block/geometry.h"
-#include "block/stem.cuh"
+#include "block/pixels.cuh"
+#include "common/dependent_launch.cuh"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
-  // Columns are pixels of clips of 8 or 16 frames, geometry N, T, H, W, in the order N, H, W, T.
-  // The windows (28, P) of a 3x3 convolution with stride 2 and padding 1, and a row of zeros. images (N*T, 3, H, W).
+  // The windows (28, P) of a 3x3 convolution with stride 2 and padding 1, and a row of zeros. images (N*T, 3, H, W), 8 or
+  // 16 frames of a clip; columns are in the order N, H, W, T.
   m.def("stem_columns(Tensor images, int frames) -> Tensor");
-  // The columns (C, P') at rows and columns 0, stride, 2 * stride, ... of every frame. x (C, P).
-  m.def("every(Tensor x, int[] geometry, int stride) -> Tensor");
 }
 
 namespace rubiks {
 namespace {
 
-constexpr int64_t kStemRows = 28;  // as rubiks/ops/fused.py
+constexpr int64_t kStemRows = 28;  // as in rubiks/ops/fused.py
+constexpr unsigned kThreads = 128;  // of a block
 
-using bfloat16 = __nv_bfloat16;
+__device__ inline bfloat16 to_bfloat16(bfloat16 v) { return v; }
+__device__ inline bfloat16 to_bfloat16(float v) { return __float2bfloat16_rn(v); }
 
-// Of blocks with a thread for each pixel of a channel.
-dim3 grid(const char* op, int64_t pixels, int64_t channels) {
-  constexpr int64_t most = (int64_t{1} << 31) - kThreads;  // threads are counted in 32 bits
-  STD_TORCH_CHECK(pixels <= most && channels < 65536, op, ": too large, it has ", pixels, " pixels in each of ",
-                  channels, " channels; at most ", most, " and 65535");
-  return dim3(static_cast<unsigned>(ceil_div(pixels, kThreads)), static_cast<unsigned>(channels));
+// images (N, T, 3, height, width) -> columns (28, N * rows * cols pixels), windows of rows and cols of every second
+// pixel. A thread makes the 9 rows of its colour for one pixel.
+template <typename scalar, int frames>
+__global__ void __launch_bounds__(kThreads)
+    stem_columns_kernel(const scalar* images, Unit* columns, int height, int width, int rows, int cols,
+                        unsigned pixels) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  wait_for_previous_kernel();
+  const unsigned pixel = blockIdx.x * kThreads + threadIdx.x;
+  if (pixel >= pixels) return;
+  const PixelPlace at(pixel, rows, cols);
+  const int col = at.column, row = at.row;
+  const int64_t image = static_cast<int64_t>(height) * width;
+  images += (static_cast<int64_t>(at.clip) * frames * 3 + blockIdx.y) * image;
+#pragma unroll
+  for (int k = 0; k < 9; ++k) {
+    const int y = row * 2 + k / 3 - 1, x = col * 2 + k % 3 - 1;
+    const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+    const scalar* from = images + static_cast<int64_t>(y) * width + x;
+    __nv_bfloat162 pairs[frames / 2];
+#pragma unroll
+    for (int t = 0; t < frames; t += 2) {
+      scalar first = scalar(0.0f), second = scalar(0.0f);
+      if (inside) first = from[t * 3 * image], second = from[(t + 1) * 3 * image];
+      pairs[t / 2] = {to_bfloat16(first), to_bfloat16(second)};
+    }
+    reinterpret_cast<const Pixel<frames>&>(pairs).store(columns, (blockIdx.y * 9 + k) * int64_t{pixels} + pixel);
+  }
+  if (blockIdx.y == 2) Pixel<frames>{}.store(columns, 27 * int64_t{pixels} + pixel);  // the last row is zeros
+#endif
 }
 
 }  // namespace
 
-Tensor stem_columns_cuda(const Tensor& images, int64_t frames) {
+Tensor stem_columns(const Tensor& images, int64_t frames) {
   const auto type = images.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Float,
                   "stem_columns: images must be bfloat16 or float32, got ", type);
@@ -43,11 +69,13 @@ Tensor stem_columns_cuda(const Tensor& images, int64_t frames) {
   Tensor columns = empty(images, {kStemRows, geometry.columns()}, ScalarType::BFloat16);
   if (columns.numel() == 0) return columns;
   const int64_t pixels = geometry.columns() / frames;
+  STD_TORCH_CHECK(pixels < (int64_t{1} << 31) - kThreads, "stem_columns: too large, it has ", pixels, " pixels");
+  const dim3 blocks(static_cast<unsigned>(ceil_div(pixels, kThreads)), 3);
   geometry.with_frames("stem_columns", [&](auto count) {
     const auto run = [&](auto element) {
       using scalar = decltype(element);
-      launch(stem_columns_kernel<scalar, count>, grid("stem_columns", pixels, 3), dim3(kThreads), 0, images,
-             pointer<scalar>(images), static_cast<Unit*>(columns.mutable_data_ptr()), height, width, geometry.height,
+      launch(stem_columns_kernel<scalar, count>, blocks, dim3(kThreads), 0, images,
+             pointer<scalar>(images), mutable_pointer<Unit>(columns), height, width, geometry.height,
              geometry.width, pixels);
     };
     type == ScalarType::Float ? run(float{}) : run(bfloat16{});
@@ -55,28 +83,6 @@ Tensor stem_columns_cuda(const Tensor& images, int64_t frames) {
   return columns;
 }
 
-Tensor every_cuda(const Tensor& x, Sizes sizes, int64_t stride) {
-  const Geometry large("every", sizes), small = large.strided("every", stride);
-  const int64_t c = x.dim() ? x.size(0) : 0;
-  Checks("every", x).pixels("x", x, c, large.columns());
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor out = empty(x, {c, small.columns()}, ScalarType::BFloat16);
-  if (x.numel() == 0) return out;
-  const auto narrow = [](int64_t n) { return static_cast<int>(n); };
-  const int64_t x_pixels = large.columns() / large.frames, pixels = small.columns() / large.frames;
-  grid("every", x_pixels, c);  // checks
-  const Every a = {narrow(large.height), narrow(large.width), narrow(small.height), narrow(small.width),
-                   narrow(stride), static_cast<unsigned>(x_pixels), static_cast<unsigned>(pixels)};
-  large.with_frames("every", [&](auto frames) {
-    launch(every_kernel<frames>, grid("every", pixels, c), dim3(kThreads), 0, x, a, pointer<Unit>(x),
-           static_cast<Unit*>(out.mutable_data_ptr()));
-  });
-  return out;
-}
-
-STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) {
-  m.impl("stem_columns", TORCH_BOX(&stem_columns_cuda));
-  m.impl("every", TORCH_BOX(&every_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) { m.impl("stem_columns", TORCH_BOX(&stem_columns)); }
 
 }  // namespace rubiks

@@ -1,4 +1,4 @@
-// What all launchers of CUDA kernels share.
+// Launching kernels: the stream, attributes of the device, and starting one kernel while the one before it ends.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
+#include <utility>
 
 namespace rubiks {
 
@@ -18,36 +20,51 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& x) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Of the device of x. The last answer is kept: asking takes as long as a launch.
+// compute(), or its last result where the key is the same as last time: questions to the CUDA runtime take as long as a
+// launch. Each place that calls this, and each thread, has a memory of its own.
+template <typename Key, typename F>
+auto cached(const Key& key, const F& compute) {
+  static thread_local std::optional<std::pair<Key, decltype(compute())>> last;
+  if (!last || last->first != key) last.emplace(key, compute());
+  return last->second;
+}
+
+// An attribute of the device of x.
 template <cudaDeviceAttr name>
 int attribute(const torch::stable::Tensor& x) {
-  static thread_local int device = -1, value = 0;
-  if (device != x.get_device_index()) {
-    device = x.get_device_index();
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
-  }
-  return value;
+  return cached(x.get_device_index(), [&] {
+    int value = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, x.get_device_index()));
+    return value;
+  });
 }
 
 namespace {
 
-__global__ void nothing() {}
+// Lets a kernel use all shared memory that a block may have on the device of x.
+template <auto kernel>
+void allow_shared_memory(const torch::stable::Tensor& x) {
+  cached(x.get_device_index(), [&] {
+    const int bytes = attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(x);
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    return bytes;
+  });
+}
 
-// Whether the kernels of this file are, on the device of x, those compiled for compute capability 9.0 or later: code for
-// an earlier one, compiled anew for this GPU, does not wait for the kernel before.
+__global__ void empty_kernel() {}
+
+// Whether the kernels of this file wait for the kernel before them on the device of x: those compiled for compute
+// capability 9.0 or later do, code for an earlier one that the driver has translated for this GPU does not.
 bool kernels_wait(const torch::stable::Tensor& x) {
-  static thread_local int device = -1;
-  static thread_local bool result = false;
-  if (device != x.get_device_index()) {
+  return cached(x.get_device_index(), [] {
     cudaFuncAttributes found = {};
-    STD_CUDA_CHECK(cudaFuncGetAttributes(&found, nothing));
-    device = x.get_device_index(), result = found.ptxVersion >= 90;
-  }
-  return result;
+    STD_CUDA_CHECK(cudaFuncGetAttributes(&found, empty_kernel));
+    return found.ptxVersion >= 90;
+  });
 }
 
 // Launches a kernel on the current stream of x's device, where it may start while the one before it ends. It must call
-// wait_for_kernel_before().
+// wait_for_previous_kernel().
 template <typename... Parameters, typename... Values>
 void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
             const torch::stable::Tensor& x, const Values&... values) {

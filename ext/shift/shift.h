@@ -1,11 +1,10 @@
 // The learnable shift: what its CPU and CUDA kernels share. rubiks/ops/reference.py is the definition in PyTorch.
 #pragma once
 
+#include "common/tensors.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cmath>
 #include <cstdint>
@@ -19,9 +18,6 @@
 #endif
 
 namespace rubiks {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // One axis of the volume: lengths of x and of the output along it, and where output j reads: j * stride - padding.
 struct Axis {

@@ -6,22 +6,14 @@
 // gradient of x is a gather from the upstream gradient with mirrored taps, and the gradient of the shift is the sum of
 // x times that gather with the interpolation of one axis replaced by its derivative.
 
-#include <cstdint>
+#include "shift/cpu_rows.h"
 
-// Row functions are compiled a second time, for wider vectors; the C library picks one when this library is loaded.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("no-trapping-math")  // else the float16 conversion has branches and is not vectorised
-#define RUBIKS_VECTORIZED __attribute__((flatten, target_clones("avx2", "default")))
-#else
-#define RUBIKS_VECTORIZED
-#endif
-
+#include "shift/cpu_lines.h"
 #include "shift/shift.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include <algorithm>
 #include <array>
 #include <type_traits>
 #include <utility>
@@ -31,127 +23,6 @@ namespace {
 
 template <typename T>
 using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;  // arithmetic on T is done in this
-
-// ---- Row functions
-
-template <typename To, typename From>
-RUBIKS_VECTORIZED void copy(To* __restrict out, int64_t out_step, const From* __restrict in, int64_t in_step,
-                            int64_t count) {
-  if (out_step == 1 && in_step == 1) {
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<To>(in[i]);
-  } else if (out_step == 1 && in_step == 2) {  // the stride of downsampling layers, known to the compiler
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<To>(in[i * 2]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) out[i * out_step] = static_cast<To>(in[i * in_step]);
-  }
-}
-
-template <typename real, typename T>
-RUBIKS_VECTORIZED void interpolate(T* __restrict out, const real* __restrict near, const real* __restrict far,
-                                   real fraction, int64_t count) {
-  if (fraction == 0) {  // zero times a NaN or an infinity must not show
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(near[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>((1 - fraction) * near[i] + fraction * far[i]);
-  }
-}
-
-template <typename real>
-RUBIKS_VECTORIZED void subtract(real* __restrict out, const real* __restrict a, const real* __restrict b,
-                                int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = a[i] - b[i];
-}
-
-// A frame after W and H: interpolated along both, and with the derivative along H or along W instead.
-template <typename real>
-struct Planes {
-  real *plain, *along_h, *along_w;
-};
-
-// Backward along T: the gradient of x, and sums of x times the derivatives along T (before - after), H and W.
-template <typename real>
-RUBIKS_VECTORIZED void correlate(real* __restrict grad_x, double* sums, const real* __restrict x,
-                                 const Planes<real>& near, const Planes<real>& far, const real* __restrict before,
-                                 const real* __restrict after, real fraction, int64_t count) {
-  const real *near_plain = near.plain, *near_h = near.along_h, *near_w = near.along_w;
-  const real *far_plain = far.plain, *far_h = far.along_h, *far_w = far.along_w;
-  const real rest = 1 - fraction;
-  constexpr int64_t block = 2048;  // short enough for sums in float32
-  for (int64_t begin = 0; begin < count; begin += block) {
-    const int64_t end = std::min(count, begin + block);
-    real t = 0, h = 0, w = 0;
-#pragma omp simd reduction(+ : t, h, w)
-    for (int64_t i = begin; i < end; ++i) {
-      grad_x[i] = rest * near_plain[i] + fraction * far_plain[i];
-      t += x[i] * (before[i] - after[i]);
-      h += x[i] * (rest * near_h[i] + fraction * far_h[i]);
-      w += x[i] * (rest * near_w[i] + fraction * far_w[i]);
-    }
-    sums[0] += t;
-    sums[1] += h;
-    sums[2] += w;
-  }
-}
-
-// ---- The taps of one axis
-
-int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
-
-// Evenly spaced sources and their places in a line of scratch.
-struct Run {
-  int64_t source, source_step, place, place_step, count;
-};
-
-// How a channel is gathered along one axis. On a line where source k lies at k * spread, with zeros elsewhere,
-// destination j has tap i at j * step + first + i. Forward has spread 1, its transpose step 1.
-template <typename real>
-struct Line {
-  int64_t sources, length;  // numbers of sources and of destinations
-  int64_t step, spread, first;
-  int64_t near, far;  // the taps that interpolation weighs by 1 - fraction and fraction
-  real fraction;
-  int64_t span;  // the derivative, in the transpose, is (tap 0 - tap span) / span
-
-  Line(const Axis& a, real shift, bool quantize, bool transpose) {
-    const Taps<real> tap = taps(shift, reach(a), quantize);
-    fraction = tap.fraction;
-    span = fraction == 0 ? 2 : 1;  // 2 at the kink: the mean of the one-sided derivatives, 0 - 1 and 1 - 2
-    near = transpose;
-    far = !transpose;
-    if (transpose) {
-      sources = a.out_length, length = a.length, step = 1, spread = a.stride, first = a.padding - tap.base - 1;
-    } else {
-      sources = a.length, length = a.out_length, step = a.stride, spread = 1, first = tap.base - a.padding;
-    }
-  }
-
-  // In a line of scratch tap i of destination j is at j + i * gap().
-  int64_t gap() const { return step == 1 ? 1 : length; }
-  int64_t size() const { return step == 1 ? length + 2 : 2 * length; }
-
-  // What to copy into a line of zeros; a run may be empty.
-  std::array<Run, 2> runs() const {
-    std::array<Run, 2> runs{};
-    if (step == 1) {
-      const int64_t begin = std::max<int64_t>(0, floor_div(first + spread - 1, spread));
-      const int64_t end = std::min(sources, floor_div(first + size() - 1, spread) + 1);
-      if (begin < end) runs[0] = {begin, 1, begin * spread - first, spread, end - begin};
-      return runs;
-    }
-    for (int64_t tap = 0; tap < (fraction == 0 ? 1 : 2); ++tap) {
-      const int64_t begin = std::max<int64_t>(0, floor_div(step - 1 - first - tap, step));
-      const int64_t end = std::min(length, floor_div(sources - 1 - first - tap, step) + 1);
-      if (begin < end) runs[tap] = {begin * step + first + tap, step, tap * length + begin, 1, end - begin};
-    }
-    return runs;
-  }
-
-  // The source at a tap of destination j; -1 where there is none.
-  int64_t source(int64_t j, int64_t tap) const {
-    const int64_t at = j * step + first + tap;
-    return at >= 0 && at % spread == 0 && at / spread < sources ? at / spread : -1;
-  }
-};
 
 template <typename real>
 struct Lines {
@@ -251,7 +122,7 @@ void walk(const Lines<real>& lines, const Volume<const T>& source, const Volume<
       }
     }
     const int64_t near = h.near * h.gap() * w.length, far = h.far * h.gap() * w.length;
-    interpolate(planes.plain, interpolated + near, interpolated + far, h.fraction, plane);
+    interpolate(planes.interpolated, interpolated + near, interpolated + far, h.fraction, plane);
     if (derive) {
       subtract(planes.along_h, interpolated, interpolated + h.span * w.length, plane);
       interpolate(planes.along_w, derived + near, derived + far, h.fraction, plane);
@@ -273,7 +144,7 @@ void walk(const Lines<real>& lines, const Volume<const T>& source, const Volume<
     const Planes<real>& far = t.fraction == 0 ? scratch.none : frame(j, t.far);
     T* const result = out.data ? out.data + j * out.t : nullptr;
     if constexpr (!derive) {
-      interpolate(result, near.plain, far.plain, t.fraction, plane);
+      interpolate(result, near.interpolated, far.interpolated, t.fraction, plane);
     } else {
       const T* x_frame = x.data + j * x.t;
       const real* x_plane = scratch.x;
@@ -287,7 +158,7 @@ void walk(const Lines<real>& lines, const Volume<const T>& source, const Volume<
       for (int64_t i = 0; i < h.length && !dense; ++i) {
         copy(scratch.x + i * w.length, 1, x_frame + i * x.h, x.w, w.length);
       }
-      correlate(grad_x, sums, x_plane, near, far, frame(j, 0).plain, frame(j, t.span).plain, t.fraction, plane);
+      correlate(grad_x, sums, x_plane, near, far, frame(j, 0).interpolated, frame(j, t.span).interpolated, t.fraction, plane);
       if (!std::is_same_v<T, real> && result) copy(result, 1, grad_x, 1, plane);
     }
   }

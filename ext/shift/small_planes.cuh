@@ -9,12 +9,12 @@
 // back in time, as over the mirrored clip.
 #pragma once
 
-#include "shift/shift.cuh"
+#include "shift/packed_rows.cuh"
+#include "shift/shift_kernel.cuh"
 
 namespace rubiks {
 namespace {
 
-constexpr int kTall = 2, kWide = 7;  // of a thread's patch of pixels
 constexpr int kZeros = 32;            // bytes of zeros at every frame: at least a row of taps
 constexpr int kPackBlocks = 16;      // warps per multiprocessor that the compiler leaves registers for
 
@@ -27,87 +27,6 @@ struct Pack {
   int data, plane, frame;   // where in shared memory the first plane lies; bytes from plane to plane, frame to frame
   int bytes;                // of shared memory for a volume
 };
-
-// Rows of pixels in shared memory. Two numbers of 16 bits come and go as one word, wherever in it the row starts.
-
-__device__ inline unsigned load_word(unsigned address) {
-  unsigned v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
-  return v;
-}
-
-__device__ inline void store_word(unsigned address, unsigned v) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
-}
-
-__device__ inline void store_half(unsigned address, unsigned v) {
-  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(static_cast<unsigned short>(v)) : "memory");
-}
-
-// A number whose bits are the upper ones of a word.
-template <typename scalar>
-__device__ inline float widen(unsigned bits) {
-  if constexpr (std::is_same_v<scalar, __half>) {
-    return __half2float(__ushort_as_half(static_cast<unsigned short>(bits >> 16)));
-  } else {
-    return __uint_as_float(bits);
-  }
-}
-
-template <typename scalar>
-__device__ inline unsigned pack(float low, float high) {
-  if constexpr (std::is_same_v<scalar, __half>) {
-    const __half2 v = __floats2half2_rn(low, high);
-    return reinterpret_cast<const unsigned&>(v);
-  } else {
-    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-    return reinterpret_cast<const unsigned&>(v);
-  }
-}
-
-// What load_row() takes for element j of a row, to read it or to put zero in its place.
-template <typename scalar>
-__device__ inline unsigned mask(int j, bool used) {
-  if (sizeof(scalar) == 4) return used ? 0xffffffff : 0;
-  return j % 2 ? (used ? 0xffff0000 : 0) : (used ? 0x1044 : 0x4444);  // bits to keep, bytes for __byte_perm
-}
-
-template <typename scalar, int count>
-__device__ inline void load_row(unsigned address, const unsigned (&masks)[count], float (&v)[count]) {
-  if constexpr (sizeof(scalar) == 4) {
-#pragma unroll
-    for (int j = 0; j < count; ++j) v[j] = __uint_as_float(load_word(address + 4 * j) & masks[j]);
-  } else {
-    constexpr int words = count / 2 + 1;
-    unsigned word[words + 1] = {};
-#pragma unroll
-    for (int j = 0; j < words; ++j) word[j] = load_word((address & ~3u) + 4 * j);
-#pragma unroll
-    for (int j = 0; j < count; j += 2) {
-      const unsigned pair = __funnelshift_r(word[j / 2], word[j / 2 + 1], address * 8);
-      v[j] = widen<scalar>(__byte_perm(pair, 0, masks[j]));
-      if (j + 1 < count) v[j + 1] = widen<scalar>(pair & masks[j + 1]);
-    }
-  }
-}
-
-template <typename scalar>
-__device__ inline void store_row(unsigned address, const float (&v)[kWide]) {
-  if constexpr (sizeof(scalar) == 4) {
-#pragma unroll
-    for (int j = 0; j < kWide; ++j) store_word(address + 4 * j, __float_as_uint(v[j]));
-  } else {
-    unsigned pair[kWide / 2 + 1];
-#pragma unroll
-    for (int j = 0; j < kWide; j += 2) pair[j / 2] = pack<scalar>(v[j], j + 1 < kWide ? v[j + 1] : 0);
-    const bool odd = address & 2;  // the row starts in the upper half of a word
-#pragma unroll
-    for (int j = 0; j < kWide / 2; ++j) {
-      store_word(((address + 2) & ~3u) + 4 * j, __funnelshift_r(pair[j], pair[j + 1], address * 8));
-    }
-    store_half(odd ? address : address + 2 * (kWide - 1), odd ? pair[0] : pair[kWide / 2]);
-  }
-}
 
 template <typename scalar>
 struct Packed {
@@ -140,10 +59,7 @@ struct Packed {
 
   __device__ void copy_out() const {
     each_unit(a.result_strides, [&](int here, int64_t i) {
-      int4 v;
-      asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                   : "r"(shared + here));
-      *reinterpret_cast<int4*>(static_cast<char*>(a.result) + i) = v;
+      *reinterpret_cast<int4*>(static_cast<char*>(a.result) + i) = load_shared<int4>(shared + here);
     });
   }
 
@@ -183,7 +99,7 @@ struct Packed {
       keep(to[0]), keep(to[1]), keep(w0), keep(w1);
       float before[kTall][kWide] = {}, x_before[sum ? kTall : 1][kWide] = {};  // before: weighted
       Sums<float> part = {};
-      wait<0>();
+      wait_for_copies<0>();
       __syncwarp();
 #pragma unroll 1
       for (int frame = 0, offset = 0; frame <= frames; ++frame, offset += step) {
@@ -258,10 +174,9 @@ __device__ inline float plane_sum(float value, int lane, int lanes) {
 
 template <typename scalar, bool backward>
 __global__ void __launch_bounds__(32, kPackBlocks)
-    planes_kernel(const __grid_constant__ Arguments a, const __grid_constant__ Pack p) {
-  wait_for_kernel_before();
-  extern __shared__ __align__(16) char memory[];
-  const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(memory));
+    shift_small_planes_kernel(const __grid_constant__ Arguments a, const __grid_constant__ Pack p) {
+  wait_for_previous_kernel();
+  const unsigned shared = shared_memory();
   const int lane = threadIdx.x, plane = divide(lane, p.lanes), part = lane - plane * p.lanes;
   const int patch_cols = a.w.source / kWide, line = divide(part, patch_cols);
   const bool used = plane < p.planes;
@@ -277,10 +192,10 @@ __global__ void __launch_bounds__(32, kPackBlocks)
   const float sh = shift[(rows - 2) * a.shift_row], sw = shift[(rows - 1) * a.shift_row];
   packed.copy_in(a.source, shared);
   if (backward && a.need_shift) packed.copy_in(a.x, shared + p.bytes);
-  commit();
+  commit_copies();
 #pragma unroll 1
   for (int i = lane; i < a.t.source * (kZeros / 4); i += 32) {
-    store_word(shared + ((i / (kZeros / 4) * p.frame) & ~3) + i % (kZeros / 4) * 4, 0);
+    store_shared(shared + ((i / (kZeros / 4) * p.frame) & ~3) + i % (kZeros / 4) * 4, 0u);
   }
   const auto map = [&](const Line& line, float s, bool quantize, bool below) {
     return map_of<float, backward>(line, s, quantize, below);
