@@ -1,6 +1,6 @@
 // The temporal attention shift: each frame is mixed with the one before and the one after it, on the way into a product
-// and back. Columns are in the order N, H, W, T: the 8 or 16 frames of a pixel are one or two units of 8 columns. On the
-// way into a product the mix is computed in bfloat16, two elements at a time.
+// and back. Columns are in the order N, H, W, T: the 8 or 16 frames of a pixel are one or two units of 8 columns. On
+// the way into a product the mix is computed in bfloat16, two elements at a time.
 #pragma once
 
 #include "common/bfloat16.cuh"
@@ -9,7 +9,8 @@
 namespace rubiks {
 namespace {
 
-// Two adjacent frames mixed with those before and after them: all arguments are pairs, the weights twice the same number.
+// Two adjacent frames mixed with those before and after them: all arguments are pairs, the weights twice the same
+// number.
 __device__ inline unsigned mix_pair(unsigned of_before, unsigned before, unsigned of_same, unsigned same,
                                     unsigned of_after, unsigned after) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -23,8 +24,8 @@ __device__ inline unsigned mix_pair(unsigned of_before, unsigned before, unsigne
 }
 
 // The pair of frames next to a unit in the other unit of a pixel of 16 frames: the last pair of the first unit, or the
-// first pair of the second. The two units are with threads of adjacent numbers, which call this together. 0 where a pixel
-// has 8 frames.
+// first pair of the second. The two units are with threads of adjacent numbers, which call this together. 0 where a
+// pixel has 8 frames.
 __device__ inline unsigned pair_beyond(const Unit& unit, int frames) {
   if (frames != 16) return 0;
   const int lane = threadIdx.x % 32;

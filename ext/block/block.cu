@@ -13,11 +13,11 @@
 #include <array>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
-  // x (C_in, P) bfloat16, its row sums, geometry N, T, H, W, and of both norms: weight, bias, running mean and variance,
-  // number of batches, momentum, eps. attention (C_in, 3). down (R, C_out), up (C_out, R): of squeeze-excite.
+  // x (C_in, P) bfloat16, its row sums, geometry N, T, H, W, and of both norms: weight, bias, running mean and
+  // variance, number of batches, momentum, eps. attention (C_in, 3). down (R, C_out), up (C_out, R): of squeeze-excite.
   // -> y (C_out, P'), its row sums; for the backward h (C_out, P), z (C_out, P'), the coefficients of both norms, the
-  // weights of conv2, conv3 and the shortcut in bfloat16, each as it is and transposed, and of squeeze-excite the means,
-  // hidden values and logits, empty where there is none.
+  // weights of conv2, conv3 and the shortcut in bfloat16, each as it is and transposed, and of squeeze-excite the
+  // means, hidden values and logits, empty where there is none.
   m.def(
       "block_forward(Tensor x, Tensor sums, int[] geometry, int stride, Tensor weight1, Tensor bias1, "
       "Tensor(a!) mean1, Tensor(b!) var1, Tensor(c!) batches1, float momentum1, float eps1, Tensor weight2, "
@@ -29,7 +29,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   m.def(
       "block_backward(Tensor gy, Tensor x, Tensor h, Tensor z, Tensor stats1, Tensor stats2, Tensor weights, "
       "Tensor? means, Tensor? hidden, Tensor? logits, int[] geometry, int stride, Tensor shift, Tensor? attention, "
-      "Tensor? down, Tensor? up, bool has_shortcut) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor? down, Tensor? up, bool has_shortcut) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, "
       "Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -1,9 +1,9 @@
-// What clip_shift_forward.cuh and clip_shift_backward.cuh share: batch norm, ReLU and the learnable shift of channel-major
-// matrices, columns in the order N, H, W, T.
+// What clip_shift_forward.cuh and clip_shift_backward.cuh share: batch norm, ReLU and the learnable shift of
+// channel-major matrices, columns in the order N, H, W, T.
 //
 // A thread has all frames of a pixel in registers. So a shift in time moves between registers, one in space reads whole
-// units of 16 bytes, and the threads of a warp read adjacent pixels. Each thread makes a strip of a few rows of one column
-// of the frame: consecutive rows share what they read. blockIdx.y is the channel. Arithmetic is in float32.
+// units of 16 bytes, and the threads of a warp read adjacent pixels. Each thread makes a strip of a few rows of one
+// column of the frame: consecutive rows share what they read. blockIdx.y is the channel. Arithmetic is in float32.
 #pragma once
 
 #include "block/pixels.cuh"

@@ -8,8 +8,9 @@
 namespace rubiks {
 namespace {
 
-// The gradient at a pixel before the shift in time is undone: upstream gradients of the outputs that read the pixel, added
-// by the weights with which they read it, and by the derivatives of these weights with respect to the shift in H and W.
+// The gradient at a pixel before the shift in time is undone: upstream gradients of the outputs that read the pixel,
+// added by the weights with which they read it, and by the derivatives of these weights with respect to the shift in H
+// and W.
 template <int frames>
 struct Gathered {
   float value[frames], by_h[frames], by_w[frames];
@@ -112,8 +113,8 @@ struct ClipShiftBackward {
     finish(gathered, own, to, y * a.width + column);
   }
 
-  // A strip of pixels for stride 1 and shifts that are not whole: consecutive rows of outputs read a pixel by h.fraction and
-  // by the rest to 1.
+  // A strip of pixels for stride 1 and shifts that are not whole: consecutive rows of outputs read a pixel by
+  // h.fraction and by the rest to 1.
   __device__ void gather_strip(const Unit* from, const Unit* x, Unit* to, const Strip<rows>& strip) {
     const int left = strip.x - w.base - 1, top = strip.y - h.base - 1;
     Pixel<frames> g[rows + 1][2], own[rows];

@@ -11,8 +11,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // [relu](weight @ f(x) + offset + residual) (M, P), and its row sums and those of its squares in parts (parts, 2, M),
   // empty unless `stats`. x (K, P), weight (M, K), residual (M, P) bfloat16; f(x) = relu(scale * x + bias), or x where
   // these are None; scale, bias (K), offset (M) float32. early: begin while the kernel before in the stream ends, which
-  // then must not be the one that writes the weight. With attention (K, 3), f(x) is mixed with the previous and the next
-  // frame, of which 8 or 16 are adjacent.
+  // then must not be the one that writes the weight. With attention (K, 3), f(x) is mixed with the previous and the
+  // next frame, of which 8 or 16 are adjacent.
   m.def(
       "pointwise(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? attention, int frames, Tensor? offset, "
       "Tensor? residual, bool relu, bool stats, bool early) -> (Tensor, Tensor)");

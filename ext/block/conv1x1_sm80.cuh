@@ -1,9 +1,9 @@
 // Matrix products of 1x1 convolutions on NVIDIA GPUs from compute capability 8.0 on.
 //
 // A block keeps the weight of up to 16 * row_tiles rows in shared memory and goes over tiles of 128 columns. x streams
-// through a ring of stages, 32 rows of a tile each, copied ahead of their use. A warp multiplies all of the block's rows
-// with 32 columns by tensor cores (mma.m16n8k16), so the prologue is applied to each element once, in registers. Results
-// are exchanged between neighbouring threads, which then write 8 bytes each.
+// through a ring of stages, 32 rows of a tile each, copied ahead of their use. A warp multiplies all of the block's
+// rows with 32 columns by tensor cores (mma.m16n8k16), so the prologue is applied to each element once, in registers.
+// Results are exchanged between neighbouring threads, which then write 8 bytes each.
 #pragma once
 
 #include "block/attention.cuh"
@@ -50,8 +50,9 @@ struct Conv1x1Sm80 {
 
   __device__ __forceinline__ explicit Conv1x1Sm80(const Conv1x1& a)
       : a(a), depth(whole_depth(a.k)), pitch(depth * 2),
-        spread((depth / 8) % 8 == 0 ? 8 : (depth / 8) % 4 == 0 ? 4 : 2), memory(shared_memory_pointer()), ring(a, shared_memory()),
-        weights_at(ring.at + Shape::stages * kStageBytes), coefficients_at(weights_at + kRows * pitch),
+        spread((depth / 8) % 8 == 0 ? 8 : (depth / 8) % 4 == 0 ? 4 : 2), memory(shared_memory_pointer()),
+        ring(a, shared_memory()), weights_at(ring.at + Shape::stages * kStageBytes),
+        coefficients_at(weights_at + kRows * pitch),
         coefficients(reinterpret_cast<float*>(memory + Shape::stages * kStageBytes + kRows * pitch)),
         tail(coefficients + Prologue::coefficients * depth), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
         quad(lane % 4), group(lane / 4) {}
@@ -220,7 +221,7 @@ struct Conv1x1Sm80 {
         words[j] = pack({v0, v1});
       }
       if constexpr (kAttends) {
-        // The frames of a pixel are with the four threads of a quad; those beyond come round.
+        // The four threads of a quad hold the frames of a pixel; the pairs next to a thread's own come by shuffles.
         unsigned before[kTiles], after[kTiles];
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) {
@@ -244,7 +245,7 @@ struct Conv1x1Sm80 {
     if constexpr (Epilogue::sums) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) parts_of[j] = quad_sum(parts_of[j]);
-      // Each of the four threads adds one of the four sums; rows belong to one warp's copy, so nobody else does.
+      // Each of the four threads adds one of the four sums. No other thread adds to that row of the warp's copy.
       const float part = quad == 0 ? parts_of[0] : quad == 1 ? parts_of[1] : quad == 2 ? parts_of[2] : parts_of[3];
       tail[(warp * 2 + quad % 2) * kRows + i * 16 + quad / 2 * 8 + group] += part;
     }

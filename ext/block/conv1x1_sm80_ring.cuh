@@ -21,9 +21,9 @@ struct Shape {
   static constexpr int rows = 16 * row_tiles, warps = kColumns / (8 * column_tiles), threads = 32 * warps;
 };
 
-// A tile comes in parts, a stage each: for every 32 rows of x those of x, and of x2 where mixed; then for every 32 rows of
-// the result those of the residual or of the mask. A thread copies its unit of 16 bytes in rows fetch_row, fetch_row +
-// kRowStep, ... A row's units are permuted so that a matrix of 8 rows lies in different banks.
+// A tile comes in parts, a stage each: for every 32 rows of x those of x, and of x2 where mixed; then for every 32 rows
+// of the result those of the residual or of the mask. A thread copies its unit of 16 bytes in rows fetch_row, fetch_row
+// + kRowStep, ... A row's units are permuted so that a matrix of 8 rows lies in different banks.
 template <typename Prologue, typename Epilogue, typename Shape>
 struct RingSm80 {
   static constexpr int kRows = Shape::rows, kStages = Shape::stages, kSources = Prologue::sources;

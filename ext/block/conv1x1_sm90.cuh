@@ -1,10 +1,10 @@
 // Matrix products of 1x1 convolutions with many rows on Hopper, by its own matrix instructions (wgmma).
 //
-// A block keeps the whole weight in shared memory, so x is read once. Its two groups of 4 warps work independently: each
-// goes over tiles of 64 columns, and while one writes its results the other multiplies. x streams through a ring of
-// stages, 32 rows of a tile each, copied ahead of their use. A warp has 16 columns: the prologue is applied in registers,
-// which the instruction takes as the left operand, so what it makes is the transpose of a tile of y. That goes through a
-// few rows of shared memory, from which whole units of 16 bytes are written and summed.
+// A block keeps the whole weight in shared memory, so x is read once. Its two groups of 4 warps work independently:
+// each goes over tiles of 64 columns, and while one writes its results the other multiplies. x streams through a ring
+// of stages, 32 rows of a tile each, copied ahead of their use. A warp has 16 columns: the prologue is applied in
+// registers, which the instruction takes as the left operand, so what it makes is the transpose of a tile of y. That
+// goes through a few rows of shared memory, from which whole units of 16 bytes are written and summed.
 #pragma once
 
 #include "block/attention.cuh"
@@ -38,9 +38,9 @@ size_t conv1x1_sm90_bytes(int k) {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// One thread's share. Shared memory holds the rings, the rows of y that each warp writes, the weight, and tables: of rows
-// of y, {offset, 0} or the mask's {scale, bias} (kMaxM); the coefficients of the prologue (coefficients, depth); of rows of
-// y, the weights of the attention (kMaxM, 3).
+// One thread's share. Shared memory holds the rings, the rows of y that each warp writes, the weight, and tables: of
+// rows of y, {offset, 0} or the mask's {scale, bias} (kMaxM); the coefficients of the prologue (coefficients, depth);
+// of rows of y, the weights of the attention (kMaxM, 3).
 template <typename Prologue, typename Epilogue>
 struct Conv1x1Sm90 {
   static constexpr bool kAttends = std::is_same_v<Epilogue, AttentionMask>;
@@ -56,7 +56,8 @@ struct Conv1x1Sm90 {
   __device__ __forceinline__ explicit Conv1x1Sm90(const Conv1x1& a)
       : a(a), depth(whole_depth(a.k)), units(depth / kUnitElements), group(threadIdx.x / kGroupThreads),
         thread(threadIdx.x % kGroupThreads), warp(thread / 32), lane(threadIdx.x % 32), quad(lane % 4),
-        matrix(lane / 8), memory(shared_memory()), batch_at(memory + kRingBytes + (group * kGroupWarps + warp) * kBatchBytes),
+        matrix(lane / 8), memory(shared_memory()),
+        batch_at(memory + kRingBytes + (group * kGroupWarps + warp) * kBatchBytes),
         weight(memory + kRingBytes + kGroups * kGroupWarps * kBatchBytes),
         table(weight + kMaxM * depth * sizeof(bfloat16)), coefficients(table + kMaxM * sizeof(float2)),
         attention(coefficients + Prologue::coefficients * depth * sizeof(float)),
@@ -169,8 +170,8 @@ struct Conv1x1Sm90 {
     if (k + 16 < depth) step(1);
   }
 
-  // Where row `row` and unit `unit` of the rows of y that the warp writes lie. The units of 4 rows in turn are exchanged,
-  // so that 8 rows of one unit lie in different banks.
+  // The address of a unit in the rows of y that the warp writes. Every other 4 rows have their two units exchanged, so
+  // that 8 rows of one unit lie in different banks.
   __device__ __forceinline__ unsigned place(int row, int unit) const {
     return batch_at + row * 32 + ((unit ^ (row / 4 % 2)) * 16);
   }
@@ -231,7 +232,8 @@ struct Conv1x1Sm90 {
   // Sums over this warp's columns: of y in even lanes, of its square or product in odd ones. Row 16 i + lane / 2.
   using RowSums = float[Epilogue::sums ? kMaxM / 16 : 1];
 
-  // The epilogue of a tile: sum[i][4 j + 2 h + e] has row 144 i + 8 j + 2 quad + e, column lane / 4 + 8 h of the warp's.
+  // The epilogue of a tile: sum[i][4 j + 2 h + e] has row 144 i + 8 j + 2 quad + e, column lane / 4 + 8 h of the
+  // warp's.
   __device__ __forceinline__ void finish(const Product& product, int tile, unsigned other_at, unsigned matrix_to,
                                          unsigned unit_at, RowSums& row_sums) {
     const int64_t column = int64_t{tile} * kColumns + warp * 16 + lane % 2 * kUnitElements;
@@ -302,8 +304,8 @@ struct Conv1x1Sm90 {
     if constexpr (std::is_same_v<Prologue, Attention>) __syncthreads();  // a thread reads what ring.others have stored
     ring.start();
 
-    // Where this lane's row of matrices lies in a stage. Of x: columns of the warp, the first or second 8 rows of a step; of
-    // the residual or mask, the first or second 8 of 16 rows of y; then the columns.
+    // Where this lane's row of matrices lies in a stage. Of x: columns of the warp, the first or second 8 rows of a
+    // step; of the residual or mask, the first or second 8 of 16 rows of y; then the columns.
     const unsigned x_at =
         ring.at + (matrix / 2 * 8 + lane % 8) * kRowBytes + (((warp * 2 + matrix % 2) ^ (lane % 8)) * 16);
     // Of the rows of y that the warp writes: where this lane's row of matrices goes, and where its unit of a row lies.

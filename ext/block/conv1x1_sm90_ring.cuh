@@ -1,5 +1,5 @@
-// The rings of stages in shared memory through which conv1x1_sm90.cuh reads x, and the residual or the mask: one for each
-// group of warps.
+// The rings of stages in shared memory through which conv1x1_sm90.cuh reads x, and the residual or the mask: one for
+// each group of warps.
 #pragma once
 
 #include "block/conv1x1.h"
@@ -15,9 +15,9 @@ constexpr int kColumns = 16 * kGroupWarps;  // of a tile
 constexpr int kDepth = 32, kStages = 6;     // rows of a stage; stages of a ring
 constexpr int kRowBytes = 2 * kColumns, kRowUnits = kColumns / kUnitElements, kStageBytes = kDepth * kRowBytes;
 
-// A tile comes in parts, a stage each: for every 32 rows of x those of x, and of x2 where mixed; then for every 32 rows of
-// the result those of the residual or of the mask. A thread copies its unit of 16 bytes in two rows. A row's units are
-// permuted so that a matrix of 8 rows lies in different banks.
+// A tile comes in parts, a stage each: for every 32 rows of x those of x, and of x2 where mixed; then for every 32 rows
+// of the result those of the residual or of the mask. A thread copies its unit of 16 bytes in two rows. A row's units
+// are permuted so that a matrix of 8 rows lies in different banks.
 template <typename Prologue, typename Epilogue>
 struct RingSm90 {
   static constexpr int kSources = Prologue::sources;

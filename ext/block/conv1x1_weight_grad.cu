@@ -116,7 +116,8 @@ void add_parts(const std::vector<WeightGradient>& gradients) {
   const auto add = [&](auto vector) {
     constexpr int width = sizeof(vector) / sizeof(float);
     const dim3 blocks(static_cast<unsigned>(ceil_div(largest, kSumColumns * width)), count);
-    launch(weight_grad_sum_kernel<decltype(vector)>, blocks, dim3(kSumColumns, kSumGroups), 0, gradients[0].whole, list);
+    launch(weight_grad_sum_kernel<decltype(vector)>, blocks, dim3(kSumColumns, kSumGroups), 0, gradients[0].whole,
+           list);
   };
   vectors ? add(float4{}) : add(float{});
 }

@@ -9,8 +9,7 @@
 // the sums, and a second kernel (weight_grad_sum.cuh) adds them in a fixed order: the same bits on every run.
 #pragma once
 
-#include "block/attention.cuh"
-#include "common/async_copy.cuh"
+#include "block/conv1x1_weight_grad_rows.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/tensor_cores.cuh"
 
@@ -23,14 +22,9 @@ namespace {
 constexpr int kFragmentsM = 3, kFragmentsK = 9;
 constexpr int kWarpM = 16 * kFragmentsM, kWarpK = 8 * kFragmentsK;
 // Of 12 warps, 3 share out the rows of g; 1, 2 or 4 share out those of x; those left, 4, 2 or 1, the steps of a chunk.
-constexpr int kWarps = 12, kWarpsM = 3, kMaxWarpsK = 4;
-constexpr int kThreads = 32 * kWarps;
+constexpr int kWarpsM = 3, kMaxWarpsK = 4;
 constexpr int kTileM = kWarpM * kWarpsM, kTileK = kWarpK * kMaxWarpsK;  // rows of g and of x in a tile, at most
 
-constexpr int kColumns = 64, kSteps = kColumns / 16;  // of a chunk
-constexpr int kRowBytes = 2 * kColumns, kRowUnits = kColumns / kUnitElements;
-constexpr int kPassRows = kThreads / kRowUnits;  // rows that all threads copy at once, one unit each
-static_assert(kPassRows % kRowUnits == 0, "all rows of a thread's share are permuted alike");
 constexpr int kMaxStages = 6;
 
 // Shared memory: {mix[0], mix[1], mix[2], unused} of the tile's rows of g, {scale, bias} and {attention, unused} of its
@@ -52,66 +46,6 @@ struct WeightGrad {
   int splits;                          // blocks that share the chunks of a tile
   int stages, stage_bytes;
 };
-
-// Units of a row lie permuted, differently in 8 rows in turn, so that reading one column of 8 rows meets no bank twice.
-__device__ inline int swizzle(int row, int unit) { return row * kRowBytes + ((unit ^ (row % kRowUnits)) * 16); }
-
-// The part of a chunk that one thread copies and transforms: one unit of each kPassRows-th row.
-struct Share {
-  int row, unit;
-  int offset;  // of the first in shared memory; rows of the others are permuted alike
-
-  __device__ Share() : row(threadIdx.x / kRowUnits), unit(threadIdx.x % kRowUnits), offset(swizzle(row, unit)) {}
-};
-
-// Starts the copy of a thread's share of `rows` rows; columns from p on are zeros.
-__device__ inline void copy_rows(unsigned to, const bfloat16* from, int rows, int64_t p, int64_t column, const Share& s) {
-  const bool inside = column < p;
-  from += s.row * p + (inside ? column : 0);
-  to += s.offset;
-#pragma unroll 1
-  for (int row = s.row; row < rows; row += kPassRows) {
-    copy_async(to, from, inside);
-    to += kPassRows * kRowBytes;
-    from += kPassRows * p;
-  }
-}
-
-// g = mix[0] * g + mix[1] * h + mix[2] for a thread's share of `rows` rows; h lies `apart` bytes behind g.
-__device__ inline void mix_rows(unsigned g, int apart, unsigned mixes, int rows, const Share& s) {
-  g += s.offset;
-#pragma unroll 1
-  for (int row = s.row; row < rows; row += kPassRows, g += kPassRows * kRowBytes) {
-    const float4 mix = load_shared<float4>(mixes + row * sizeof(float4));
-    Unit unit = load_shared<Unit>(g);
-    const Unit other = load_shared<Unit>(g + apart);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 a = unpack(unit.pairs[i]), b = unpack(other.pairs[i]);
-      unit.pairs[i] = pack({fmaf(mix.x, a.x, fmaf(mix.y, b.x, mix.z)),  //
-                                    fmaf(mix.x, a.y, fmaf(mix.y, b.y, mix.z))});
-    }
-    store_shared(g, unit);
-  }
-}
-
-// x = relu(scale * x + bias) for a thread's share of `rows` rows; with `frames`, mixed with the neighbouring frames.
-__device__ inline void activate_rows(unsigned x, unsigned coefficients, unsigned attention, int frames, int rows,
-                                     const Share& s) {
-  x += s.offset;
-#pragma unroll 1
-  for (int row = s.row; row < rows; row += kPassRows, x += kPassRows * kRowBytes) {
-    const float2 scale_bias = load_shared<float2>(coefficients + row * sizeof(float2));
-    Unit unit = load_shared<Unit>(x);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 a = unpack(unit.pairs[i]);
-      unit.pairs[i] = pack_relu({fmaf(scale_bias.x, a.x, scale_bias.y), fmaf(scale_bias.x, a.y, scale_bias.y)});
-    }
-    if (frames) unit = mix_frames(unit, load_shared<float4>(attention + row * sizeof(float4)), frames);
-    store_shared(x, unit);
-  }
-}
 
 // A warp's outputs: rows m.. of the tile, columns k.. .
 template <int steps>
@@ -203,8 +137,8 @@ __device__ inline void add_groups(Outputs<steps>& outputs, int group, unsigned r
 
 // Writes a warp's outputs, from row warp_m and column warp_k on, to a tile (rows_m, rows_k), whose rows are k apart.
 template <int steps>
-__device__ inline void write_outputs(const Outputs<steps>& outputs, float* out, int k, int rows_m, int rows_k, int warp_m,
-                                     int warp_k) {
+__device__ inline void write_outputs(const Outputs<steps>& outputs, float* out, int k, int rows_m, int rows_k,
+                                     int warp_m, int warp_k) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < 2 * kFragmentsM; ++i) {

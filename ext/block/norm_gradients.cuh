@@ -1,5 +1,5 @@
-// The gradients of a batch norm's parameters, and the coefficients with which the gradient of its input is made, for the
-// kernels that add up the sums.
+// The gradients of a batch norm's parameters, and the coefficients with which the gradient of its input is made, for
+// the kernels that add up the sums.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -10,9 +10,9 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // mix[0] * g + mix[1] * x + mix[2] + residual, (C, P), mix (3, C). Columns are pixels of clips of 8 or 16 frames,
-  // geometry N, T, H, W, in the order N, H, W, T; part (C, P') is added to g at every stride-th row and column of pixels.
-  // With attention (C, 3), by which the frames of relu(scale * x + bias) were mixed, g is the gradient of the mix: with
-  // the gradient of attention, which else is empty.
+  // geometry N, T, H, W, in the order N, H, W, T; part (C, P') is added to g at every stride-th row and column of
+  // pixels. With attention (C, 3), by which the frames of relu(scale * x + bias) were mixed, g is the gradient of the
+  // mix: with the gradient of attention, which else is empty.
   m.def(
       "norm_input_grad(Tensor g, Tensor x, Tensor mix, Tensor? residual, Tensor? part, int[] geometry, int stride, "
       "Tensor? scale, Tensor? bias, Tensor? attention) -> (Tensor, Tensor)");
@@ -36,8 +36,8 @@ struct InputGrad {
   int c;
 };
 
-// The gradient g of the mix of frames becomes that of the norm's result, and the terms of the gradient of the weights are
-// added to `sums`. x: the norm's input.
+// The gradient g of the mix of frames becomes that of the norm's result, and the terms of the gradient of the weights
+// are added to `sums`. x: the norm's input.
 template <int frames>
 __device__ inline void unmix_frames(float (&g)[frames], const float (&x)[frames], float scale, float bias,
                                     const float3& weights, float (&sums)[3]) {

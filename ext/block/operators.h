@@ -1,5 +1,5 @@
-// The operators of the fused block on NVIDIA GPUs, as block.cu calls them; rubiks/ops/fused.py defines them. Activations are
-// matrices (C, P) of bfloat16, all else is float32.
+// The operators of the fused block on NVIDIA GPUs, as block.cu calls them; rubiks/ops/fused.py defines them.
+// Activations are matrices (C, P) of bfloat16, all else is float32.
 #pragma once
 
 #include "block/norm_gradients.cuh"
@@ -10,7 +10,8 @@
 
 namespace rubiks {
 
-// What a product reads: x (K, P), or relu(scale * x + bias) (K), whose frames are mixed where there is attention (K, 3).
+// What a product reads: x (K, P), or relu(scale * x + bias), scale and bias (K). With attention (K, 3) its frames are
+// mixed.
 struct Activation {
   Tensor x;
   MaybeTensor scale, bias, attention;
@@ -27,15 +28,16 @@ struct Conv1x1Options {
   MaybeTensor offset, residual;  // (M), (M, P), added to the result
   bool relu = false;             // of the result
   bool sum_rows = false;
-  bool early = false;  // begin while the kernel before in the stream ends, which must not be the one that writes the weight
+  bool early = false;  // begin before the previous kernel has ended; it must not write the weight
 };
 
-// The result (M, P) for weight (M, K), and its row sums and those of its square in parts (parts, 2, M), or an empty tensor.
+// The result (M, P) for weight (M, K), and its row sums and those of its square in parts (parts, 2, M), or an empty
+// tensor.
 std::tuple<Tensor, Tensor> conv1x1(const Activation& input, const Tensor& weight, const Conv1x1Options& options);
 
-// transposed (K, M) @ upstream, down to the norm of the input where that is given: 0 where its ReLU was closed, and the row
-// sums and those of the product with x in parts (parts, 2, K), else an empty tensor. With attention the result is as it is,
-// and the sums are of the gradient before the mix.
+// transposed (K, M) @ upstream, down to the norm of the input where that is given: 0 where its ReLU was closed, and the
+// row sums and those of the product with x in parts (parts, 2, K), else an empty tensor. With attention the result is
+// as it is, and the sums are of the gradient before the mix.
 std::tuple<Tensor, Tensor> conv1x1_grad(const Upstream& upstream, const Tensor& transposed,
                                         const std::optional<Activation>& input, bool early);
 

@@ -1,5 +1,5 @@
-// Pixels of channel-major matrices of bfloat16 whose columns are in the order N, H, W, T: a pixel's frames are adjacent.
-// With 8 or 16 of them they are whole units of 16 bytes, which a thread has in registers.
+// Pixels of channel-major matrices of bfloat16 whose columns are in the order N, H, W, T: a pixel's frames are
+// adjacent. With 8 or 16 of them they are whole units of 16 bytes, which a thread has in registers.
 #pragma once
 
 #include "common/bfloat16.cuh"

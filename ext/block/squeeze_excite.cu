@@ -1,8 +1,8 @@
 // Squeeze-excite (Hu et al., CVPR 2018) of channel-major matrices, for block.cu: a gate for each channel and frame,
 // sigmoid(logit), around two small products. Columns are in the order N, H, W, T.
 //
-// A block has one clip of one channel, blockIdx.x = c * N + n, and its threads take the pixels in turn. Means, logits and
-// gradients of either are (C, N, T), float32.
+// A block has one clip of one channel, blockIdx.x = c * N + n, and its threads take the pixels in turn. Means, logits
+// and gradients of either are (C, N, T), float32.
 #include "block/geometry.h"
 #include "block/operators.h"
 #include "block/pixels.cuh"
@@ -157,7 +157,8 @@ ExcitedGradient excite_backward(const Tensor& grad, const Tensor& x, const Tenso
     launch(excite_kernel<frames>, grid, threads, 0, x, pointer<Unit>(grad), pointer(logits), pointer(grad_means),
            mutable_pointer<Unit>(grad_x), plane_size(g));
   });
-  return {out, grad_x, torch::stable::matmul(grad_hidden, transposed(means)), torch::stable::matmul(grad_logits, transposed(hidden))};
+  return {out, grad_x, torch::stable::matmul(grad_hidden, transposed(means)),
+          torch::stable::matmul(grad_logits, transposed(hidden))};
 }
 
 }  // namespace rubiks

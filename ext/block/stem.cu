@@ -7,8 +7,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
-  // The windows (28, P) of a 3x3 convolution with stride 2 and padding 1, and a row of zeros. images (N*T, 3, H, W), 8 or
-  // 16 frames of a clip; columns are in the order N, H, W, T.
+  // The windows (28, P) of a 3x3 convolution with stride 2 and padding 1, and a row of zeros. images (N*T, 3, H, W), 8
+  // or 16 frames of a clip; columns are in the order N, H, W, T.
   m.def("stem_columns(Tensor images, int frames) -> Tensor");
 }
 

@@ -1,5 +1,5 @@
-// Asynchronous copies from global to shared memory (cp.async), from compute capability 8.0 on. Shared memory is given by
-// its own 32-bit addresses.
+// Asynchronous copies from global to shared memory (cp.async), from compute capability 8.0 on. Shared memory is given
+// by its own 32-bit addresses.
 #pragma once
 
 namespace rubiks {

@@ -1,5 +1,5 @@
-// Programmatic dependent launch: from compute capability 9.0 on, a kernel may start while the one before it in the stream
-// ends, if it is launched so (`launch` in common/launch.h).
+// Programmatic dependent launch: from compute capability 9.0 on, a kernel may start while the one before it in the
+// stream ends, if it is launched so (`launch` in common/launch.h).
 #pragma once
 
 namespace rubiks {

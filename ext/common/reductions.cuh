@@ -18,8 +18,8 @@ __device__ inline T warp_sum(T v) {
   return v;
 }
 
-// Sums over the threads of a block of `threads`: thread i < count gets that of values[i], the others 0. A block may call
-// this once, as the shared memory for it is not guarded against a second call.
+// Sums over the threads of a block of `threads`: thread i < count gets that of values[i], the others 0. A block may
+// call this once, as the shared memory for it is not guarded against a second call.
 template <int threads, int count>
 __device__ inline float block_sums(const float (&values)[count]) {
   __shared__ float parts[threads / 32][count];

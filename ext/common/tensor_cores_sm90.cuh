@@ -29,7 +29,8 @@ __device__ inline void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
-// sum (64, 144) [+]= a (64, 16) @ b (16, 144), b by its descriptor; each warp has 16 rows, laid out as for multiply_add.
+// sum (64, 144) [+]= a (64, 16) @ b (16, 144), b by its descriptor; each warp has 16 rows, laid out as for
+// multiply_add.
 __device__ inline void multiply(float (&sum)[kProductRows / 2], const unsigned (&a)[4], uint64_t b, bool add) {
 #define RUBIKS_4(i) "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3])
 #define RUBIKS_24(i) \

@@ -37,7 +37,7 @@ struct Volume {
 
 // How a volume's part of a tile gets to shared memory.
 struct Copy {
-  bool planes;     // its rows adjoin and the tile spans their width: in units of 16 bytes; otherwise element by element
+  bool planes;     // its rows are adjacent and the tile spans their width: in units of 16 bytes, else by element
   int item_pitch;  // elements of shared memory for one clip
   int lanes;       // threads that copy one clip, where planes
   int64_t span;    // bytes from the start of a block's first window to the end of its last, whole units included
@@ -46,7 +46,7 @@ struct Copy {
 struct Plan {
   int tall, wide, step;              // of a thread's patch of pixels, see walk()
   int items, rows, cols;             // of a tile: clips, rows and columns of the result
-  int runs;                          // tiles of consecutive clips that a block makes in turn
+  int runs;                          // tiles of consecutive clips that a block makes one by one
   int groups, row_tiles, col_tiles;  // of blocks
   int threads, stage_bytes, x_offset;
   Copy source, x;
@@ -72,7 +72,7 @@ struct Map {  // the taps of one axis: base and base + 1
   real w0, w1;
 };
 
-// below: a whole shift i stands as (i - 1) + 1. The shift's gradient at the kink there is the mean over both forms.
+// below: a whole shift i is taken as (i - 1) + 1. Its gradient, at a kink, is the mean over both forms.
 template <typename real, bool backward>
 __device__ inline Map<real> map_of(const Line& a, real shift, bool quantize, bool below) {
   Taps<real> t = taps(shift, a.reach, quantize);

@@ -158,7 +158,8 @@ void walk(const Lines<real>& lines, const Volume<const T>& source, const Volume<
       for (int64_t i = 0; i < h.length && !dense; ++i) {
         copy(scratch.x + i * w.length, 1, x_frame + i * x.h, x.w, w.length);
       }
-      correlate(grad_x, sums, x_plane, near, far, frame(j, 0).interpolated, frame(j, t.span).interpolated, t.fraction, plane);
+      correlate(grad_x, sums, x_plane, near, far, frame(j, 0).interpolated, frame(j, t.span).interpolated, t.fraction,
+                plane);
       if (!std::is_same_v<T, real> && result) copy(result, 1, grad_x, 1, plane);
     }
   }

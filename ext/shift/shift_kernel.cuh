@@ -17,7 +17,7 @@ constexpr int kSharedBytes = 48 * 1024;                        // of a block, wi
 constexpr int kSumBytes = kThreads / 32 * sizeof(double);  // of them for block_sum()
 // Blocks per multiprocessor that the compiler leaves registers for: with fewer, waiting shows; with more, it spills.
 constexpr int kForwardBlocks = 7, kBackwardBlocks = 5;
-constexpr int kBlocks = 2048, kRuns = 8;  // a block makes up to kRuns tiles in turn while that leaves kBlocks blocks
+constexpr int kBlocks = 2048, kRuns = 8;  // a block makes up to kRuns tiles where that leaves kBlocks blocks
 
 __device__ inline float to_float(__half v) { return __half2float(v); }
 __device__ inline float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
@@ -55,64 +55,138 @@ __device__ inline void store(scalar* p, const real (&v)[wide]) {
   *reinterpret_cast<decltype(packed)*>(p) = packed;
 }
 
+// A thread's patch of tall x wide pixels of a tile. They share their taps: row i of pixels reads rows i * step and
+// i * step + 1 of taps. step is 1, or 2 where the gather is strided.
+template <bool backward, int tall, int wide, int step>
+struct Patch {
+  static constexpr int tap_rows = (tall - 1) * step + 2, tap_cols = (wide - 1) * step + 2;
+
+  int item, row, col;           // of the tile
+  int rows;                     // of pixels that there are
+  int tap[tap_rows][tap_cols];  // where they lie in a stage, in bytes
+
+  __device__ Patch(const Tile& tile) {
+    const int patch_cols = (tile.cols + wide - 1) / wide, patch_rows = (tile.rows + tall - 1) / tall;
+    const int line = divide(threadIdx.x, patch_cols);
+    col = (threadIdx.x - line * patch_cols) * wide;
+    item = divide(line, patch_rows), row = (line - item * patch_rows) * tall;
+    rows = item < tile.items ? min(tall, tile.rows - row) : 0;
+  }
+
+  // The taps in a window of the source whose first row and column are those, `pitch` elements a row.
+  __device__ void find_taps(const Arguments& a, const Tile& tile, int base_h, int base_w, int first_row, int first_col,
+                            int pitch, int size) {
+    const auto position = [](const Line& line, int first, int i) {  // of tap i of a patch's line of taps
+      return step == 1 ? first + i : (first + i / 2) * line.stride + i % 2;
+    };
+#pragma unroll
+    for (int i = 0; i < tap_rows; ++i) {
+      const bool used = rows > 0 && i / step < rows + 2 - step;
+      const int r = used ? locate<backward>(a.h, position(a.h, tile.row + row, i) + base_h) : -1;
+      const int line_of_taps = item * a.plan.source.item_pitch + (r - first_row) * pitch - first_col;
+#pragma unroll
+      for (int j = 0; j < tap_cols; ++j) {
+        const int q = locate<backward>(a.w, position(a.w, tile.col + col, j) + base_w);
+        tap[i][j] = r >= 0 && q >= 0 ? kHead + (line_of_taps + q) * size : 0;
+      }
+    }
+  }
+};
+
+template <typename real>
+struct Maps {
+  Map<real> t, h, w;
+};
+
+// What a thread keeps from frame to frame: the previous frame, interpolated in space, and the gradient of the shift.
+template <typename real, bool sum, int tall, int wide, int step>
+struct PatchState {
+  real before[tall][wide] = {}, x_before[sum ? tall : 1][wide] = {};
+  Sums<real> sums = {};
+
+  // Adds the taps of the next frame. load_x(i, row) reads row i of x's pixels, which holds zeros; store(i, row) writes
+  // row i of the result.
+  template <int tap_rows, int tap_cols, typename Load, typename Store>
+  __device__ void add(const real (&value)[tap_rows][tap_cols], const Maps<real>& maps, const Load& load_x,
+                      const Store& store) {
+    const auto& [t, h, w] = maps;
+    // Interpolation and difference along W of one row of taps, which two rows of pixels share.
+    real across[tap_rows][wide], slope[tap_rows][wide];
+#pragma unroll
+    for (int i = 0; i < tap_rows * wide; ++i) {
+      const real* v = &value[i / wide][i % wide * step];
+      across[i / wide][i % wide] = w.w0 * v[0] + w.w1 * v[1];
+      slope[i / wide][i % wide] = v[0] - v[1];
+    }
+#pragma unroll
+    for (int i = 0; i < tall; ++i) {
+      real out[wide], x_now[wide] = {};
+      if (sum) load_x(i, x_now);
+#pragma unroll
+      for (int j = 0; j < wide; ++j) {
+        const real top = across[i * step][j], bottom = across[i * step + 1][j];
+        const real now = h.w0 * top + h.w1 * bottom;
+        out[j] = t.w0 * before[i][j] + t.w1 * now;
+        before[i][j] = now;
+        if constexpr (sum) {
+          // This frame is the second tap of result frame - 1 and the first of result frame.
+          const real x_step = x_now[j] - x_before[i][j], x_both = x_now[j] - t.w1 * x_step;
+          sums.t += now * x_step;
+          sums.h += (top - bottom) * x_both;
+          sums.w += (h.w0 * slope[i * step][j] + h.w1 * slope[i * step + 1][j]) * x_both;
+          x_before[i][j] = x_now[j];
+        }
+      }
+      store(i, out);
+    }
+  }
+
+  // The next clip's x begins.
+  __device__ void clear_x() {
+#pragma unroll
+    for (int i = 0; i < tall * wide; ++i) x_before[i / wide][i % wide] = 0;
+  }
+};
+
 // One walk over the source's frames. Writes the result where `write`, and returns this thread's part of the gradient of
-// the shift if `sum`. A thread makes a patch of tall x wide pixels, which share their taps: row i of pixels reads rows
-// i * step and i * step + 1 of taps. step is 1, or 2 where the gather is strided.
+// the shift if `sum`.
 template <typename scalar, typename real, bool backward, bool sum, int tall, int wide, int step>
-__device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Map<real>& mt, const Map<real>& mh,
-                                  const Map<real>& mw, bool write) {
+__device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Maps<real>& maps, bool write) {
   extern __shared__ __align__(16) char stages[];
   unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(stages));
   keep(shared);
-  constexpr int size = sizeof(scalar), tap_rows = (tall - 1) * step + 2, tap_cols = (wide - 1) * step + 2;
+  constexpr int size = sizeof(scalar);
   const Plan& plan = a.plan;
 
-  const int2 h = window<backward>(a.h, mh.base, tile.row, tile.rows);
-  const int2 w = plan.source.planes ? int2{0, a.w.source - 1} : window<backward>(a.w, mw.base, tile.col, tile.cols);
-  const int2 t = window<backward>(a.t, mt.base, 0, a.t.result);
+  const int2 h = window<backward>(a.h, maps.h.base, tile.row, tile.rows);
+  const int2 w = plan.source.planes ? int2{0, a.w.source - 1} : window<backward>(a.w, maps.w.base, tile.col, tile.cols);
+  const int2 t = window<backward>(a.t, maps.t.base, 0, a.t.result);
   Reader<scalar> source, x;
   source.open(a.source, plan.source, tile, h.x, max(h.y - h.x + 1, 0), w.x, max(w.y - w.x + 1, 0), min(t.x, t.y),
               kHead);
   if constexpr (sum) {
     x.open(a.x, plan.x, tile, tile.row, tile.rows, tile.col, tile.cols, 0, kHead + plan.x_offset);
   }
-
-  // This thread's patch: where its taps lie in a stage, in bytes, and where its pixels go.
-  const int patch_cols = (tile.cols + wide - 1) / wide, patch_rows = (tile.rows + tall - 1) / tall;
-  const int line = divide(threadIdx.x, patch_cols), col = (threadIdx.x - line * patch_cols) * wide;
-  const int item = divide(line, patch_rows), row = (line - item * patch_rows) * tall;
-  const int rows = item < tile.items ? min(tall, tile.rows - row) : 0;  // pixel rows of the patch that there are
-  const auto position = [](const Line& line, int first, int i) {        // of tap i of a patch's line of taps
-    return step == 1 ? first + i : (first + i / 2) * line.stride + i % 2;
-  };
-  int tap[tap_rows][tap_cols];
-#pragma unroll
-  for (int i = 0; i < tap_rows; ++i) {
-    const bool used = rows > 0 && i / step < rows + 2 - step;
-    const int r = used ? locate<backward>(a.h, position(a.h, tile.row + row, i) + mh.base) : -1;
-    const int line_of_taps = item * plan.source.item_pitch + (r - h.x) * source.cols - w.x;
-#pragma unroll
-    for (int j = 0; j < tap_cols; ++j) {
-      const int q = locate<backward>(a.w, position(a.w, tile.col + col, j) + mw.base);
-      tap[i][j] = r >= 0 && q >= 0 ? kHead + (line_of_taps + q) * size : 0;
-    }
-  }
-  scalar* result = static_cast<scalar*>(a.result) + (tile.item + item) * a.result_strides.n +
-                   tile.c * a.result_strides.c + (tile.row + row) * a.result_strides.h + tile.col + col;
+  using Pixels = Patch<backward, tall, wide, step>;
+  Pixels patch(tile);
+  patch.find_taps(a, tile, maps.h.base, maps.w.base, h.x, w.x, source.cols, size);
+  const int rows = patch.rows;
+  scalar* result = static_cast<scalar*>(a.result) + (tile.item + patch.item) * a.result_strides.n +
+                   tile.c * a.result_strides.c + (tile.row + patch.row) * a.result_strides.h + tile.col + patch.col;
   scalar* to = result;
-  const int x_place = (item * plan.x.item_pitch + row * tile.cols + col) * size;
+  const int x_place = (patch.item * plan.x.item_pitch + patch.row * tile.cols + patch.col) * size;
 
   constexpr int head = kHead / size;
   for (int i = threadIdx.x; i < kStages * head; i += blockDim.x) {
     round(real{0}, reinterpret_cast<scalar*>(stages + i / head * plan.stage_bytes) + i % head);
   }
-  // Frame i of a clip's walk is source position mt.base + i and completes result i - 1. x of result i comes with it.
+  // Frame i of a clip's walk is source position base + i and completes result i - 1. x of result i comes with it.
   const int frames = (a.t.result - 1) * (backward ? 1 : a.t.stride) + 2;
   int next_run = 0, next_frame = 0;  // to fetch
   const auto fetch = [&](int stage) {
     if (next_run < tile.runs) {
       const unsigned to = shared + stage * plan.stage_bytes;
-      if (locate<backward>(a.t, mt.base + next_frame) >= 0) source.load(to, a.source, plan.source, tile.items);
+      if (locate<backward>(a.t, maps.t.base + next_frame) >= 0) source.load(to, a.source, plan.source, tile.items);
       if constexpr (sum) {
         if (next_frame < frames - 1) x.load(to, a.x, plan.x, tile.items);
       }
@@ -127,15 +201,14 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
 #pragma unroll 1
   for (int i = 0; i < kStages - 1; ++i) fetch(i);
 
-  real before[tall][wide] = {}, x_before[sum ? tall : 1][wide] = {};
-  Sums<real> sums = {};
+  PatchState<real, sum, tall, wide, step> state;
   int stage = 0, run = 0, frame = 0, due = 1;
 #pragma unroll 1
   while (run < tile.runs) {
     wait_for_copies<kStages - 2>();
-    __syncthreads();  // the frame is there, and everyone has left the stage that is filled next
+    __syncthreads();  // the frame is there, and all threads have left the stage that is filled next
     fetch(stage == 0 ? kStages - 1 : stage - 1);
-    const bool read = locate<backward>(a.t, mt.base + frame) >= 0;
+    const bool read = locate<backward>(a.t, maps.t.base + frame) >= 0;
     unsigned here = shared + stage * plan.stage_bytes;
     unsigned x_here = here + kHead + plan.x_offset + x_place;
     if (read) {
@@ -147,51 +220,29 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
       x.pass(a.x);
     }
     const bool complete = backward ? frame > 0 : frame == due;
-    real value[tap_rows][tap_cols];
+    real value[Pixels::tap_rows][Pixels::tap_cols];
+    constexpr int cols = Pixels::tap_cols, taps = Pixels::tap_rows * cols;
     if (read) {
 #pragma unroll
-      for (int i = 0; i < tap_rows * tap_cols; ++i) {
+      for (int i = 0; i < taps; ++i) {
         real one[1];
-        load<scalar>(here + tap[i / tap_cols][i % tap_cols], one);
-        value[i / tap_cols][i % tap_cols] = one[0];
+        load<scalar>(here + patch.tap[i / cols][i % cols], one);
+        value[i / cols][i % cols] = one[0];
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < tap_rows * tap_cols; ++i) value[i / tap_cols][i % tap_cols] = 0;
-    }
-    // Interpolation and difference along W of one row of taps, which two rows of pixels share.
-    real across[tap_rows][wide], slope[tap_rows][wide];
-#pragma unroll
-    for (int i = 0; i < tap_rows * wide; ++i) {
-      const real* v = &value[i / wide][i % wide * step];
-      across[i / wide][i % wide] = mw.w0 * v[0] + mw.w1 * v[1];
-      slope[i / wide][i % wide] = v[0] - v[1];
+      for (int i = 0; i < taps; ++i) value[i / cols][i % cols] = 0;
     }
     scalar* row_to = to;
-#pragma unroll
-    for (int i = 0; i < tall; ++i) {
-      real out[wide], x_now[wide] = {};
-      if (sum && frame < frames - 1 && i < rows) {
-        load<scalar>(x_here + i * tile.cols * size, x_now);
-      }
-#pragma unroll
-      for (int j = 0; j < wide; ++j) {
-        const real top = across[i * step][j], bottom = across[i * step + 1][j];
-        const real now = mh.w0 * top + mh.w1 * bottom;
-        out[j] = mt.w0 * before[i][j] + mt.w1 * now;
-        before[i][j] = now;
-        if constexpr (sum) {
-          // This frame is the second tap of result frame - 1 and the first of result frame.
-          const real x_step = x_now[j] - x_before[i][j], x_both = x_now[j] - mt.w1 * x_step;
-          sums.t += now * x_step;
-          sums.h += (top - bottom) * x_both;
-          sums.w += (mh.w0 * slope[i * step][j] + mh.w1 * slope[i * step + 1][j]) * x_both;
-          x_before[i][j] = x_now[j];
-        }
-      }
-      if (complete && write && i < rows) store(row_to, out);
-      row_to += a.result_strides.h;
-    }
+    state.add(
+        value, maps,
+        [&](int i, real(&x_now)[wide]) {
+          if (frame < frames - 1 && i < rows) load<scalar>(x_here + i * tile.cols * size, x_now);
+        },
+        [&](int i, const real(&out)[wide]) {
+          if (complete && write && i < rows) store(row_to, out);
+          row_to += a.result_strides.h;
+        });
     if (complete) to += a.result_strides.t, due += a.t.stride;
     if (++stage == kStages) stage = 0;
     if (++frame == frames) {
@@ -200,14 +251,13 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
       source.use_next_clips(a.source, tile.items);
       if constexpr (sum) {
         x.use_next_clips(a.x, tile.items);
-#pragma unroll
-        for (int i = 0; i < tall * wide; ++i) x_before[i / wide][i % wide] = 0;
+        state.clear_x();
       }
     }
   }
   wait_for_copies<0>();
   __syncthreads();  // the next walk reuses the stages
-  return sums;
+  return state.sums;
 }
 
 template <typename real>
@@ -241,21 +291,19 @@ __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kB
   const int rows = a.temporal ? 3 : 2;
   const real st = a.temporal ? shift[0] : 0;
   const real sh = shift[(rows - 2) * a.shift_row], sw = shift[(rows - 1) * a.shift_row];
-  const auto map = [&](const Line& line, real s, bool quantize, bool below) {
-    return map_of<real, backward>(line, s, quantize, below);
+  const auto maps = [&](bool quantize, bool below) {
+    return Maps<real>{map_of<real, backward>(a.t, st, quantize, below),
+                      map_of<real, backward>(a.h, sh, quantize, below),
+                      map_of<real, backward>(a.w, sw, quantize, below)};
   };
   if constexpr (!backward) {
-    walk<scalar, real, false, false, tall, wide, step>(
-        a, tile, map(a.t, st, a.quantize, false), map(a.h, sh, a.quantize, false), map(a.w, sw, a.quantize, false),
-        true);
+    walk<scalar, real, false, false, tall, wide, step>(a, tile, maps(a.quantize, false), true);
   } else {
     // The gradient of x is that of the rounding, the gradient of the shift that of the interpolation: one walk where
     // both are the same, and one more for the other side of a kink.
     const bool apart = a.quantize || !a.need_shift;
     if (a.need_x && apart) {
-      walk<scalar, real, true, false, tall, wide, step>(
-          a, tile, map(a.t, st, a.quantize, false), map(a.h, sh, a.quantize, false), map(a.w, sw, a.quantize, false),
-          true);
+      walk<scalar, real, true, false, tall, wide, step>(a, tile, maps(a.quantize, false), true);
     }
     if (!a.need_shift) return;
     const bool kink = (a.temporal && whole(a.t, st)) || whole(a.h, sh) || whole(a.w, sw);
@@ -263,9 +311,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kB
     Sums<real> sums = {};
 #pragma unroll 1
     for (int side = 0; side <= kink; ++side) {
-      sums = add(sums, walk<scalar, real, true, true, tall, wide, step>(
-                           a, tile, map(a.t, st, false, side), map(a.h, sh, false, side), map(a.w, sw, false, side),
-                           a.need_x && !apart && side == 0), scale);
+      const bool write = a.need_x && !apart && side == 0;
+      sums = add(sums, walk<scalar, real, true, true, tall, wide, step>(a, tile, maps(false, side), write), scale);
     }
     sums = {block_sum(sums.t), block_sum(sums.h), block_sum(sums.w)};
     if (threadIdx.x == 0) {

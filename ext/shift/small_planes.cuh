@@ -1,7 +1,7 @@
 // The shift of small planes, as at the end of a network: a warp makes whole planes for all frames, on its own.
 //
 // shift_kernel spends most of its time on such planes on setting up and on its pipeline. Here a pack of a few planes
-// that adjoin in memory is copied to shared memory with all its frames at once, shifted there in place, and copied
+// that are adjacent in memory is copied to shared memory with all its frames at once, shifted there in place, and copied
 // back: memory is only touched in whole units of 16 bytes, and no warp waits for another.
 //
 // In place, the result of frame j takes the place of frame j of the source once frames base + j and base + j + 1 have
@@ -23,7 +23,7 @@ constexpr int kPackBlocks = 16;      // warps per multiprocessor that the compil
 struct Pack {
   bool clips;
   int planes, lanes;        // of the pack; threads for each
-  int runs, run_bytes;      // pieces of the pack that adjoin in memory
+  int runs, run_bytes;      // contiguous pieces of the pack in memory
   int data, plane, frame;   // where in shared memory the first plane lies; bytes from plane to plane, frame to frame
   int bytes;                // of shared memory for a volume
 };

@@ -23,7 +23,7 @@ __device__ __noinline__ void copy_ends(unsigned to, const char* from, const Volu
   }
 }
 
-// Element by element: volumes whose rows do not adjoin.
+// Element by element: for volumes whose rows are not adjacent.
 template <typename scalar>
 __device__ __noinline__ void copy_elements(unsigned target, const scalar* from, const Strides* s, int items,
                                            int item_pitch, int rows, int cols) {
@@ -35,7 +35,7 @@ __device__ __noinline__ void copy_elements(unsigned target, const scalar* from, 
   }
 }
 
-// A volume as one thread of a block reads it: a window of some clips of one channel, frame by frame, clips in turn.
+// A volume as one thread of a block reads it: a window of some clips of one channel, frame by frame, one clip after the other.
 template <typename scalar>
 struct Reader {
   static constexpr int size = sizeof(scalar);
