@@ -61,9 +61,8 @@ template <bool backward, int tall, int wide, int step>
 struct Patch {
   static constexpr int tap_rows = (tall - 1) * step + 2, tap_cols = (wide - 1) * step + 2;
 
-  int item, row, col;           // of the tile
-  int rows;                     // of pixels that there are
-  int tap[tap_rows][tap_cols];  // where they lie in a stage, in bytes
+  int item, row, col;  // of the tile
+  int rows;            // of pixels that there are
 
   __device__ Patch(const Tile& tile) {
     const int patch_cols = (tile.cols + wide - 1) / wide, patch_rows = (tile.rows + tall - 1) / tall;
@@ -73,9 +72,10 @@ struct Patch {
     rows = item < tile.items ? min(tall, tile.rows - row) : 0;
   }
 
-  // The taps in a window of the source whose first row and column are those, `pitch` elements a row.
-  __device__ void find_taps(const Arguments& a, const Tile& tile, int base_h, int base_w, int first_row, int first_col,
-                            int pitch, int size) {
+  // Where the taps lie in a stage, in bytes. The stage holds a window of the source from first_row and first_col on,
+  // with rows of `pitch` elements of `size` bytes.
+  __device__ void find_taps(int (&tap)[tap_rows][tap_cols], const Arguments& a, const Tile& tile, int base_h,
+                            int base_w, int first_row, int first_col, int pitch, int size) const {
     const auto position = [](const Line& line, int first, int i) {  // of tap i of a patch's line of taps
       return step == 1 ? first + i : (first + i / 2) * line.stride + i % 2;
     };
@@ -168,8 +168,9 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
     x.open(a.x, plan.x, tile, tile.row, tile.rows, tile.col, tile.cols, 0, kHead + plan.x_offset);
   }
   using Pixels = Patch<backward, tall, wide, step>;
-  Pixels patch(tile);
-  patch.find_taps(a, tile, maps.h.base, maps.w.base, h.x, w.x, source.cols, size);
+  const Pixels patch(tile);
+  int tap[Pixels::tap_rows][Pixels::tap_cols];
+  patch.find_taps(tap, a, tile, maps.h.base, maps.w.base, h.x, w.x, source.cols, size);
   const int rows = patch.rows;
   scalar* result = static_cast<scalar*>(a.result) + (tile.item + patch.item) * a.result_strides.n +
                    tile.c * a.result_strides.c + (tile.row + patch.row) * a.result_strides.h + tile.col + patch.col;
@@ -226,7 +227,7 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
 #pragma unroll
       for (int i = 0; i < taps; ++i) {
         real one[1];
-        load<scalar>(here + patch.tap[i / cols][i % cols], one);
+        load<scalar>(here + tap[i / cols][i % cols], one);
         value[i / cols][i % cols] = one[0];
       }
     } else {

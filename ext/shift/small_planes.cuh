@@ -1,8 +1,8 @@
 // The shift of small planes, as at the end of a network: a warp makes whole planes for all frames, on its own.
 //
 // shift_kernel spends most of its time on such planes on setting up and on its pipeline. Here a pack of a few planes
-// that are adjacent in memory is copied to shared memory with all its frames at once, shifted there in place, and copied
-// back: memory is only touched in whole units of 16 bytes, and no warp waits for another.
+// that are adjacent in memory is copied to shared memory with all its frames at once, shifted there in place, and
+// copied back: memory is only touched in whole units of 16 bytes, and no warp waits for another.
 //
 // In place, the result of frame j takes the place of frame j of the source once frames base + j and base + j + 1 have
 // been read. Walking forward in time needs no frame again that is overwritten where base >= -1; otherwise the walk goes

@@ -35,7 +35,8 @@ __device__ __noinline__ void copy_elements(unsigned target, const scalar* from, 
   }
 }
 
-// A volume as one thread of a block reads it: a window of some clips of one channel, frame by frame, one clip after the other.
+// A volume as one thread of a block reads it: a window of some clips of one channel, frame by frame, one clip after the
+// other.
 template <typename scalar>
 struct Reader {
   static constexpr int size = sizeof(scalar);
