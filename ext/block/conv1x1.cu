@@ -80,8 +80,8 @@ std::tuple<Tensor, Tensor> conv1x1(const Activation& input, const Tensor& weight
   STD_TORCH_CHECK(!(options.sum_rows && options.offset), "pointwise: sums are of results without offset");
   STD_TORCH_CHECK(scale.has_value() == bias.has_value() && (scale || !attention),
                   "pointwise: scale and bias must be given together, and with attention");
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Arguments arguments("pointwise", x, weight);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Conv1x1& a = arguments.a;
   a.scale = arguments.floats("scale", scale, {a.k}), a.bias = arguments.floats("bias", bias, {a.k});
   a.attention = arguments.attention(attention, a.k, frames);
@@ -95,8 +95,8 @@ std::tuple<Tensor, Tensor> conv1x1_grad(const Upstream& upstream, const Tensor& 
                                         const std::optional<Activation>& input, bool early) {
   const auto& [g, h, mix] = upstream;
   STD_TORCH_CHECK(h.has_value() == mix.has_value(), "pointwise_grad: h and mix must be given together");
-  const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   Arguments arguments("pointwise_grad", g, transposed);
+  const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   Conv1x1& a = arguments.a;
   a.x2 = arguments.matrix("h", h, a.k, a.p), a.mix = arguments.floats("mix", mix, {3, a.k});
   if (input) {

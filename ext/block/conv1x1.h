@@ -7,6 +7,8 @@
 #include "common/bfloat16.cuh"
 #include "common/tensors.h"
 
+#include <type_traits>
+
 namespace rubiks {
 
 // Prologues, with the number of coefficients of each row of x and of the matrices that are read. They are types, not
@@ -34,24 +36,24 @@ struct Sums {  // y + residual, and the row sums of y and of y^2
 struct Mask {  // 0 where mask_scale * mask + mask_bias <= 0, and the row sums of y and of y * mask
   static constexpr bool sums = true, masks = true;
 };
-struct AttentionMask {  // y as it is; the row sums are those of Mask, of the gradient before the mix of frames
+struct AttentionMask {  // y as it is; the row sums are as for Mask, but of the gradient before the mix of frames
   static constexpr bool sums = true, masks = true;
 };
 
-struct Conv1x1 {
-  const bfloat16* x;          // (K, P)
-  const bfloat16* weight;     // (M, K)
-  const bfloat16* x2;         // (K, P)
-  const float *scale, *bias;  // (K)
-  const float* attention;     // (K, 3), of the previous, the same and the next frame, or nullptr
-  const float* mix;           // (3, K)
-  const float* offset;        // (M), added to rows of y, or nullptr
-  const bfloat16* residual;   // (M, P), added to y, or nullptr
+struct Conv1x1 {  // pointers that a step does not use are nullptr
+  const bfloat16* x;                    // (K, P)
+  const bfloat16* weight;               // (M, K)
+  const bfloat16* x2;                   // (K, P)
+  const float *scale, *bias;            // (K)
+  const float* attention;               // (K, 3), weights of the previous, the same and the next frame
+  const float* mix;                     // (3, K)
+  const float* offset;                  // (M), added to rows of y, or nullptr
+  const bfloat16* residual;             // (M, P), added to y, or nullptr
   const bfloat16* mask;                 // (M, P)
   const float *mask_scale, *mask_bias;  // (M)
-  const float* mask_attention;          // (M, 3), or nullptr
+  const float* mask_attention;          // (M, 3)
   bfloat16* y;                          // (M, P)
-  float* sums;                          // (parts, 2, M); each block that makes all columns of its rows adds up a part
+  float* sums;                          // (parts, 2, M); a part is a block's, over its columns
   int64_t p;
   int m, k;
   int frames;  // of a clip, 8 or 16; for attention

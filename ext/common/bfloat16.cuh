@@ -35,7 +35,7 @@ __device__ inline unsigned pack_relu(float2 v) {
   return pair;
 }
 
-// Always one access, unlike an assignment; written back, not kept in the nearest cache.
+// Always one access, unlike an assignment.
 __device__ inline void store_unit(void* to, const Unit& unit) {
   __stwb(static_cast<uint4*>(to), reinterpret_cast<const uint4&>(unit));
 }
