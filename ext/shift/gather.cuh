@@ -82,6 +82,18 @@ __device__ inline Map<real> map_of(const Line& a, real shift, bool quantize, boo
 }
 
 template <typename real>
+struct Maps {
+  Map<real> t, h, w;
+};
+
+// Of a channel with shifts t, h and w.
+template <typename real, bool backward>
+__device__ inline Maps<real> maps_of(const Arguments& a, real t, real h, real w, bool quantize, bool below) {
+  return {map_of<real, backward>(a.t, t, quantize, below), map_of<real, backward>(a.h, h, quantize, below),
+          map_of<real, backward>(a.w, w, quantize, below)};
+}
+
+template <typename real>
 __device__ inline bool whole(const Line& a, real shift) {
   return taps(shift, a.reach, false).fraction == 0;
 }

@@ -93,11 +93,6 @@ struct Patch {
   }
 };
 
-template <typename real>
-struct Maps {
-  Map<real> t, h, w;
-};
-
 // What a thread keeps from frame to frame: the previous frame, interpolated in space, and the gradient of the shift.
 template <typename real, bool sum, int tall, int wide, int step>
 struct PatchState {
@@ -292,11 +287,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(real) > 4 ? 1 : backward ? kB
   const int rows = a.temporal ? 3 : 2;
   const real st = a.temporal ? shift[0] : 0;
   const real sh = shift[(rows - 2) * a.shift_row], sw = shift[(rows - 1) * a.shift_row];
-  const auto maps = [&](bool quantize, bool below) {
-    return Maps<real>{map_of<real, backward>(a.t, st, quantize, below),
-                      map_of<real, backward>(a.h, sh, quantize, below),
-                      map_of<real, backward>(a.w, sw, quantize, below)};
-  };
+  const auto maps = [&](bool quantize, bool below) { return maps_of<real, backward>(a, st, sh, sw, quantize, below); };
   if constexpr (!backward) {
     walk<scalar, real, false, false, tall, wide, step>(a, tile, maps(a.quantize, false), true);
   } else {

@@ -63,10 +63,39 @@ struct Packed {
     });
   }
 
-  // Shifts the pack, in place where `write`. Returns this thread's part of the gradient of the shift if `sum`.
+  // Interpolates a frame's taps v in space to `now`. If `sum`, adds to the gradient of the shift: the frame is the
+  // second tap of result frame - 1, weighted w1, and the first of result frame; x_before and x_now are of these.
+  template <bool sum, typename X>
+  __device__ static void interpolate(const float (&v)[kTall + 1][kWide + 1], const Map<float>& mh, const Map<float>& mw,
+                                     float w1, const X& x_before, const X& x_now, float (&now)[kTall][kWide],
+                                     Sums<float>& part) {
+#pragma unroll
+    for (int i = 0; i < kTall; ++i) {
+      float down[kWide + 1], slope[kWide + 1];
+#pragma unroll
+      for (int j = 0; j <= kWide; ++j) {
+        slope[j] = v[i][j] - v[i + 1][j];
+        down[j] = sum ? v[i + 1][j] + mh.w0 * slope[j] : mh.w0 * v[i][j] + mh.w1 * v[i + 1][j];
+      }
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) {
+        const float across = down[j] - down[j + 1];
+        now[i][j] = sum ? down[j + 1] + mw.w0 * across : mw.w0 * down[j] + mw.w1 * down[j + 1];
+        if constexpr (sum) {
+          const float x_step = x_now[i][j] - x_before[i][j], x_both = x_now[i][j] - w1 * x_step;
+          part.t += now[i][j] * x_step;
+          part.h += (mw.w0 * slope[j] + mw.w1 * slope[j + 1]) * x_both;
+          part.w += across * x_both;
+        }
+      }
+    }
+  }
+
+  // Shifts the pack, in place where `write`. Returns this thread's part of the gradient of the shift if `sum`. Threads
+  // for which this walk is not meant (`mine`) only wait for the others.
   template <bool backward, bool sum>
-  __device__ Sums<float> walk(const Map<float>& mt, const Map<float>& mh, const Map<float>& mw, bool mine,
-                              bool write) const {
+  __device__ Sums<float> walk(const Maps<float>& maps, bool mine, bool write) const {
+    const auto& [mt, mh, mw] = maps;
     constexpr int size = sizeof(scalar);
     const int frames = a.t.source;
     Sums<float> sums = {};
@@ -115,30 +144,8 @@ struct Packed {
         if (now_mine && static_cast<unsigned>(base + frame) < static_cast<unsigned>(frames)) {
           float v[kTall + 1][kWide + 1];
 #pragma unroll
-          for (int i = 0; i <= kTall; ++i) {
-            load_row<scalar>(tap[i] + offset, taps, v[i]);
-          }
-#pragma unroll
-          for (int i = 0; i < kTall; ++i) {
-            float down[kWide + 1], slope[kWide + 1];
-#pragma unroll
-            for (int j = 0; j <= kWide; ++j) {
-              slope[j] = v[i][j] - v[i + 1][j];
-              down[j] = sum ? v[i + 1][j] + mh.w0 * slope[j] : mh.w0 * v[i][j] + mh.w1 * v[i + 1][j];
-            }
-#pragma unroll
-            for (int j = 0; j < kWide; ++j) {
-              const float across = down[j] - down[j + 1];
-              now[i][j] = sum ? down[j + 1] + mw.w0 * across : mw.w0 * down[j] + mw.w1 * down[j + 1];
-              if constexpr (sum) {
-                // This frame is the second tap of result frame - 1 and the first of result frame.
-                const float x_step = x_now[i][j] - x_before[i][j], x_both = x_now[i][j] - w1 * x_step;
-                part.t += now[i][j] * x_step;
-                part.h += (mw.w0 * slope[j] + mw.w1 * slope[j + 1]) * x_both;
-                part.w += across * x_both;
-              }
-            }
-          }
+          for (int i = 0; i <= kTall; ++i) load_row<scalar>(tap[i] + offset, taps, v[i]);
+          interpolate<sum>(v, mh, mw, w1, x_before, x_now, now, part);
         }
         __syncwarp();  // all of the frame has been read
 #pragma unroll
@@ -197,12 +204,9 @@ __global__ void __launch_bounds__(32, kPackBlocks)
   for (int i = lane; i < a.t.source * (kZeros / 4); i += 32) {
     store_shared(shared + ((i / (kZeros / 4) * p.frame) & ~3) + i % (kZeros / 4) * 4, 0u);
   }
-  const auto map = [&](const Line& line, float s, bool quantize, bool below) {
-    return map_of<float, backward>(line, s, quantize, below);
-  };
+  const auto maps = [&](bool quantize, bool below) { return maps_of<float, backward>(a, st, sh, sw, quantize, below); };
   if constexpr (!backward) {
-    packed.template walk<false, false>(map(a.t, st, a.quantize, false), map(a.h, sh, a.quantize, false),
-                                       map(a.w, sw, a.quantize, false), true, true);
+    packed.template walk<false, false>(maps(a.quantize, false), true, true);
   } else {
     const bool apart = a.quantize || !a.need_shift;  // as in shift_kernel; the walk that writes is the last
     if (a.need_shift) {
@@ -211,17 +215,15 @@ __global__ void __launch_bounds__(32, kPackBlocks)
       Sums<float> sums = {};
 #pragma unroll 1
       for (int side = __any_sync(0xffffffff, kink); side >= 0; --side) {
-        const auto part = packed.template walk<true, true>(
-            map(a.t, st, false, side), map(a.h, sh, false, side), map(a.w, sw, false, side), side == 0 || kink,
-            a.need_x && !apart && side == 0);
+        const bool write = a.need_x && !apart && side == 0;
+        const auto part = packed.template walk<true, true>(maps(false, side), side == 0 || kink, write);
         sums = add(sums, part, scale);
       }
       sums = {plane_sum(sums.t, part, p.lanes), plane_sum(sums.h, part, p.lanes), plane_sum(sums.w, part, p.lanes)};
       if (used && part == 0) static_cast<Sums<float>*>(a.sums)[c * int64_t{a.n} + n] = sums;
     }
     if (a.need_x && apart) {
-      packed.template walk<true, false>(map(a.t, st, a.quantize, false), map(a.h, sh, a.quantize, false),
-                                        map(a.w, sw, a.quantize, false), true, true);
+      packed.template walk<true, false>(maps(a.quantize, false), true, true);
     }
     if (!a.need_x) return;
   }
