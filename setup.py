@@ -43,8 +43,9 @@ class BuildPackage(build_py):
         package = Path(self.build_lib) / "rubiks"
         for leftover in (package / "ops").glob("librubiks.*"):  # of an earlier build
             leftover.unlink()
-        shutil.copytree(EXT, package / "ext", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(EXT.parent / "conf", package / "conf", dirs_exist_ok=True)
+        for name in ("ext", "conf"):
+            shutil.rmtree(package / name, ignore_errors=True)
+            shutil.copytree(EXT.parent / name, package / name, ignore=shutil.ignore_patterns("__pycache__"))
         self.compiled = compile_into(package / "ops")
 
 

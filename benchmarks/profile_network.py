@@ -144,8 +144,12 @@ def traced(run: Callable[[], Any], device: str) -> profile:
 
 
 def short(name: str) -> str:
-    for prefix in ("void ", "at::native::", "(anonymous namespace)::", "<unnamed>::"):
+    """A kernel's name without namespaces; of ours also without parameters, as in the table of ext/README.md."""
+    ours = "rubiks::" in name
+    for prefix in ("void ", "at::native::", "rubiks::", "(anonymous namespace)::", "<unnamed>::"):
         name = name.replace(prefix, "")
+    if ours:
+        name = name.partition("(")[0]
     return name if len(name) <= 64 else f"{name[:61]}..."
 
 

@@ -1,8 +1,9 @@
-"""Building the compiled operators: the one place that knows its sources, compilers and flags.
+"""Builds the compiled operators: the only place that knows their sources, compilers and flags.
 
 Used when the package is installed (setup.py), at first use (rubiks/ops/library.py) and by hand (`python ext/build.py`).
-Needs PyTorch and a C++ compiler, and nvcc for the CUDA kernels. The result is a plain C++ library against PyTorch's
-stable ABI: one build serves every Python and every PyTorch from 2.10 on.
+It compiles every source in the folders beside this file. Needs PyTorch and a C++ compiler, and nvcc for the CUDA
+kernels. The result is a plain C++ library against PyTorch's stable ABI: one build serves every Python and every PyTorch
+from 2.10 on.
 """
 
 from __future__ import annotations
@@ -25,44 +26,14 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 LIBRARY, FACTS = "librubiks.so", "librubiks.json"
-CPU_SOURCES = ("shift.cpp", "shift_cpu.cpp")
-CUDA_SOURCES = (
-    "shift_cuda.cu",
-    "pointwise_cuda.cu",
-    "pointwise_hopper.cu",
-    "weight_grad_cuda.cu",
-    "norm_cuda.cu",
-    "stream_cuda.cu",
-    "clip_shift_cuda.cu",
-    "squeeze_cuda.cu",
-    "block_cuda.cu",
-)
-HEADERS = (
-    "shift.h",
-    "shift_cuda.cuh",
-    "shift_planes.cuh",
-    "host_cuda.h",
-    "matrix_cuda.h",
-    "order.cuh",
-    "geometry.h",
-    "pixels.cuh",
-    "attend.cuh",
-    "clip_shift_cuda.cuh",
-    "squeeze_cuda.cuh",
-    "norm_gradients.cuh",
-    "mma.cuh",
-    "pointwise.h",
-    "pointwise_cuda.cuh",
-    "pointwise_hopper.cuh",
-    "weight_grad_cuda.cuh",
-    "norm_cuda.cuh",
-    "stream_cuda.cuh",
-    "fused_cuda.h",
-)
-FILES = ("build.py", *HEADERS, *CPU_SOURCES, *CUDA_SOURCES)  # what the library depends on
+CPU_SOURCES = sorted(HERE.glob("*/*.cpp"))
+CUDA_SOURCES = sorted(HERE.glob("*/*.cu"))
+HEADERS = sorted([*HERE.glob("*/*.h"), *HERE.glob("*/*.cuh")])
+FILES = (HERE / "build.py", *HEADERS, *CPU_SOURCES, *CUDA_SOURCES)  # what the library depends on
+SM90A_SOURCES = ("conv1x1_sm90.cu",)  # those with instructions that compute capability 9.0 alone has
 
 TORCH = Path(torch.__file__).resolve().parent
-INCLUDE = ["-isystem", str(TORCH / "include")]
+INCLUDE = [f"-I{HERE}", "-isystem", str(TORCH / "include")]
 COMMON = ["-O3", "-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 CXX_FLAGS = [*COMMON, "-fPIC", "-fopenmp-simd", "-Wall", "-Wextra"]
 NVCC_FLAGS = [*COMMON, "-Xcompiler=-fPIC", "-DUSE_CUDA", "--threads=0"]
@@ -79,8 +50,8 @@ class BuildError(Exception):
 def source_hash() -> str:
     """Identifies the sources and flags at hand; a library that records another is stale."""
     digest = hashlib.sha256()
-    for name in FILES:
-        digest.update(name.encode() + b"\0" + (HERE / name).read_bytes() + b"\0")
+    for path in FILES:
+        digest.update(str(path.relative_to(HERE)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
@@ -149,7 +120,7 @@ def build(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rubiks-build-") as temporary, ThreadPoolExecutor() as pool:
         work = Path(temporary)
         cuda_objects = pool.submit(_compile_cuda, cxx, work, facts)
-        objects = list(pool.map(lambda name: _compile([*cxx, *CXX_FLAGS], name, work), CPU_SOURCES))
+        objects = list(pool.map(lambda source: _compile([*cxx, *CXX_FLAGS], source, work), CPU_SOURCES))
         library = str(work / LIBRARY)
         try:
             with_cuda = [*objects, *cuda_objects.result()]
@@ -177,10 +148,11 @@ def _compile_cuda(cxx: list[str], work: Path, facts: dict[str, Any]) -> list[str
     flags = [*NVCC_FLAGS, *_code(architectures())]
     facts |= {"nvcc": nvcc, "architectures": architectures(), "cuda_flags": flags, "nvcc_version": _version([nvcc])}
 
-    def compile_one(name: str) -> str:
-        # Hopper's own instructions are those of the architecture 9.0a, which no other GPU has.
-        chosen = re.sub(r"9\.0(?!a)", "9.0a", architectures()) if "hopper" in name else architectures()
-        return _compile([nvcc, *_host(cxx), *NVCC_FLAGS, *_code(chosen)], name, work)
+    def compile_one(source: Path) -> str:
+        chosen = architectures()
+        if source.name in SM90A_SOURCES:
+            chosen = re.sub(r"9\.0(?!a)", "9.0a", chosen)
+        return _compile([nvcc, *_host(cxx), *NVCC_FLAGS, *_code(chosen)], source, work)
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(compile_one, CUDA_SOURCES))
@@ -205,9 +177,9 @@ def _host(cxx: list[str]) -> list[str]:
     return [f"-ccbin={cxx[0]}"] if len(cxx) == 1 else []
 
 
-def _compile(command: list[str], source: str, work: Path) -> str:
-    target = work / f"{source}.o"
-    _run([*command, *INCLUDE, "-c", str(HERE / source), "-o", str(target)])
+def _compile(command: list[str], source: Path, work: Path) -> str:
+    target = work / f"{source.parent.name}-{source.name}.o"
+    _run([*command, *INCLUDE, "-c", str(source), "-o", str(target)])
     return str(target)
 
 

@@ -155,7 +155,7 @@ def test_the_installed_library_comes_first_and_a_stale_one_is_not_used(first_use
     result = checkout.run(RUBIKS_CACHE=str(first_use[0].cache))
     assert result["library"] == str(checkout.ops / "librubiks.so")
     assert (result["ready"], result["reasons"]) == (True, [])
-    with open(checkout.folder / "ext" / "shift.h", "a") as header:
+    with open(checkout.folder / "ext" / "shift" / "shift.h", "a") as header:
         header.write("// changed\n")
     result = checkout.run(RUBIKS_CACHE=str(first_use[0].cache), RUBIKS_NO_BUILD="1")
     assert result["library"] is None
@@ -180,7 +180,7 @@ def test_the_reference_on_request_is_no_reason_to_warn(checkout):
 
 @needs_compiler
 def test_a_failed_build_quotes_the_compiler(checkout):
-    header = checkout.folder / "ext" / "shift.h"
+    header = checkout.folder / "ext" / "shift" / "shift.h"
     header.write_text("#error this cannot be compiled\n" + header.read_text())
     (warning,) = checkout.run()["warnings"]
     assert "no library installed with the package" in warning

@@ -194,7 +194,7 @@ def _builder() -> ModuleType:
     """The module ext/build.py: inside the installed package, or beside it in a checkout."""
     package = HERE.parent
     for folder in (package / "ext", package.parent / "ext"):
-        if (folder / "shift.h").is_file():
+        if (folder / "build.py").is_file():
             spec = importlib.util.spec_from_file_location("rubiks_build", folder / "build.py")
             assert spec is not None
             assert spec.loader is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rubiks.ops import library, reference
 
-# As in ext/shift.cpp; defined here where there is no compiled library.
+# As in ext/shift/shift.cpp; defined here where there is no compiled library.
 SCHEMAS = (
     "shift(Tensor x, Tensor shift, int[] stride, int[] padding, bool quantize) -> Tensor",
     "shift_backward(Tensor grad, Tensor x, Tensor shift, int[] stride, int[] padding, bool quantize, "

@@ -111,7 +111,7 @@ def exact(x: Tensor) -> torch.dtype:
 def empty_volume(x: Tensor, t: int, h: int, w: int) -> Tensor:
     """New tensor (N, t, C, h, w) like x: channel-major, (C, N, T, H, W) in memory, if x is, otherwise contiguous.
 
-    Every implementation lays out its results so (empty_volume in ext/shift.cpp).
+    Every implementation lays out its results so (empty_volume in ext/shift/shift.cpp).
     """
     n, c = x.shape[0], x.shape[2]
     if x.stride(2) > x.stride(1) and x.stride(2) >= x.stride(0):
