@@ -1,4 +1,4 @@
-// A residual block in training, forward and backward, as one operator each: rubiks/nn/fused.py is the definition. With
+// A residual block in training, forward and backward, as one operator each: rubiks/models/training_block.py is the definition. With
 // some twenty kernels a block, calling them one by one from Python would take longer than they run.
 //
 // Products may begin early: their weights are cast at the start of forward, with other kernels in between.

@@ -1,4 +1,4 @@
-// The operators of the fused block on NVIDIA GPUs, as block.cu calls them; rubiks/ops/fused.py defines them.
+// The operators of the fused block on NVIDIA GPUs, as block.cu calls them; rubiks/ops/fused defines them.
 // Activations are matrices (C, P) of bfloat16, all else is float32.
 #pragma once
 

@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
 namespace rubiks {
 namespace {
 
-constexpr int64_t kStemRows = 28;  // as in rubiks/ops/fused.py
+constexpr int64_t kStemRows = 28;  // as in rubiks/ops/fused/stem.py
 constexpr unsigned kThreads = 128;  // of a block
 
 __device__ inline bfloat16 to_bfloat16(bfloat16 v) { return v; }
