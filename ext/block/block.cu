@@ -1,5 +1,5 @@
-// A residual block in training, forward and backward, as one operator each: rubiks/models/training_block.py is the definition. With
-// some twenty kernels a block, calling them one by one from Python would take longer than they run.
+// A residual block in training, forward and backward, as one operator each; rubiks/models/training_block.py defines it.
+// With some twenty kernels a block, calling them one by one from Python would take longer than they run.
 //
 // Products may begin early: their weights are cast at the start of forward, with other kernels in between.
 #include "block/geometry.h"
