@@ -142,6 +142,7 @@ def _as_in_a_new_process() -> None:
     rank_zero_only.rank = 0  # Lightning keeps that of the last trainer
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more process than cores, since many tests wait: for a server, a signal, other processes."""
     return cores() + 1
