@@ -17,17 +17,7 @@ def main() -> None:
     if sys.argv[1:2] in (["train"], ["eval"]):
         _run_hydra(sys.argv.pop(1))
         return
-    parser = argparse.ArgumentParser(prog="rubiks", description="Efficient video action recognition.")
-    parser.add_argument("--version", action="version", version=f"rubiks {rubiks.__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    commands.add_parser("train", help="train a network: rubiks train --help")
-    commands.add_parser("eval", help="evaluate a network: rubiks eval --help")
-    bench_data.add_to(commands)
-    info.add_to(commands)
-    shard.add_to(commands)
-    check.add_to(commands)
-    prepare.add_to(commands)
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
@@ -41,6 +31,21 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; the arguments of train and eval are Hydra's."""
+    parser = argparse.ArgumentParser(prog="rubiks", description="Efficient video action recognition.")
+    parser.add_argument("--version", action="version", version=f"rubiks {rubiks.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train a network: rubiks train --help")
+    commands.add_parser("eval", help="evaluate a network: rubiks eval --help")
+    bench_data.add_to(commands)
+    info.add_to(commands)
+    shard.add_to(commands)
+    check.add_to(commands)
+    prepare.add_to(commands)
+    return parser
 
 
 def _run_hydra(name: str) -> None:
