@@ -38,6 +38,12 @@ def program(name: str) -> list[str]:
     return ["python", f"{name}.py"] if script else ["rubiks", name]
 
 
+def presets() -> Path:
+    """The folder of presets: in the package where it is installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(place for place in (package / "conf", package.parent / "conf") if place.is_dir())
+
+
 def setting(key: str, value: object) -> str:
     """key=value as a choice that Hydra understands, quoted where the value has spaces, braces and the like."""
     text = str(value).lower() if isinstance(value, bool) else str(value)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,12 @@ def installed(tmp_path_factory) -> Path:
 def run(installed, tmp_path_factory):
     """Runs a command of the installed package in a folder that was empty at first; gives stdout."""
     server, folder = WithTorch(), tmp_path_factory.mktemp("empty")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"RUBIKS_REFERENCE": "1", "WANDB_MODE": "disabled"}
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    plain |= {"RUBIKS_REFERENCE": "1", "WANDB_MODE": "disabled"}
 
-    def command(*words: str, status: int = 0) -> str:
+    def command(*words: str, status: int = 0, environment: Mapping[str, str] | None = None) -> str:
         script = COMMAND.format(installed=str(installed), words=words)
-        process = server.start(script, folder, environment)
+        process = server.start(script, folder, plain | (environment or {}))
         out, err = process.communicate(timeout=180)
         assert process.returncode == status, err
         return out if status == 0 else err
@@ -62,6 +63,20 @@ def run(installed, tmp_path_factory):
 
 def test_the_version_is_told(run):
     assert run("--version") == f"rubiks {rubiks.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("rubiks ch", ["check "]),
+        ("rubiks train tier=", ["tier=large", "tier=medium", "tier=small", "tier=tiny"]),
+        ("rubiks eval protocol=t", ["protocol=ten_clip", "protocol=two_clip"]),
+    ],
+)
+def test_a_shell_completes_commands_and_presets(line, wanted, run, tmp_path):
+    place = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "|"}
+    run("train", environment=place | {"_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "completions")})
+    assert (tmp_path / "completions").read_text().split("|") == wanted
 
 
 def test_a_network_is_trained_and_evaluated(run):

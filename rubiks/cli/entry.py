@@ -21,9 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-import rubiks
 from rubiks import launched, processes
-from rubiks.choices import CommandLine
+from rubiks.choices import CommandLine, presets
 from rubiks.cli.helping import print_help
 from rubiks.cli.keys import check_added, check_signs, explain
 from rubiks.data.sources import Source
@@ -144,12 +143,6 @@ def compose(choices: list[str], name: str = "train") -> DictConfig:
             return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error, folder, name, choices)) from None
-
-
-def presets() -> Path:
-    """The folder of presets: in the package where it is installed, beside it in a checkout."""
-    package = Path(rubiks.__file__).resolve().parent
-    return next(place for place in (package / "conf", package.parent / "conf") if place.is_dir())
 
 
 def _help(job: Callable, model: type[Training | Evaluation], choices: list[str]) -> None:

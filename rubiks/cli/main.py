@@ -1,5 +1,7 @@
 """The `rubiks` command."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse
@@ -9,11 +11,13 @@ import sys
 
 import rubiks
 from rubiks.cli import bench_data, check, info, prepare, shard
+from rubiks.cli.completion import complete, preset_choices
 from rubiks.errors import InputError
 
 
 def main() -> None:
     """Run the subcommand named on the command line."""
+    complete(make_parser)
     if sys.argv[1:2] in (["train"], ["eval"]):
         _run_hydra(sys.argv.pop(1))
         return
@@ -38,8 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rubiks", description="Efficient video action recognition.")
     parser.add_argument("--version", action="version", version=f"rubiks {rubiks.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    commands.add_parser("train", help="train a network: rubiks train --help")
-    commands.add_parser("eval", help="evaluate a network: rubiks eval --help")
+    for name, about in (("train", "train a network"), ("eval", "evaluate a network")):
+        command = commands.add_parser(name, help=f"{about}: rubiks {name} --help")
+        command.add_argument("choices", nargs="*").completer = preset_choices  # type: ignore[attr-defined]
     bench_data.add_to(commands)
     info.add_to(commands)
     shard.add_to(commands)
