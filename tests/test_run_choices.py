@@ -26,12 +26,12 @@ def _folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def told(monkeypatch):
+def told():
     """The settings and command line of train.py or eval.py."""
 
     def tell(name: str, *choices: str, job: int | None = None) -> tuple[Training | Evaluation, CommandLine]:
         kind = {"train": Training, "eval": Evaluation}[name]
-        return kind(**plain(command_line(monkeypatch, name, *choices))), CommandLine(list(choices), job)
+        return kind(**plain(command_line(name, *choices))), CommandLine(list(choices), job)
 
     return tell
 

@@ -169,8 +169,8 @@ def test_a_classifier_is_kept_however_accents_are_written(classes, folder, tmp_p
 # ---- ckpt
 
 
-def evaluated(monkeypatch: pytest.MonkeyPatch, *choices: str) -> SavedNetwork:
-    settings = Evaluation(**plain(command_line(monkeypatch, "eval", *choices)))
+def evaluated(*choices: str) -> SavedNetwork:
+    settings = Evaluation(**plain(command_line("eval", *choices)))
     return weights.evaluated(settings, CommandLine(list(choices)))
 
 
@@ -221,8 +221,8 @@ def runs(folder, tmp_path, monkeypatch):
         (["ckpt=outputs/first/checkpoints/best.ckpt"], "outputs/first/checkpoints/best.ckpt"),
     ],
 )
-def test_the_checkpoint_that_is_evaluated(choices, path, runs, monkeypatch):
-    saved = evaluated(monkeypatch, *choices)
+def test_the_checkpoint_that_is_evaluated(choices, path, runs):
+    saved = evaluated(*choices)
     assert saved.path == path
     expected = checkpoint.read(path)
     assert (saved.tier, saved.variant) == (expected.tier, expected.variant)
@@ -244,10 +244,10 @@ def test_the_checkpoint_that_is_evaluated(choices, path, runs, monkeypatch):
         (["run=second", "tier=tiny"], ["outputs/second/checkpoints/last.ckpt holds tier=small", "tier=tiny is chosen"]),
     ],
 )  # fmt: skip
-def test_what_cannot_be_evaluated(choices, words, runs, monkeypatch):
-    assert_rejected(lambda: evaluated(monkeypatch, *choices), *words)
+def test_what_cannot_be_evaluated(choices, words, runs):
+    assert_rejected(lambda: evaluated(*choices), *words)
 
 
-def test_an_evaluation_of_nothing(monkeypatch):
+def test_an_evaluation_of_nothing():
     with pytest.raises(InputError, match=r"^ckpt is empty; .* latest$"):
-        evaluated(monkeypatch, "ckpt=null")
+        evaluated("ckpt=null")

@@ -188,10 +188,10 @@ def test_a_setting_reaches_its_object(key, made):
     assert look(made) == value
 
 
-def test_every_key_has_its_place_here(monkeypatch):
+def test_every_key_has_its_place_here():
     data_sets = [path.stem for path in (ROOT / "conf/data").glob("*.yaml")]
     keys = {key for name in data_sets for key in leaves(configuration(f"data={name}"))}
-    keys |= {*leaves(configuration(*GROUPS)), *leaves(command_line(monkeypatch, "eval"))}
+    keys |= {*leaves(configuration(*GROUPS)), *leaves(command_line("eval"))}
     here = {*TABLE, *ELSEWHERE} | {f"data.{key}" for _, keys, *_ in SOURCES for key in keys}
     assert keys == here
 
@@ -210,7 +210,7 @@ def test_the_data_module_gets_lists_views_and_batch_sizes(made):
 
 
 def test_the_data_module_of_an_evaluation_gets_its_list_views_and_batch_size(made, monkeypatch):
-    cfg = command_line(monkeypatch, "eval", "batch_size=4", "seed=6", "data.workers=2", "data.timeout=78")
+    cfg = command_line("eval", "batch_size=4", "seed=6", "data.workers=2", "data.timeout=78")
     settings = Evaluation(**plain(cfg))
     data = assemble.evaluation_data(settings, made.val, made.protocol)
     assert (data.batch_size, data.eval_batch_size, data.balanced) == (4, 4, False)
