@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 .PHONY: setup train eval test lint mutants bench
 setup: $(READY)
 
-# The operator is compiled against the PyTorch installed before, so not in an isolated build.
+# The operator is compiled against the PyTorch installed above, so the build is not isolated.
 $(READY): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q --upgrade pip setuptools
@@ -25,7 +25,7 @@ train: $(READY)
 eval: $(READY)
 	$(RUN) eval.py protocol=two_clip $(ARGS)
 
-# One thread for each of the processes, of which there is one more than cores (tests/conftest.py).
+# One thread per process; there is one process more than cores (tests/conftest.py).
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal $(ARGS)
 
@@ -34,7 +34,7 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# Hours; with ARGS="rubiks.data.views*" only a part. pyproject.toml names the files, docs/mutants.md what survives.
+# Takes hours; ARGS="rubiks.data.views*" runs a part. pyproject.toml names the files, docs/mutants.md the survivors.
 mutants: $(READY)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" OMP_NUM_THREADS=1 mutmut run $(ARGS)
 	$(VENV)/bin/mutmut results

@@ -1,6 +1,6 @@
-"""Compiles the operator while the package is built, if PyTorch and a compiler are there; pyproject.toml has the rest.
+"""Compiles the operator while the package is built, if PyTorch and a compiler are there; the rest is in pyproject.toml.
 
-Without them the package is built all the same, and rubiks/ops/library.py compiles the operator at first use.
+Without them the package is still built, and rubiks/ops/library.py compiles the operator at first use.
 """
 
 import importlib.util
@@ -15,13 +15,13 @@ EXT = Path(__file__).resolve().parent / "ext"
 
 
 def compile_into(folder: Path) -> bool:
-    """Whether the library was built into the folder."""
+    """Build the library into the folder; returns whether that worked."""
     try:
         spec = importlib.util.spec_from_file_location("rubiks_build", EXT / "build.py")
         builder = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(builder)
         facts = builder.build(folder)
-    except Exception as error:  # whatever it is, the package works without
+    except Exception as error:  # whatever the error, the package works without the library
         hint = " (pip install --no-build-isolation uses the one installed)" if isinstance(error, ImportError) else ""
         print(f"rubiks: the operator is not compiled now, but at first use: {error}{hint}")
         return False
@@ -41,7 +41,7 @@ class BuildPackage(build_py):
             self.compiled = compile_into(EXT.parent / "rubiks" / "ops")
             return
         package = Path(self.build_lib) / "rubiks"
-        for leftover in (package / "ops").glob("librubiks.*"):  # of an earlier build
+        for leftover in (package / "ops").glob("librubiks.*"):  # from an earlier build
             leftover.unlink()
         for name in ("ext", "conf"):
             shutil.rmtree(package / name, ignore_errors=True)
@@ -50,7 +50,7 @@ class BuildPackage(build_py):
 
 
 class Wheel(bdist_wheel):
-    """With the library for one platform, without it for any; for every Python in both cases."""
+    """A wheel for one platform with the library, for any platform without it; for every Python in both cases."""
 
     def run(self) -> None:
         self.run_command("build_py")

@@ -18,7 +18,7 @@ from rubiks.training.mixing import Mixing
 
 
 def training_views(settings: Training, classes: Sequence[str]) -> TrainingViews:
-    """What becomes of a training video."""
+    """How a training video is turned into views."""
     sampling = settings.data.sampling
     return TrainingViews(
         sampling.num_frames,
@@ -32,7 +32,7 @@ def training_views(settings: Training, classes: Sequence[str]) -> TrainingViews:
 
 
 def protocol(settings: Experiment, sampling: Sampling, frame_order: FrameOrder = "natural") -> Protocol:
-    """The views that are scored, of clips sampled so."""
+    """The views that are scored, for clips sampled this way."""
     settings.check_protocol(sampling)
     chosen = settings.protocol
     return Protocol(
@@ -43,7 +43,7 @@ def protocol(settings: Experiment, sampling: Sampling, frame_order: FrameOrder =
 def training_data(
     settings: Training, train: Sequence[VideoRecord], val: Sequence[VideoRecord], views: TrainingViews
 ) -> VideoDataModule:
-    """The loaders of a training."""
+    """The data loaders for training."""
     settings.check_batch_statistics(len(train))
     batch_size, loading = settings.recipe.batch_size, settings.data.loading
     return VideoDataModule(
@@ -61,13 +61,13 @@ def training_data(
 
 
 def evaluation_data(settings: Evaluation, videos: Sequence[VideoRecord], views: Protocol) -> VideoDataModule:
-    """The loader of an evaluation."""
+    """The data loader for evaluation."""
     size, loading = settings.batch_size, settings.data.loading
     return VideoDataModule([], videos, views, views, size, size, loading, settings.seed, settings.local_processes)
 
 
 def mixing(settings: Training, num_classes: int) -> Mixing | None:
-    """What mixes the clips of a training batch; None where nothing does."""
+    """What mixes the clips of a training batch; None if mixing is off."""
     chosen = settings.augment
     if not chosen.mixup and not chosen.cutmix:
         return None

@@ -1,4 +1,4 @@
-"""Choices as they stand on a command line."""
+"""The choices given on a command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class CommandLine:
     """What was typed after train.py or eval.py.
 
     Attributes:
-        choices: KEY=VALUE, one after the other.
+        choices: the KEY=VALUE arguments, in order.
         job: which one of several runs of --multirun this is, from 0; None for a single run.
     """
 
@@ -25,7 +25,7 @@ class CommandLine:
         return any(choice.startswith(f"{key}=") for choice in self.choices)
 
     def for_evaluation(self) -> list[str]:
-        """Those of the choices of a training that an evaluation of its run needs too."""
+        """The choices of a training command that evaluating its run also needs."""
         shared = ("data", "device", "precision")  # tier and variant come from the checkpoint
         training = ("data.clips_per_video", "data.balanced")  # keys that eval.py does not have
         keys = [(choice, choice.split("=")[0].lstrip("+")) for choice in self.choices]
@@ -33,19 +33,19 @@ class CommandLine:
 
 
 def program(name: str) -> list[str]:
-    """How a user starts `train` or `eval` who has started this process: as a script, or as a command of `rubiks`."""
+    """The command for `train` or `eval`, as this process was started: as a script, or as a `rubiks` subcommand."""
     script = Path(sys.argv[0]).suffix == ".py" and Path(sys.argv[0]).name != "__main__.py"
     return ["python", f"{name}.py"] if script else ["rubiks", name]
 
 
 def presets() -> Path:
-    """The folder of presets: in the package where it is installed, beside it in a checkout."""
+    """The folder of presets: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parent
     return next(place for place in (package / "conf", package.parent / "conf") if place.is_dir())
 
 
 def setting(key: str, value: object) -> str:
-    """key=value as a choice that Hydra understands, quoted where the value has spaces, braces and the like."""
+    """key=value as a choice that Hydra understands, quoted if the value has spaces, braces and the like."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if re.fullmatch(r"[\w./+-]+", text):
         return f"{key}={text}"

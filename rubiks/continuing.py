@@ -1,4 +1,4 @@
-"""Going on with a run: what it was started with, what is asked now, and what may differ."""
+"""Resuming a run: what it was started with, what is asked for now, and what may differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rubiks.models.checkpoint import SavedNetwork
 from rubiks.runs import Run
 from rubiks.training.position import Position, epoch_of
 
-# What a run is: it cannot change while the run goes on.
+# Settings that cannot change when a run is resumed.
 FIXED = (
     "tier",
     "variant",
@@ -34,7 +34,7 @@ FIXED = (
     "train_sha256",
     "manifest_sha256",
 )
-# What changes nothing in what is learned: not worth a line.
+# Settings that do not affect what is learned; their changes are not printed.
 SILENT = (
     "run",
     "init",
@@ -66,7 +66,7 @@ SILENT = (
     "trainer.log_every_n_steps",
     "val_sha256",
 )
-# What a validation score depends on besides the network.
+# What a validation score depends on, besides the network.
 SCORE = ("protocol", "data.size", "data.sampling", "data.window", "trainer.limit_val_batches", "val_sha256")
 
 _NAMES = {
@@ -76,7 +76,7 @@ _NAMES = {
 
 
 class Change(NamedTuple):
-    """A setting that is not what it was."""
+    """A setting that has changed."""
 
     key: str
     before: Any
@@ -91,12 +91,12 @@ def check(run: Run, saved: SavedNetwork, now: dict[str, Any], asked: list[str]) 
 
     Args:
         run: the run.
-        saved: its last state, with the configuration of then.
-        now: the configuration of now.
-        asked: the command line's choices of now.
+        saved: its last state, with the configuration it was saved with.
+        now: the current configuration.
+        asked: the current choices of the command line.
 
     Raises:
-        InputError: the run cannot take it up.
+        InputError: the run cannot be resumed with these changes.
     """
     found = changes(saved.config, now)
     refused = fixed(found)
@@ -110,10 +110,10 @@ def check(run: Run, saved: SavedNetwork, now: dict[str, Any], asked: list[str]) 
 def start(
     saved: SavedNetwork, trainer: pl.Trainer, data: VideoDataModule, epochs: int, max_steps: int | None
 ) -> Position:
-    """The position from which a run goes on, as its batches of now can take it up.
+    """The position from which a run resumes, adjusted to its current batches.
 
     Raises:
-        InputError: the run has already trained more epochs than it is to have now.
+        InputError: the run has already trained more epochs than are asked for now.
     """
     if not saved.position:
         raise InputError(
@@ -134,34 +134,34 @@ def start(
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
-    """The settings in which two configurations differ, sections written with dots."""
+    """The settings that differ between two configurations, sections written with dots."""
     old, new = _flat(before), _flat(now)
     found = [Change(key, old.get(key), new.get(key)) for key in sorted({*old, *new})]
     return [change for change in found if change.before != change.now]
 
 
 def within(key: str, sections: Sequence[str]) -> bool:
-    """Whether a key is one of these, or lies in one of these sections."""
+    """Whether a key is one of these, or is in one of these sections."""
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def fixed(found: list[Change]) -> list[Change]:
-    """Those of the changes that a run cannot take up."""
+    """The changes that a run cannot be resumed with."""
 
-    def known(change: Change) -> bool:  # a manifest that has come or gone says nothing against the videos
+    def known(change: Change) -> bool:  # a manifest added or removed does not mean that the videos differ
         return not change.key.endswith("_sha256") or None not in (change.before, change.now)
 
     refused = [change for change in found if within(change.key, FIXED) and known(change)]
-    # Leaving init= out is no change: the weights come from the run itself.
+    # Leaving out init= is not a change: the weights come from the run itself.
     return refused + [change for change in found if change.key == "init" and change.now is not None]
 
 
 def refuse(found: list[Change], folder: Path, started: list[str], asked: list[str], same_network: bool) -> InputError:
-    """The error for changes that a run cannot take up, with the commands that would work.
+    """The error for changes that a run cannot be resumed with, with the commands that would work.
 
     Args:
         found: the changes.
-        folder: the run's.
+        folder: the run's folder.
         started, asked: the command line's choices, then and now.
         same_network: the run's weights fit the network that is asked for.
     """
@@ -178,11 +178,11 @@ def refuse(found: list[Change], folder: Path, started: list[str], asked: list[st
 
 
 def merged(started: list[str], asked: list[str], refused: list[Change]) -> list[str]:
-    """The choices of the start, with those of now that do not lead to one of these changes."""
+    """The choices that the run was started with, updated with the current ones that do not cause a refused change."""
     groups = ("tier", "variant", "data", "recipe")
     dropped = {_key(choice) for choice in asked if any(within(change.key, (_key(choice),)) for change in refused)}
     if "variant" in dropped:
-        dropped |= {_key(choice) for choice in asked if within(_key(choice), ("aq",))}  # a section of its own
+        dropped |= {_key(choice) for choice in asked if within(_key(choice), ("aq",))}  # a separate section
     dropped |= {"data"} if any(change.key in ("train_sha256", "manifest_sha256") for change in refused) else set()
     kept = {
         _key(choice): choice
@@ -193,12 +193,12 @@ def merged(started: list[str], asked: list[str], refused: list[Change]) -> list[
 
 
 def without_limits(choices: list[str]) -> list[str]:
-    """Choices without those that would let a run that has stopped by them stop again at once."""
+    """Choices without the limits that would stop a resumed run again at once."""
     return [choice for choice in choices if _key(choice) not in ("trainer.max_steps", "patience")]
 
 
 def command(folder: Path | None, choices: list[str]) -> str:
-    """A command of train.py, to be pasted; `folder` names the run that it goes on with."""
+    """A train.py command to paste; `folder` names the run to resume."""
     own = [choice for choice in choices if folder is None or _key(choice) != "run"]
     return shlex.join([*program("train"), *([] if folder is None else [setting("run", folder.name)]), *own])
 

@@ -1,10 +1,10 @@
-"""The errors that bad input raises, told apart from defects of the program."""
+"""The errors raised for bad input, as opposed to bugs in the program."""
 
 
 class InputError(Exception):
     """A file, key or value that the user gave cannot be used.
 
-    The message is complete: it names the file, key or value, says what was expected and what came, and what to do.
+    The message is complete: it names the file, key or value, what was expected, what was found, and what to do.
     The commands print it without a traceback and exit with status 2.
     """
 
@@ -14,7 +14,7 @@ class VideoError(InputError):
 
     Attributes:
         path: the file or frame folder.
-        reason: what is wrong with it, one line.
+        reason: what is wrong with it, in one line.
     """
 
     def __init__(self, path: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What a training and an evaluation can be told: the settings of their parts, composed and checked together."""
+"""The settings of training and evaluation, composed from the settings of their parts and checked together."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ from rubiks.training.recipe import Recipe
 class TierSettings(Settings, section="tier"):
     """The size of the network."""
 
-    name: Literal[tuple(TIERS)] = Field(description="the larger, the better and the slower")  # type: ignore[valid-type]
+    name: Literal[tuple(TIERS)] = Field(description="larger is better and slower")  # type: ignore[valid-type]
 
 
 class VariantSettings(Settings, section="variant"):
-    """The kind of its shifts."""
+    """The kind of shifts in the network."""
 
     name: Literal[tuple(VARIANTS)] = Field(description="how channels are shifted")  # type: ignore[valid-type]
 
 
 class Experiment(Settings):
-    """What a training and an evaluation share."""
+    """The settings that training and evaluation share."""
 
     run: Any = Field(description="names the run's folder, outputs/RUN")
     protocol: ProtocolSettings
     trainer: TrainerSettings = TrainerSettings()
-    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU where there is one")
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU if there is one")
     precision: Any = Field(
         "auto", description="auto: bf16-mixed on a GPU, 32-true on a CPU; or any precision of Lightning's Trainer"
     )
-    seed: Annotated[int, Field(ge=0, le=MOST)] = Field(0, description="of weights, order, frames and augmentation")
+    seed: Annotated[int, Field(ge=0, le=MOST)] = Field(0, description="seed of weights, order, frames and augmentation")
     process_timeout: Annotated[
         float, Field(gt=0, le=1_000_000), Expected("a number of seconds above 0 and at most 1,000,000")
-    ] = Field(600, description="of several processes: seconds to wait for one that does not answer before all end")
+    ] = Field(600, description="with several processes: seconds to wait for one that hangs before all are stopped")
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it runs on a GPU."""
+        """Whether to run on a GPU."""
         if self.device == "gpu" and not torch.cuda.is_available():
             raise InputError("device=gpu, but PyTorch finds no GPU; use device=cpu or install PyTorch for CUDA")
         return self.device != "cpu" and torch.cuda.is_available()
 
     @property
     def local_processes(self) -> int:
-        """How many processes this machine has."""
+        """How many processes run on this machine."""
         devices = self.trainer.devices if isinstance(self.trainer.devices, int) else torch.cuda.device_count()
         return max(1, devices)
 
     def check_protocol(self, sampling: Sampling) -> None:
-        """Raise InputError where the protocol has more clips than this sampling."""
+        """Raise InputError if the protocol has more clips than this sampling."""
         if sampling.span is None and self.protocol.clips > 2:
             raise InputError(
                 f"protocol.clips must be 1 or 2 with data.sampling=uniform, got {self.protocol.clips}; choose another "
@@ -74,10 +74,10 @@ class Experiment(Settings):
 
 
 class Training(Experiment):
-    """Everything that train.py can be told."""
+    """All settings of train.py."""
 
     NAME: ClassVar = "train"
-    DATA: ClassVar = (TrainingSampling, TrainingLoading)  # what the section `data` tells besides its source
+    DATA: ClassVar = (TrainingSampling, TrainingLoading)  # what the section `data` has besides its source
 
     tier: TierSettings
     variant: VariantSettings
@@ -87,20 +87,20 @@ class Training(Experiment):
     augment: Augment = Augment()
     logger: LoggerSettings = LoggerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    patience: Count | None = Field(None, description="stop where validation top-1 has not risen for so many epochs")
+    patience: Count | None = Field(None, description="stop when validation top-1 has not risen for this many epochs")
     init: Name | None = Field(
         None,
-        description="checkpoint, ours or official, to start from; with a new classifier where the classes differ",
+        description="checkpoint to start from, ours or official; gets a new classifier if the classes differ",
     )
     init_temporal: Literal[RULES] = Field(  # type: ignore[valid-type]
         "tsm",
-        description="where init is of rubiks2d and the variant is not, what it begins with in time. tsm: an eighth of "
-        "the channels a frame back, an eighth a frame ahead; uniform: small shifts; zero: none",
+        description="initial temporal shifts, if init is a rubiks2d network and the variant is not. tsm: an eighth of "
+        "the channels one frame back, an eighth one frame ahead; uniform: small random shifts; zero: none",
     )
     cuda_graphs: bool = Field(
         True,
-        description="on a GPU, record a training step's kernels and launch them together, where the fused blocks run; "
-        "false: one by one, which holds less memory between the steps",
+        description="on a GPU, record a training step's kernels and launch them together, if the fused blocks run; "
+        "false: launch them one by one, which holds less memory between steps",
     )
 
     @model_validator(mode="after")
@@ -115,9 +115,9 @@ class Training(Experiment):
         return self
 
     def check_batch_statistics(self, videos: int) -> None:
-        """Raise InputError where a batch of so many training videos has a single value per channel for batch norm.
+        """Raise InputError if a batch of so many training videos leaves batch norm a single value per channel.
 
-        It has no variance. So few are left in the last stage alone, of one clip of one frame in the batch of a process.
+        One value has no variance. This happens only in the last stage, for a batch of one clip of one frame.
         """
         sampling, processes = self.data.sampling, self.local_processes * self.trainer.num_nodes
         if processes > 1 and self.trainer.sync_batchnorm:
@@ -133,20 +133,20 @@ class Training(Experiment):
 
 
 class Evaluation(Experiment):
-    """Everything that eval.py can be told. Tier and variant come from the checkpoint."""
+    """All settings of eval.py. Tier and variant come from the checkpoint."""
 
     NAME: ClassVar = "eval"
     DATA: ClassVar = (AsTrained, Loading)
 
     tier: TierSettings | None = None
     variant: VariantSettings | None = None
-    aq: AttentionSchedule | None = None  # comes with variant=rubiks3d-aq; of training
+    aq: AttentionSchedule | None = None  # comes with variant=rubiks3d-aq; only training uses it
     data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, *Evaluation.DATA))]
-    ckpt: Name | None = Field("latest", description="a checkpoint of ours, an official one, a run's folder, or latest")
+    ckpt: Name | None = Field("latest", description="a checkpoint, ours or official, a run's folder, or latest")
     batch_size: Count = Field(16, description="videos at a time")
     frame_order: FrameOrder = Field(
-        "natural", description="reversed or shuffled: how much does the network use the order of frames?"
+        "natural", description="reversed or shuffled: to see how much the network uses the order of frames"
     )
     save_predictions: Annotated[str, Expected("the name of an .npz file, for example scores.npz")] | None = Field(
-        None, description="FILE.npz for logits (videos, classes), labels and names as the list has them"
+        None, description="FILE.npz to write: logits (videos, classes), labels, and names as in the list"
     )

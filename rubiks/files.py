@@ -1,4 +1,4 @@
-"""Writing files so that they are there whole, or not at all."""
+"""Writing files completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rubiks.errors import InputError
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Write a file through `write(temporary path)` and a rename: it is there whole, or not at all.
+    """Write a file through `write(temporary path)` and a rename, so that it is never there in part.
 
     Raises:
         InputError: the file cannot be written.
@@ -23,17 +23,17 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the name with an empty file
+            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under this name
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        with contextlib.suppress(OSError):  # the error above is the one to tell
+        with contextlib.suppress(OSError):  # the error above is the one to report
             temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise InputError where `write_atomically` could not write the file; leaves nothing behind."""
+    """Raise InputError if `write_atomically` could not write the file; leaves nothing behind."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -47,6 +47,6 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
-    """Write lines of text in UTF-8 by `write_atomically`. Names of files need not be text; such bytes are escaped."""
+    """Write lines of text in UTF-8 with `write_atomically`. File names may not be text; such bytes are escaped."""
     text = "".join(f"{line}\n" for line in lines)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))

@@ -16,20 +16,20 @@ from rubiks.errors import InputError
 
 
 def environment() -> ClusterEnvironment:
-    """Lightning's description of who starts the processes.
+    """Lightning's description of what starts the processes.
 
-    Slurm's variables are also there in a shell of an allocation, where nobody has started any others: then this
+    Slurm's variables are also set in a shell of an allocation, where no other processes have been started: then this
     process starts them.
     """
     if _by_torchrun():
         return TorchElasticEnvironment()
     if _slurm_tasks() > 1:
-        return SLURMEnvironment(auto_requeue=False)  # its own files for going on would be found by other runs
+        return SLURMEnvironment(auto_requeue=False)  # other runs would find its requeue checkpoints
     return LightningEnvironment()
 
 
 def is_first() -> bool:
-    """Whether this is the process of rank 0, which writes, or a parent that starts it."""
+    """Whether this is the process of rank 0, which writes, or the parent that starts it."""
     if processes.is_child():
         return False
     if _by_torchrun():
@@ -40,11 +40,11 @@ def is_first() -> bool:
 
 
 def check(devices: int, nodes: int) -> None:
-    """Raise InputError where the processes that somebody has started are not those that the trainer is to have.
+    """Raise InputError if the processes started from outside are not those that the trainer should have.
 
     Args:
-        devices: processes of each machine, as the configuration has it.
-        nodes: machines, as the configuration has it.
+        devices: processes on each machine, from the configuration.
+        nodes: machines, from the configuration.
     """
     wanted = devices * nodes
     if _by_torchrun():
@@ -83,7 +83,7 @@ def _by_torchrun() -> bool:
 
 
 def _slurm_tasks() -> int:
-    """Tasks of the job step that srun has started; 0 elsewhere, also in the batch script itself."""
+    """Number of tasks in the job step that srun started; 0 elsewhere, also in the batch script itself."""
     return _number("SLURM_STEP_NUM_TASKS", 0)
 
 

@@ -1,4 +1,4 @@
-"""Which folder the run of a command has."""
+"""Which folder a command's run goes to."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _folder_name(name: object, command: CommandLine) -> str:
 
 
 def unfinished(run: runs.Run, epochs: int) -> SavedNetwork | None:
-    """The state that a training of so many epochs goes on from; None for a new run."""
+    """The state from which a training of so many epochs resumes; None for a new run."""
     done = run.epochs_finished()
     if done is not None and done >= epochs:
         raise InputError(

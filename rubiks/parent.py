@@ -1,7 +1,7 @@
-"""Several processes of one command on this machine: started, watched and ended together.
+"""Starts, watches and ends several processes of one command on this machine.
 
-Lightning can start the others from the first one, but then the first, busy or stuck itself, is the one to notice what
-has become of them. Here a parent that does nothing else starts all of them, passes signals on, and tells the cause.
+Lightning can start the others from the first one, but then the first, which may be busy or stuck itself, has to notice
+when they fail. Here a parent that does nothing else starts all of them, passes signals on, and reports the cause.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from rubiks.errors import InputError
 from rubiks.processes import PARENT, REPORTS, RUN, Report, beat_path
 from rubiks.stopping import Interrupted, heeded, tell_stopping
 
-GRACE = 10.0  # seconds for the others to end by themselves after one has failed
-PATIENCE = 30.0  # seconds for a step to come to its end after a signal
+GRACE = 10.0  # seconds for the others to end on their own after one has failed
+PATIENCE = 30.0  # seconds for a step to finish after a signal
 
 
 def run(
     name: str, count: int, nodes: int, folder: Path, choices: Sequence[str], hang_timeout: float
 ) -> signal.Signals | None:
-    """Run this program in `count` processes, the ranks of this machine, until all have ended well.
+    """Run this program in `count` processes, the ranks of this machine, until all have succeeded.
 
     Args:
-        name: train, which a signal ends after a step, or eval, which it ends at once.
+        name: train, which a signal stops after a step, or eval, which it stops at once.
         count: how many on this machine.
-        nodes: machines; where there are several, MASTER_ADDR, MASTER_PORT and NODE_RANK are set by who starts them.
-        folder: the run's.
+        nodes: machines; if there are several, the user sets MASTER_ADDR, MASTER_PORT and NODE_RANK.
+        folder: the run's folder.
         choices: arguments of the program.
-        hang_timeout: seconds after which a process that does not get on counts as hanging.
+        hang_timeout: seconds without progress after which a process counts as hanging.
 
     Returns:
-        The signal that came too late to end it; None where none came.
+        A signal that came too late to stop the run; None if none came.
 
     Raises:
         InputError: one of them ended with bad input, was killed, or hangs.
-        Interrupted: by a signal.
-        SystemExit: with status 1, where one had a defect, whose traceback is printed.
+        Interrupted: a signal stopped them.
+        SystemExit: with status 1, if one failed with a defect; its traceback is printed.
     """
     with tempfile.TemporaryDirectory(prefix="rubiks-") as reports:
         shared = {
@@ -70,23 +70,23 @@ def run(
         try:
             with received.passing_on():
                 for rank in range(count):
-                    # In sessions of their own, so that Ctrl-C in a terminal reaches them through this process alone.
+                    # In separate sessions, so that Ctrl-C in a terminal reaches them only through this process.
                     environment = os.environ | shared | {"LOCAL_RANK": str(rank)}
                     processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
-                if received.signal is not None:  # it came before all were there
+                if received.signal is not None:  # it came before all were started
                     received.pass_on(received.signal)
                 watch.wait()
         finally:
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # loader processes that it may have left
+                    os.killpg(process.pid, signal.SIGKILL)  # loader processes that it may have left behind
                 process.wait()
         watch.tell()
     return received.signal
 
 
 def _for_hydra(arguments: list[str]) -> list[str]:
-    """Those of a command line's arguments that tell Hydra where configurations are."""
+    """The command-line arguments that tell Hydra where configurations are."""
     found = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, _ = argument.partition("=")
@@ -96,7 +96,7 @@ def _for_hydra(arguments: list[str]) -> list[str]:
 
 
 class _Received:
-    """Signals that have come in, passed on to the processes."""
+    """Receives signals and passes them on to the processes."""
 
     def __init__(self, processes: list[subprocess.Popen], steps: bool) -> None:
         self.processes = processes
@@ -125,7 +125,7 @@ class _Received:
     def pass_on(self, number: signal.Signals) -> None:
         self.signal, self.since = number, time.monotonic()
         for process in self.processes:
-            process.send_signal(signal.SIGTERM)  # does nothing where it has ended
+            process.send_signal(signal.SIGTERM)  # does nothing if it has ended
 
 
 class _Watch:
@@ -137,12 +137,12 @@ class _Watch:
         self.folder = reports
         self.timeout = timeout
         self.killed: set[int] = set()
-        self.hangs: int | None = None  # the rank that all wait for
+        self.hangs: int | None = None  # the rank that the others wait for
         self._beats: list[int] = []
         self._moved = time.monotonic()
 
     def wait(self) -> None:
-        """Until all have ended; after a failure, or where they hang, not for long."""
+        """Wait until all have ended; after a failure, or if they hang, not for long."""
         deadline = float("inf")
         while None in [process.poll() for process in self.processes]:
             reports = self.reports()
@@ -150,7 +150,7 @@ class _Watch:
             if reports or any(process.returncode for process in self.processes):
                 deadline = min(deadline, now + GRACE)
             for found in reports.values():
-                if found.signal and self.received.signal is None:  # it came to one of them alone
+                if found.signal and self.received.signal is None:  # only one of them received it
                     self.received.pass_on(signal.Signals(found.signal))
             if self.received.signal is not None:
                 deadline = min(deadline, self.received.since + PATIENCE)
@@ -163,13 +163,13 @@ class _Watch:
             time.sleep(0.1)
 
     def _stuck(self, now: float) -> bool:
-        """Whether no process has come further for too long."""
+        """Whether no process has made progress for too long."""
         try:
             beats = [
                 int.from_bytes(beat_path(self.folder, rank).read_bytes(), "little")
                 for rank in range(len(self.processes))
             ]
-        except FileNotFoundError:  # one is before its training, or after it
+        except FileNotFoundError:  # one has not started training yet, or has finished it
             beats = []
         if not beats or beats != self._beats:
             self._beats, self._moved = beats, now
@@ -188,7 +188,7 @@ class _Watch:
         return found
 
     def tell(self) -> None:
-        """Raise what tells the user why the processes have ended; return if all is well."""
+        """Raise an error that says why the processes have ended; return if all is well."""
         reports = self.reports()
         statuses = [process.returncode for process in self.processes]
         if not any(statuses):

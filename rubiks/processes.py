@@ -1,4 +1,4 @@
-"""One of several processes that a parent has started (`rubiks.parent`): what it tells the parent."""
+"""What a process started by a parent (`rubiks.parent`) reports to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rubiks.stopping import Interrupted
 
 REPORTS = "RUBIKS_REPORTS"  # the folder for reports, in the environment of the processes
 PARENT = "RUBIKS_PARENT"
-RUN = "RUBIKS_RUN"  # the run's folder, which the parent has chosen and locked
+RUN = "RUBIKS_RUN"  # the run's folder, chosen and locked by the parent
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Report:
     """Why a process has ended.
 
     Attributes:
-        kind: input (the user's to mend), signal, lost (another process does not answer) or defect.
+        kind: input (for the user to fix), signal, lost (another process does not answer) or defect.
         text: the message or traceback.
-        signal: its number, where one has ended the process.
+        signal: its number, if a signal ended the process.
     """
 
     kind: str
@@ -38,12 +38,12 @@ class Report:
 
 
 def is_child() -> bool:
-    """Whether this process was started by `run`."""
+    """Whether this process was started by `rubiks.parent.run`."""
     return REPORTS in os.environ
 
 
 def given_run() -> Path | None:
-    """The run's folder that the parent has chosen; None in other processes."""
+    """The run's folder, as chosen by the parent; None in other processes."""
     return Path(os.environ[RUN]) if RUN in os.environ else None
 
 
@@ -62,9 +62,9 @@ def report(error: BaseException) -> None:
 
 
 class Beat:
-    """Tells the parent that this process gets on, so that it notices where all of them wait for one.
+    """Tells the parent that this process makes progress, so that it notices when all of them wait for one.
 
-    Each call counts one further; the parent looks for the lowest count. It costs a few microseconds.
+    Each call adds one to a count; the parent looks for the lowest count. A call costs a few microseconds.
     """
 
     def __init__(self) -> None:
@@ -73,13 +73,13 @@ class Beat:
         self._count = 0
 
     def __call__(self) -> None:
-        if self._file is None:  # what is before the first call may take its time
+        if self._file is None:  # what comes before the first call may take long
             self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY)
         self._count += 1
         os.pwrite(self._file, self._count.to_bytes(8, "little"), 0)
 
     def end(self) -> None:
-        """What follows may take its time."""
+        """Stop counting: what follows may take long."""
         if self._file is not None:
             os.close(self._file)
             self._path.unlink()
@@ -90,7 +90,7 @@ def beat_path(reports: Path, rank: int) -> Path:
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether an error is that of PyTorch when another process has gone or does not answer."""
+    """Whether this is PyTorch's error for another process that is gone or does not answer."""
     words = r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|ProcessGroup|TCPStore|DistStore"
     chain = error
     while chain is not None:

@@ -1,11 +1,11 @@
-"""The folders of training runs: what is in them, which is the newest, which can go on, and who is using one.
+"""The folders of training runs: what is in them, which is the newest, which can be resumed, and which are in use.
 
 outputs/NAME/config.yaml                 the whole configuration
 outputs/NAME/choices.txt                 the command line's choices, one a line
 outputs/NAME/checkpoints/best.ckpt       best validation top-1
-outputs/NAME/checkpoints/last.ckpt       newest, to go on from
-outputs/NAME/checkpoints/previous.ckpt   the one before, where the newest is damaged
-outputs/NAME/finished.json               how training ended; missing while it has not
+outputs/NAME/checkpoints/last.ckpt       newest, to resume from
+outputs/NAME/checkpoints/previous.ckpt   the one before, in case the newest is damaged
+outputs/NAME/finished.json               how training ended; missing until then
 outputs/NAME/.lock                       the process that trains
 """
 
@@ -72,7 +72,7 @@ class Run:
         return self.folder / ".lock"
 
     def epochs_finished(self) -> int | None:
-        """Epochs of the run if it came to its end, else None."""
+        """Number of epochs if the run is finished, else None."""
         if not self.finished.is_file():
             return None
         try:
@@ -81,7 +81,7 @@ class Run:
             raise InputError(f"{self.finished} is damaged; remove it to go on from the run's checkpoint") from None
 
     def matches(self, data: str, **chosen: str) -> bool:
-        """Whether the run was trained on this data set, with the tier and variant chosen, where they are."""
+        """Whether the run was trained on this data set, with the tier and variant if they are given."""
         if not self.config.is_file():
             return False
         try:
@@ -91,14 +91,14 @@ class Run:
             return False
 
     def checkpoint(self) -> Path | None:
-        """The checkpoint to evaluate: the best, or the last where training ended before a validation."""
+        """The checkpoint to evaluate: the best, or the last if training ended before a validation."""
         return next((path for path in (self.best, self.last) if path.is_file()), None)
 
     def read_last(self) -> SavedNetwork | None:
-        """The state to go on from: the newest, or where it is damaged the one before; None for a new run.
+        """The state to resume from: the newest, or the one before if that is damaged; None for a new run.
 
         Raises:
-            InputError: there are files, and none can be read.
+            InputError: there are files, but none can be read.
         """
         present = [path for path in (self.last, self.previous) if path.is_file()]
         while present:
@@ -129,19 +129,19 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """`made`, and keep other processes from training in it. The lock ends with this process, however that ends.
+        """Like `made`, and keep other processes from training in it. The lock ends with the process, even if killed.
 
         Raises:
             InputError: also where another process trains in it.
         """
         with self.made(), self._open_lock() as file:
             _lock(file, self)
-            for left in self.checkpoints.glob(".*.tmp"):  # of a process that was killed while it wrote
+            for left in self.checkpoints.glob(".*.tmp"):  # from a process that was killed while writing
                 left.unlink(missing_ok=True)
             try:
                 yield
             finally:
-                if os.listdir(self.folder) == [self.lock.name]:  # nothing has come of it
+                if os.listdir(self.folder) == [self.lock.name]:  # nothing was written
                     self.lock.unlink()
 
     def _open_lock(self) -> IO[str]:
@@ -152,7 +152,7 @@ class Run:
 
 
 def _lock(file: IO[str], run: Run) -> None:
-    # A lock of the process, not of the open file: processes that are forked do not keep it.
+    # The lock belongs to the process, not to the open file: forked processes do not keep it.
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -168,7 +168,7 @@ def _lock(file: IO[str], run: Run) -> None:
 
 
 def new(name: str) -> Run:
-    """A folder of this name that did not exist before; where it does, with a number behind.
+    """A new folder of this name, with a number appended if the name is taken.
 
     Raises:
         InputError: it cannot be made.
@@ -190,7 +190,7 @@ def new(name: str) -> Run:
 
 
 def newest(data: str, outputs: Path = OUTPUTS, **chosen: str) -> Run | None:
-    """The run of this data set, and of the tier and variant chosen, whose checkpoint was written last."""
+    """The run on this data set, with this tier and variant if given, whose checkpoint was written last."""
     folders = [path for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
     written = {}
     for run in map(Run, folders):

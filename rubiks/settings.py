@@ -1,4 +1,4 @@
-"""What all settings have in common: checked once, described once, wrong values refused in one sentence."""
+"""The base of all settings: checked once, described once, with a one-sentence error for a wrong value."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pydantic.fields import FieldInfo
 
 from rubiks.errors import InputError
 
-MOST = 2**32 - 1  # of whole numbers, where a setting has no limit of its own
+MOST = 2**32 - 1  # the limit of whole numbers in settings without a smaller one
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Expected:
-    """In an annotation's metadata: the words for what may be there, where the type does not say it well.
+    """In an annotation's metadata: the words for what is allowed, if the type does not say it well.
 
     Args:
-        text: goes on after "must be".
-        advice: what to do about another value, as a sentence without its stop.
+        text: what follows "must be".
+        advice: what to do about another value, as a sentence without the full stop.
     """
 
     def __init__(self, text: str, advice: str = "") -> None:
         self.text, self.advice = text, advice
 
 
-# Lists of the configuration are tuples here, so that settings cannot change.
+# Lists in the configuration become tuples, so that settings cannot change.
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 Name = Annotated[str, Expected("the name of a file or folder", "quote a name that looks like a number: '{key}=\"5\"'")]
 
@@ -39,11 +39,11 @@ Name = Annotated[str, Expected("the name of a file or folder", "quote a name tha
 class Settings(BaseModel):
     """The settings of one part: a section of the configuration.
 
-    A class gives its section's name, as in ``class Recipe(Settings, section="recipe")``; a field's description is its
-    meaning in `--help`. Values are not converted: "3" is no number.
+    A class gives the name of its section, as in ``class Recipe(Settings, section="recipe")``; `--help` prints the
+    descriptions of the fields. Values are not converted: "3" is not a number.
 
     Raises:
-        InputError: when made, with the first setting that is unknown, missing or wrong.
+        InputError: on construction, for the first setting that is unknown, missing or wrong.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
@@ -66,12 +66,12 @@ class Settings(BaseModel):
         return f"{cls.section}.{name}" if cls.section else name
 
     def wrong(self, name: str, expected: str) -> InputError:
-        """The error for a field that is wrong beside the others, in the same words as for one that is wrong alone."""
+        """The error for a field that does not fit the others, worded like that for a field wrong in itself."""
         return InputError(f"{self.key(name)} must be {expected}, got {shown(getattr(self, name))}")
 
 
 def defaults(model: type[Settings]) -> dict[str, Any]:
-    """The defaults of a model as a configuration has them, sections within it included."""
+    """The defaults of a model as plain configuration values, nested sections included."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kind, default = field.annotation, field.default
@@ -89,22 +89,22 @@ def _has_section(kind: Any) -> bool:
 
 
 def taken(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a section's values that are a model's, where several models share the section."""
+    """The values of a section that belong to this model, as several models may share the section."""
     return {name: value for name, value in values.items() if name in model.model_fields}
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in messages: tuples as the lists that they were."""
+    """A value as messages show it: tuples as the lists that they were."""
     return repr(list(value) if isinstance(value, tuple) else value)
 
 
 def expectation(field: FieldInfo, value: Any = None) -> str:
-    """What a field may hold, in words that go on after "must be"; MOST is only mentioned if `value` is above it."""
+    """What a field may hold, in words to follow "must be"; MOST is only mentioned if `value` is above it."""
     return _words(field.annotation, field.metadata, value)
 
 
 def unknown(section: str, name: str, known: Sequence[str]) -> str:
-    """That a section has no such key, the one that was probably meant, and those that there are."""
+    """The message for an unknown key of a section, with the key that was probably meant and all valid ones."""
     prefix = f"{section}." if section else ""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {prefix}{near[0]}?" if near else ""
@@ -112,7 +112,7 @@ def unknown(section: str, name: str, known: Sequence[str]) -> str:
 
 
 def _sentence(model: type[Settings], values: Mapping[str, Any], error: ValidationError) -> str:
-    """The first of the errors as a sentence: the key, what may be there, and what came."""
+    """The first of the errors as a sentence: the key, what was expected, and what was given."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     key = model.key(name)

@@ -1,4 +1,4 @@
-"""Signals that end a run: noted, agreed on by all processes, and turned into one sentence and an exit status."""
+"""Signals that stop a run: noted, agreed on by all processes, and turned into one sentence and an exit status."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import Any, Protocol
 import torch.distributed as dist
 from torch import tensor
 
-# SIGUSR1 is what Slurm is asked to send before the time is up (--signal=USR1@60).
+# Slurm sends SIGUSR1 before the time limit if asked to (--signal=USR1@60).
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def heeded() -> list[signal.Signals]:
-    """Those of SIGNALS that this process was not told to ignore, as SIGHUP by nohup, or SIGINT in the background."""
+    """The SIGNALS that this process does not ignore; nohup ignores SIGHUP, and background jobs may ignore SIGINT."""
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class Interrupted(BaseException):
-    """A signal ends the program; it exits with 128 + the signal's number, as a shell expects.
+    """A signal stops the program, which exits with 128 + the signal's number, as a shell expects.
 
     Attributes:
         signal: which one.
-        message: what has become of the run, one sentence for the user.
+        message: what happened to the run, one sentence for the user.
     """
 
     def __init__(self, number: int, message: str = "") -> None:
@@ -46,14 +46,14 @@ class Interrupted(BaseException):
 
 
 def tell_stopping(number: int) -> None:
-    """From a signal handler, tell what will happen."""
+    """From a signal handler, print what will happen."""
     text = "Stopping after this step" + ("; Ctrl-C again stops at once" if number == signal.SIGINT else "")
     with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())  # print is not reentrant, and may be where the signal has come in
+        os.write(2, f"{text}\n".encode())  # print is not reentrant, and the signal may have interrupted one
 
 
 class Beat(Protocol):
-    """Tells somebody that this process gets on."""
+    """Reports that this process makes progress."""
 
     def __call__(self) -> None: ...
 
@@ -61,17 +61,17 @@ class Beat(Protocol):
 
 
 class Stop:
-    """What signals have asked for.
+    """Which signal has come, and when to obey it.
 
     Args:
-        quiet: say nothing when a signal comes: somebody else does.
+        quiet: print nothing when a signal comes, because another process does.
         timeout: seconds to wait for another process; None for PyTorch's own.
-        beat: is called wherever training gets on, and ended with it; None for nothing.
+        beat: called whenever training makes progress, and ended with it; None for nothing.
 
     Attributes:
-        signal: the first signal that came; None so far.
-        patient: signals are only noted, for the training loop to end where its state is exact. Otherwise they raise
-            Interrupted at once.
+        signal: the first signal that came; None if none has.
+        patient: signals are only noted, so that the training loop can stop where its state is exact. Otherwise they
+            raise Interrupted at once.
     """
 
     def __init__(self, quiet: bool = False, timeout: float | None = None, beat: Beat | None = None) -> None:
@@ -85,14 +85,14 @@ class Stop:
         self._asked: tuple[Any, Any] | None = None
 
     def install(self) -> None:
-        """Handle the signals here."""
+        """Set the signal handlers."""
         if threading.current_thread() is threading.main_thread():
             for number in heeded():
                 signal.signal(number, self._handle)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Handle the signals, and put the handlers of before back at the end."""
+        """Handle the signals, and restore the previous handlers at the end."""
         before = {number: signal.getsignal(number) for number in heeded()}
         self.install()
         try:
@@ -107,7 +107,7 @@ class Stop:
         first = self.signal is None
         if first:
             self.signal, self._since = signal.Signals(number), time.monotonic()
-        # A terminal and a parent process may both deliver the same Ctrl-C; a second one that is meant comes later.
+        # A terminal and a parent process may both deliver the same Ctrl-C; a real second one comes later.
         again = number == signal.SIGINT and not first and time.monotonic() - self._since > 0.5
         if again or (first and not self.patient):
             raise Interrupted(self.signal or number)
@@ -115,15 +115,15 @@ class Stop:
             tell_stopping(number)
 
     def agreed(self) -> bool:
-        """Whether all processes are to stop here. Each calls this at the same points of its training.
+        """Whether all processes should stop here. Each calls this at the same points of its training.
 
-        Nothing waits: each call tells the others what this process has been asked for, and returns what all of them
-        knew at the call before. A process that has died is noticed here.
+        Nothing blocks: each call sends the others the signal of this process, and returns what all of them knew at the
+        previous call. A process that has died is noticed here.
         """
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return self.signal is not None
         if self._group is None:
-            # On the CPU, whatever the gradients go through.
+            # On the CPU, whichever backend the gradients use.
             self._group = dist.new_group(backend="gloo", timeout=self._timeout)
         answer = None
         if self._asked is not None:
@@ -137,12 +137,12 @@ class Stop:
         return bool(answer)
 
     def beat(self) -> None:
-        """Note that training gets on."""
+        """Report that training makes progress."""
         if self._beat is not None:
             self._beat()
 
     def end(self) -> None:
-        """At the end of training, receive the last answer: a process that left before would make the others fail."""
+        """At the end of training, receive the last answer: a process that left earlier would make the others fail."""
         if self._asked is not None:
             self._asked[1].wait()
             self._asked = None

@@ -1,4 +1,4 @@
-"""Where a training's curves go: CSV, Weights & Biases (W&B), TensorBoard."""
+"""Where the training curves go: CSV, Weights & Biases (W&B), TensorBoard."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 5  # seconds for W&B's server to answer before training starts
 
-# What WANDB_MODE may be, and what W&B takes it for. In mode shared, several programs write to one run.
+# The values of WANDB_MODE, and the W&B mode each one means. In mode shared, several programs write to one run.
 WANDB_MODES = {
     "online": "online",
     "run": "online",
@@ -41,34 +41,34 @@ Word = Annotated[str, Expected("a name", "quote a number: '\"5\"'")]
 class WandbSettings(Settings, section="logger.wandb"):
     """Weights & Biases."""
 
-    project: Word = Field("rubiks", description="where runs go")
+    project: Word = Field("rubiks", description="the project that runs go to")
     entity: Word | None = Field(None, description="user or team; null: the default one")
     tags: Annotated[tuple[str, ...], AsTuple, Expected("a list of words, as in logger.wandb.tags=[a,b]")] = Field(
-        (), description="of a run"
+        (), description="tags of the run"
     )
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto",
-        description="auto: WANDB_MODE where it is set, else online where somebody is logged in and the server answers, "
-        "else offline; online: no run without a server",
+        description="auto: WANDB_MODE if it is set, else online if a user is logged in and the server answers, "
+        "else offline; online: an error without a server",
     )
 
 
 class LoggerSettings(Settings, section="logger"):
-    """Where the curves of a training go."""
+    """Where the training curves go."""
 
     csv: bool = Field(True, description="csv/version_0/metrics.csv in the run's folder")
     wandb: Annotated[WandbSettings | None, Expected("null or a section with project, entity, tags, mode")] = Field(
-        WandbSettings(), description="Weights & Biases; null: without"
+        WandbSettings(), description="Weights & Biases; null: off"
     )
     tensorboard: bool = Field(False, description="for `tensorboard --logdir outputs` (pip install tensorboard)")
 
 
 def loggers(settings: LoggerSettings, run: Run, config: dict[str, Any], leader: bool) -> list[Logger]:
-    """The loggers of a training. W&B's run begins here, in the leading process only.
+    """The loggers of a training. The W&B run begins here, in the leading process only.
 
     Raises:
-        InputError: a package is missing, or W&B must be online and cannot be. The run's folder has then been left as it
-            was, unless W&B's server refused the run after it had accepted the key.
+        InputError: a package is missing, or W&B must be online and cannot be. The run's folder is then left as it was,
+            unless the W&B server refused the run after it had accepted the key.
     """
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("logger.tensorboard=true needs a package that is not installed: pip install tensorboard")
@@ -80,7 +80,7 @@ def loggers(settings: LoggerSettings, run: Run, config: dict[str, Any], leader: 
         if experiment is not None or not leader:
             chosen.append(WandbLogger(run.folder.name, run.folder, experiment=experiment))
     if settings.tensorboard:
-        # One folder for all parts of a run that goes on: one curve.
+        # One folder for all parts of a resumed run, so that they make one curve.
         chosen.insert(0, TensorBoardLogger(run.folder, "tensorboard", version="", default_hp_metric=False))
     if settings.csv:
         chosen.insert(0, CSVLogger(run.folder, "csv"))
@@ -88,7 +88,7 @@ def loggers(settings: LoggerSettings, run: Run, config: dict[str, Any], leader: 
 
 
 def end(run: Run, exit_code: int = 0) -> None:
-    """End W&B's run, if there is one, and say how to upload what it has kept offline."""
+    """End the W&B run, if there is one, and say how to upload what it has kept offline."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code)
@@ -98,16 +98,16 @@ def end(run: Run, exit_code: int = 0) -> None:
 
 
 def sync_command(run: Run) -> str | None:
-    """The command that uploads all parts of the run that W&B has kept offline; None where there are none."""
+    """The command that uploads all parts of the run that W&B has kept offline; None if there are none."""
     folder = run.folder / "wandb"
     parts = folder.glob("offline-run-*/*.wandb")
     waiting = [part for part in parts if not part.with_name(f"{part.name}.synced").exists()]
-    # Of a folder, `wandb sync` takes every part that it has not uploaded yet, in the order in which they began.
+    # Given a folder, `wandb sync` uploads every part that it has not uploaded yet, in the order in which they began.
     return f"wandb sync {shlex.quote(str(folder))}" if waiting else None
 
 
 def _mode(wanted: str) -> tuple[str, str]:
-    """W&B's mode, and the setting that insists on it; empty where none does, and W&B may as well be offline."""
+    """The W&B mode, and the setting that requires it; empty if none does, so that W&B may also be offline."""
     variable = os.environ.get("WANDB_MODE")
     if variable == "":
         del os.environ["WANDB_MODE"]  # W&B would refuse it
@@ -119,7 +119,7 @@ def _mode(wanted: str) -> tuple[str, str]:
     import wandb  # slow to import
 
     try:
-        # W&B prints warnings and errors, but no banners, and goes on capturing the screen for the run's page.
+        # W&B prints warnings and errors, but no banners, and still captures the screen output for the run's page.
         settings = wandb.setup(wandb.Settings(show_info=False)).settings
     except ValueError as error:
         raise InputError(
@@ -136,7 +136,7 @@ def _mode(wanted: str) -> tuple[str, str]:
 
 
 def _obstacle(mode: Any) -> str:
-    """Why W&B cannot be online, found out in seconds; empty where it can."""
+    """Why W&B cannot be online, found out within seconds; empty if it can."""
     import wandb
 
     settings = wandb.setup(wandb.Settings(mode=mode)).settings  # WANDB_MODE=offline would forbid the check
@@ -164,7 +164,7 @@ def _patience() -> Iterator[None]:
 
 
 def _begin(options: WandbSettings, run: Run, config: dict[str, Any]) -> Any:
-    """Begin a run in W&B or go on with it, offline where it cannot be online and need not; None where W&B is off."""
+    """Begin or resume a W&B run, offline if it cannot be online and need not be; None if W&B is disabled."""
     mode, insists = _mode(options.mode)
     if mode == "disabled":
         return None
@@ -183,7 +183,7 @@ def _begin(options: WandbSettings, run: Run, config: dict[str, Any]) -> Any:
         experiment = _init(options, run, config, "offline")
     elif mode != "offline":
         log.info("W&B: %s", experiment.url)
-    # As Lightning has it: curves over training steps.
+    # As in Lightning's logger: curves over training steps.
     experiment.define_metric("trainer/global_step")
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return experiment
@@ -192,14 +192,14 @@ def _begin(options: WandbSettings, run: Run, config: dict[str, Any]) -> Any:
 def _init(options: WandbSettings, run: Run, config: dict[str, Any], mode: Any) -> Any:
     import wandb
 
-    # The id stays with the run's folder, so that a run that goes on is one run in W&B too. A sweep's agent sets one.
+    # The id is kept in the run's folder, so that a resumed run is one run in W&B too. A sweep's agent sets one.
     id_file = run.folder / "wandb-id"
     run_id = os.environ.get("WANDB_RUN_ID") or (id_file.read_text().strip() if id_file.is_file() else "")
     run_id = run_id or secrets.token_hex(4)
     id_file.write_text(run_id)
     where: dict[str, Any] = {"project": options.project, "entity": options.entity, "id": run_id}
     if os.environ.get("WANDB_SWEEP_ID"):
-        where = {}  # W&B knows it from the agent, and warns of what it then ignores
+        where = {}  # W&B gets these from the agent, and would warn that it ignores ours
     return wandb.init(
         **where,
         name=run.folder.name,

@@ -1,4 +1,4 @@
-"""Lightning's Trainer: its settings, and what it does besides the steps."""
+"""Lightning's Trainer: its settings and callbacks."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from rubiks.training.nonfinite import SkipNonFinite
 from rubiks.training.pictures import ShiftPictures
 
-# Lightning's arguments that other keys decide.
+# Lightning's arguments that other keys set.
 _ELSEWHERE = ("self", "accelerator", "callbacks", "logger", "max_epochs", "precision", "plugins")
 
 
 class TrainerSettings(Settings, section="trainer"):
-    """Arguments of Lightning's Trainer. Others than these can be added: +trainer.profiler=simple"""
+    """Arguments of Lightning's Trainer. Others can be added: +trainer.profiler=simple"""
 
     model_config = ConfigDict(extra="allow")
 
-    devices: Any = Field(1, description="GPUs, or processes on a CPU: their number, a list of GPUs, or auto: all GPUs")
+    devices: Any = Field(1, description="number of GPUs, or of processes on a CPU; or a list of GPUs; auto: all GPUs")
     num_nodes: Count = Field(1, description="machines")
     strategy: Any = Field("auto", description="how several processes train; auto and ddp: DDP")
     fast_dev_run: Any = Field(False, description="true: one batch of training and validation, nothing written")
     log_every_n_steps: Any = Field(10, description="optimiser steps between points of the curves")
-    limit_train_batches: Any = Field(1.0, description="share or number of an epoch's batches that are trained on")
+    limit_train_batches: Any = Field(1.0, description="share or number of an epoch's batches to train on")
     limit_val_batches: Any = Field(1.0, description="the same for validation")
     check_val_every_n_epoch: Any = Field(1, description="epochs between validations")
-    max_steps: Literal[-1] | Count | None = Field(-1, description="stop after so many optimiser steps; -1: no limit")
+    max_steps: Literal[-1] | Count | None = Field(-1, description="stop after this many optimiser steps; -1: no limit")
     max_time: Any = Field(None, description="stop after this time, counted from each start: DD:HH:MM:SS")
     sync_batchnorm: Any = Field(False, description="true: batch statistics over all processes")
-    deterministic: Any = Field(False, description="true: deterministic algorithms alone")
+    deterministic: Any = Field(False, description="true: only deterministic algorithms")
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -61,16 +61,16 @@ class TrainerSettings(Settings, section="trainer"):
 
 
 class CheckpointSettings(Settings, section="checkpoint"):
-    """When a training's state is saved, besides the ends of epochs."""
+    """When the state of training is saved, besides the end of each epoch."""
 
     every_n_steps: Count | None = Field(
         1000,
-        description="optimiser steps after which the state is saved within an epoch: what a power cut costs; null: "
-        "only at the end of epochs",
+        description="optimiser steps between saves of the state within an epoch, the most that a power cut costs; "
+        "null: only save at the end of epochs",
     )
     every_n_epochs: Count | None = Field(
         None,
-        description="also keep the state after each so many epochs, checkpoints/epoch-0010.ckpt and so on",
+        description="also keep the state after every so many epochs, as checkpoints/epoch-0010.ckpt and so on",
     )
 
 
@@ -90,19 +90,19 @@ def trainer(
         gpu: train on a GPU.
         precision: any of Lightning's, or auto: bf16-mixed on a GPU, 32-true on a CPU.
         process_timeout: seconds that processes wait for one another.
-        callbacks: what is done besides the steps.
+        callbacks: Lightning callbacks.
         stop: handles the signals.
-        extra: further arguments.
+        extra: further arguments of the Trainer.
     """
     arguments = dict(settings)
-    arguments.pop("max_steps", None)  # `Checkpoints` stops then; Lightning would schedule otherwise
+    arguments.pop("max_steps", None)  # `Checkpoints` stops training; Lightning would schedule differently
     several = arguments["num_nodes"] > 1 or _several(arguments["devices"], gpu)
     if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and several):
         # Each process keeps its own batch statistics; validation uses those of the first (VideoClassifier).
         known_to_ddp = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known_to_ddp else "broadcast_buffers"  # before 2.15
         options: dict[str, Any] = {name: False}
-        # The parent of the processes looks for those that hang; NCCL itself takes long over it, and prints much.
+        # The parent looks for processes that hang; NCCL's check is slow and prints a lot.
         patience = process_timeout + (300 if gpu else 0)
         arguments["strategy"] = DDPStrategy(timeout=datetime.timedelta(seconds=patience), **options)
     bar = sys.stdout.isatty()
@@ -128,15 +128,15 @@ def trainer(
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise InputError(f"trainer, device or precision: {error}") from None
     launched.check(made.num_devices, made.num_nodes)
-    # Lightning's handler of SIGTERM sends to the other processes and waits for them, within the handler, which hangs;
-    # and its look for signals waits in every step for all processes and their GPUs.
+    # Lightning's SIGTERM handler sends to the other processes and waits for them inside the handler, which hangs;
+    # and its check for signals waits for all processes and their GPUs in every step.
     made._signal_connector.register_signal_handlers = stop.install  # type: ignore[method-assign]
     made.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return made
 
 
 def _several(devices: Any, gpu: bool) -> bool:
-    """Whether trainer.devices means more than one, in any way that Lightning knows to write it."""
+    """Whether trainer.devices means more than one, in any form that Lightning accepts."""
     if devices in ("auto", -1, "-1"):
         return gpu and torch.cuda.device_count() > 1
     if isinstance(devices, (list, tuple)):
@@ -145,14 +145,14 @@ def _several(devices: Any, gpu: bool) -> bool:
 
 
 class _Tell(Callback):
-    """Tells the parent of several processes that this one fails, before it waits for others that wait for it."""
+    """Tells the parent process that this one fails, before it waits for others that wait for it."""
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         processes.report(exception)
 
 
 def starts_processes(trainer: pl.Trainer) -> bool:
-    """Whether this process is to start others that train, and not to train itself."""
+    """Whether this process starts others that train, instead of training itself."""
     return trainer.num_devices > 1 and not launched.environment().creates_processes_externally
 
 
@@ -164,14 +164,14 @@ def training_callbacks(
     max_steps: int | None = None,
     keep_best: bool = True,
 ) -> list[Callback]:
-    """What happens in a training besides the steps.
+    """The callbacks of a training.
 
     Args:
         run: the run.
         stop: handles the signals.
         saving: when the state is saved.
-        patience: epochs without a better validation after which training stops; None: any number.
-        max_steps: optimiser steps after which it stops; None: any number.
+        patience: epochs without a better validation after which training stops; None: no limit.
+        max_steps: optimiser steps after which it stops; None: no limit.
         keep_best: see `Checkpoints`.
     """
     non_finite = SkipNonFinite()
@@ -188,14 +188,14 @@ def training_callbacks(
 
 
 def checkpoints(trainer: pl.Trainer) -> Checkpoints:
-    """The trainer's callback that saves its state."""
+    """The trainer's callback that saves the state."""
     found = trainer.checkpoint_callback
     assert isinstance(found, Checkpoints)
     return found
 
 
 def reason(settings: TrainerSettings, trainer: pl.Trainer) -> str:
-    """Why training has stopped before its last epoch, as a key of the configuration."""
+    """Which key of the configuration stopped training before its last epoch."""
     limit = settings.limit()
     if limit is not None and trainer.global_step >= limit:
         return f" (trainer.max_steps={limit})"

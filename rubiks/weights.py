@@ -1,4 +1,4 @@
-"""The weights that a training starts from, and those that an evaluation reads."""
+"""The weights that training starts from, and those that evaluation reads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def network(settings: Training, classes: Sequence[str], use_init: bool = True) -
         else:
             _check_same_network(saved, tier, variant)
             checkpoint.load_weights(net, saved)
-        # An official file does not name its classes: then their number decides.
+        # An official file does not name its classes: then only their number is compared.
         if saved.num_classes != len(classes) or (saved.classes is not None and not same_names(saved.classes, classes)):
             net.replace_classifier(len(classes))
             log.info("init: weights of %s, with a new classifier for %d classes", settings.init, len(classes))
@@ -51,7 +51,7 @@ def _check_same_network(saved: SavedNetwork, tier: str, variant: str) -> None:
 
 
 def check_same_classes(saved: SavedNetwork, classes: Sequence[str]) -> None:
-    """Raise InputError unless a checkpoint's classes are the data set's: their names where the file has them."""
+    """Raise InputError unless a checkpoint's classes are the data set's, by name if the file has names."""
     if saved.num_classes != len(classes):
         raise InputError(f"{saved.path} has {saved.num_classes} classes, but the data set has {len(classes)}")
     if saved.classes is not None and not same_names(saved.classes, classes):
@@ -63,18 +63,18 @@ def check_same_classes(saved: SavedNetwork, classes: Sequence[str]) -> None:
 
 
 def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether names are the same whichever way accented letters are written: as in NFC, or as macOS does."""
+    """Whether names are the same, however accented letters are encoded: in NFC, or decomposed as on macOS."""
     return list(map(nfc, names)) == list(map(nfc, others))
 
 
 def evaluated(settings: Evaluation, command: CommandLine) -> SavedNetwork:
-    """The checkpoint that `ckpt` names, which decides on tier and variant."""
+    """The checkpoint that `ckpt` names, which determines tier and variant."""
     path: str | Path | None = settings.ckpt
     sections = {"tier": settings.tier, "variant": settings.variant}
     chosen = {key: section.name for key, section in sections.items() if section is not None}
     if path == "latest":
         data = settings.data.source.name
-        named = naming.named_run(settings.run, command)  # run=NAME may name a training run: then that one is meant
+        named = naming.named_run(settings.run, command)  # run=NAME may name a training run, which is then used
         found = named if named and named.checkpoint() else runs.newest(data, **chosen)
         if found is None:
             wanted = " ".join(f"{key}={name}" for key, name in {"data": data, **chosen}.items())

@@ -11,7 +11,7 @@ from rubiks.errors import InputError
 
 
 def add_to(commands) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     about = "measure how fast a core reads a data set's videos, where the time goes, and how many cores feed one GPU"
     parser = commands.add_parser("bench-data", help=about, description=about[0].upper() + about[1:] + ".")
     parser.add_argument("choices", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=ssv2 data.root=...")
@@ -25,7 +25,7 @@ def add_to(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and print."""
-    from rubiks import assemble  # with Lightning it takes seconds to import
+    from rubiks import assemble  # imports Lightning, which takes seconds
     from rubiks.cli.entry import training
     from rubiks.data import speed, videos
     from rubiks.data.estimate import describe_decoding_from_start, estimate

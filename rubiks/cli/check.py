@@ -1,4 +1,4 @@
-"""`rubiks check`: reads a whole data set and tells what is wrong with it."""
+"""`rubiks check`: reads a whole data set and reports what is wrong with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REPEATS = "rubiks-repeats.txt"
 
 
 def add_to(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     about = "decode every video of a data set to its end; write a manifest and the list of bad files"
     parser = commands.add_parser("check", help=about, description=about[0].upper() + about[1:] + ".")
     add_arguments(parser, 120)
@@ -34,7 +34,7 @@ def add_to(commands: Any) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser, seconds: int) -> None:
-    """What `check` and `prepare` share."""
+    """Add the arguments that `check` and `prepare` share."""
     parser.add_argument(
         "data", nargs="+", metavar="KEY=VALUE", help="as for train.py, e.g. data=ssv2 data.root=/data/ssv2"
     )
@@ -56,7 +56,7 @@ def processes(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; yields the function to call after each video."""
+    """Show a progress bar on a terminal; yields the function to call after each video."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
         task = bar.add_task(title, total=total)
@@ -64,8 +64,8 @@ def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check, print a table, write the manifest and the list of bad files; exit status 1 where something is wrong."""
-    from rubiks.cli.entry import training  # with Lightning it takes seconds to import
+    """Check, print a table, write the manifest and the list of bad files; exit status 1 if something is wrong."""
+    from rubiks.cli.entry import training  # imports Lightning, which takes seconds
     from rubiks.data import videos
     from rubiks.data.check import check, official_total
     from rubiks.data.sources import describe_wrong_labels, read_lists
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _on_files(split: Split, good: Sequence[Entry]) -> list[str]:
-    """What is to be known of the good videos of a list."""
+    """Notes on the good videos of a list."""
     doubtful = [entry for entry in good if entry.doubt is not None]
     notes = [f"{split}: {entry.name} decodes, but the decoder says: {entry.doubt}" for entry in doubtful[:5]]
     if remarkable := [entry for entry in good if entry.remark is not None]:
@@ -156,7 +156,7 @@ def _on_seeking(records: Sequence[VideoRecord], manifest: Manifest, reader: str)
 
 
 def _on_repeats(lists: Mapping[Split, Sequence[VideoRecord]], manifest: Manifest) -> list[str]:
-    """Videos of the same content, which are also written to a file."""
+    """Notes on videos with the same content, which are also written to a file."""
     from rubiks.data.check import repeated
 
     notes = []
@@ -178,7 +178,7 @@ def _on_repeats(lists: Mapping[Split, Sequence[VideoRecord]], manifest: Manifest
 
 
 def write_bad(path: Path, bad: dict[str, str]) -> None:
-    """Write the list of bad files, path and reason; where there are none, remove what an earlier run wrote."""
+    """Write the list of bad files, path and reason; if there are none, remove what an earlier run wrote."""
     write_list(path, [f"{name}\t{reason}" for name, reason in sorted(bad.items())])
     if bad:
         name, reason = min(bad.items())
@@ -186,7 +186,7 @@ def write_bad(path: Path, bad: dict[str, str]) -> None:
 
 
 def write_list(path: Path, lines: list[str]) -> None:
-    """Write a list for the user; where it is empty, remove what an earlier run wrote."""
+    """Write a list for the user; if it is empty, remove what an earlier run wrote."""
     from rubiks.files import write_lines
 
     if lines:

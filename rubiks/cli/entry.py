@@ -1,4 +1,4 @@
-"""Running a Hydra entry point, with errors that a person can act on."""
+"""Running a Hydra entry point, with errors that a user can act on."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from rubiks.experiment import Evaluation, Training
 from rubiks.settings import defaults
 from rubiks.stopping import Interrupted
 
-# The defaults of the settings are configurations that conf/train.yaml and conf/eval.yaml begin with.
+# conf/train.yaml and conf/eval.yaml start from the defaults of the settings.
 for _model in (Training, Evaluation):
     _data = {key: value for part in (Source, *_model.DATA) for key, value in defaults(part).items()}
     ConfigStore.instance().store(f"{_model.NAME}_defaults", {**defaults(_model), "data": _data})
 
-# Hydra's own arguments with a value.
+# Hydra's arguments that take a value.
 _HYDRA = ("--cfg", "--config-dir", "--config-name", "--config-path", "--experimental-rerun", "--info", "--package")
 
 
 def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[Training | Evaluation]) -> None:
     """Compose the configuration from the command line, check it, and run the job with it.
 
-    The job gets the settings, the configuration that they were made from as plain data, and the command line. Bad input
-    ends the program with one message on stderr and exit status 2. Anything else is a defect and keeps its traceback.
+    The job gets the settings, the configuration they were made from as plain data, and the command line. Bad input ends
+    the program with one message on stderr and exit status 2. Any other error is a defect and keeps its traceback.
     """
     config_folder, config_name = presets(), model.NAME
-    # Hydra would print its own shortened traceback and end the process before the cause can be told.
+    # Hydra would print a shortened traceback and end the process before the cause can be reported.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # The data module leaves out the videos that were seen before an interruption, which Lightning cannot know.
+    # The data module skips the videos that were seen before an interruption, which Lightning cannot know.
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks")  # patience was set before
     warnings.filterwarnings("ignore", "GPU available but not used")  # device=cpu says so
@@ -72,7 +72,7 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
             config = plain(cfg)
             job(model(**config), config, command)
         except Exception as error:
-            _end(error)  # here: Hydra would print lines of its own
+            _end(error)  # here, because Hydra would add lines of its own
 
     if processes.is_child():
         processes.follow_parent()
@@ -86,7 +86,7 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
         _end(error)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error, config_folder, config_name, sys.argv[1:]))
-    except ValueError as error:  # Hydra's, of a group's choice that is no name
+    except ValueError as error:  # from Hydra, for a group's choice that is not a name
         if begun:
             raise
         groups = [argument for argument in sys.argv[1:] if (config_folder / argument.partition("=")[0]).is_dir()]
@@ -98,13 +98,13 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
 
 
 def recipe_name(choices: list[str]) -> str:
-    """The recipe that train.py would take with these choices: the one chosen, else the data set's."""
+    """The recipe that train.py would use with these choices: the one chosen, else the data set's."""
     chosen = dict(choice.split("=", 1) for choice in choices if choice.startswith(("data=", "recipe=")))
     return chosen.get("recipe", chosen.get("data", "builtin"))
 
 
 def training(choices: list[str]) -> Training:
-    """The settings of train.py with the choices of another command, for example data=ssv2 data.root=/data/ssv2.
+    """The settings of train.py from the choices of another command, for example data=ssv2 data.root=/data/ssv2.
 
     Raises:
         InputError: a choice is wrong.
@@ -116,7 +116,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """A configuration as plain data.
 
     Raises:
-        InputError: a key that must be given is not, or one refers to another that there is not.
+        InputError: a required key is missing, or a key refers to another that does not exist.
     """
     try:
         content: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -146,7 +146,7 @@ def compose(choices: list[str], name: str = "train") -> DictConfig:
 
 
 def _help(job: Callable, model: type[Training | Evaluation], choices: list[str]) -> None:
-    """Print what the command can be told, with the values that it has with these choices."""
+    """Print the help of the command, with the values that its keys have with these choices."""
     config: Any = OmegaConf.to_container(compose(choices, model.NAME), resolve=True)
     try:
         print_help(str(sys.modules[job.__module__].__doc__), model, config, presets())
@@ -156,7 +156,7 @@ def _help(job: Callable, model: type[Training | Evaluation], choices: list[str])
 
 
 def _refuse_hyphens(arguments: list[str]) -> None:
-    """End the program where a choice has hyphens before it, with how to write it. Hydra would print its usage."""
+    """End the program if a choice starts with hyphens, and say how to write it. Hydra would only print its usage."""
     for argument in arguments:
         name, equals, _ = argument.partition("=")
         if equals and name.startswith("--") and not any(own.startswith(name) for own in _HYDRA):
@@ -167,13 +167,13 @@ def _refuse_hyphens(arguments: list[str]) -> None:
 
 
 def _in_thread(failure: threading.ExceptHookArgs) -> None:
-    """Print what a thread failed with, but for PyTorch's that pins memory: it fails with a worker, which is told."""
+    """Print a thread's error, unless it is PyTorch's pin-memory thread: it fails with a worker, which is reported."""
     if failure.thread is None or "_pin_memory_loop" not in failure.thread.name:
         threading.__excepthook__(failure)
 
 
 def _end(error: BaseException) -> NoReturn:
-    """End the program with a sentence where the reason is bad input or a signal; any other error is raised again."""
+    """End the program with one sentence if the reason is bad input or a signal; raise any other error again."""
     if isinstance(error, OmegaConfBaseException):
         error = InputError(str(error))
     elif isinstance(error, KeyboardInterrupt):
@@ -185,12 +185,12 @@ def _end(error: BaseException) -> NoReturn:
     if processes.is_child():
         processes.report(error)
         sys.stdout.flush()
-        os._exit(status)  # ending NCCL in order would wait for the others
+        os._exit(status)  # an orderly end of NCCL would wait for the others
     elif status == 1:
         raise error
     elif isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
-    elif launched.is_first():  # a signal, which all had
+    elif launched.is_first():  # a signal, which all processes received
         print(error, file=sys.stderr)
     sys.exit(status)
 

@@ -33,7 +33,7 @@ def evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine)
 
     Args:
         settings: what is evaluated, and how.
-        config: the configuration that they were made from.
+        config: the configuration the settings were made from.
         command: the command line.
     """
     stop = Stop()

@@ -1,4 +1,4 @@
-"""What `rubiks info` tells of the machine and the installation."""
+"""What `rubiks info` reports about the machine and the installation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rubiks.ops import fused, library, operator
 
 
 def collect() -> dict[str, dict[str, str | list[str]]]:
-    """Facts by section and name: what serves the operator, how its library was built, versions."""
+    """Facts by section and name: what runs the operator, how its library was built, versions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # its reasons are among the facts
         operator.prepare()
@@ -45,7 +45,7 @@ def _implementation(device: str, status: library.Status) -> str:
 
 
 def _network() -> dict[str, str | list[str]]:
-    """What trains and evaluates the network: kernels for whole blocks, or module by module."""
+    """How the network is trained and evaluated: with kernels for whole blocks, or module by module."""
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     served = [str(gpu) for gpu in gpus if fused.available(torch.device("cuda", gpu))]
     if not served:

@@ -1,4 +1,4 @@
-"""What `--help` prints of train and eval: every key with its value, what it may be, and its meaning."""
+"""What `--help` prints of train and eval: every key with its value, allowed values and meaning."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def print_help(about: str, model: type[Training | Evaluation], config: Mapping[s
 
     Args:
         about: what it does, and examples.
-        model: what it can be told.
+        model: its settings.
         config: the configuration with the choices of the command line; values that must be given are "???".
-        folder: where the choices of groups are files.
+        folder: the folder of presets, with a file for each choice of a group.
     """
     print(re.sub(r"rubiks (train|eval)", lambda found: " ".join(program(found[1])), about.strip()))
     print("\nChoices, GROUP=CHOICE; each is a file with comments, GROUP/CHOICE.yaml in", folder)
@@ -56,7 +56,7 @@ def _fields(model: type[Settings], config: Mapping[str, Any]) -> Iterator[tuple[
 
 
 def _section(field: FieldInfo) -> type[Settings] | None:
-    """The model of a field that is a section; None for another."""
+    """The model of a field that is a section; None for any other field."""
     kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
 

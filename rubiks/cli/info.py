@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def add_to(commands) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     about = (
         "tell which implementation of the operator serves CPU and CUDA, how it was built, and versions; "
         "or with --shifts what the shifts of a checkpoint have learned"
@@ -24,11 +24,11 @@ def add_to(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print facts, or what a checkpoint's shifts have learned."""
     if arguments.shifts is not None:
-        from rubiks.cli import shifts  # with Lightning and matplotlib it takes seconds to import
+        from rubiks.cli import shifts  # imports Lightning and matplotlib, which takes seconds
 
         shifts.describe(arguments.shifts, Path(arguments.out))
         return
-    from rubiks.cli.facts import collect  # PyTorch takes seconds to import
+    from rubiks.cli.facts import collect  # imports PyTorch, which takes seconds
 
     facts = collect()
     if arguments.json:

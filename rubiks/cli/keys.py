@@ -1,4 +1,4 @@
-"""Keys of a command line that the configuration does not have, and what to write instead."""
+"""Command-line keys that the configuration does not have, and what to write instead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rubiks.errors import InputError
 
 
 def check_signs(choices: list[str], config_folder: Path, config_name: str) -> None:
-    """Raise InputError for a choice that removes a key, ~KEY, or adds a group, +GROUP=; Hydra's own keys may be."""
+    """Raise InputError for a choice that removes a key, ~KEY, or adds a group, +GROUP=; Hydra's own keys are fine."""
     for choice in choices:
         sign, key, value = _parts(choice)
         if not sign or key.startswith("hydra"):
@@ -32,9 +32,9 @@ def check_signs(choices: list[str], config_folder: Path, config_name: str) -> No
 
 
 def check_added(cfg: DictConfig, config_name: str, choices: list[str]) -> None:
-    """Raise InputError for a key that +KEY=VALUE has added, which nothing would read.
+    """Raise InputError for a key added by +KEY=VALUE that nothing would read.
 
-    Lightning's Trainer takes more arguments than are listed; they are checked when it is made.
+    Lightning's Trainer takes more arguments than are listed here; they are checked when it is constructed.
     """
     if not any(choice.startswith("+") for choice in choices):
         return
@@ -46,14 +46,14 @@ def check_added(cfg: DictConfig, config_name: str, choices: list[str]) -> None:
 
 
 def _parts(choice: str) -> tuple[str, str, str]:
-    """+KEY=VALUE in its parts: "+", "++", "~" or nothing; the key; the value."""
+    """+KEY=VALUE split into "+", "++", "~" or nothing; the key; the value."""
     left, _, value = choice.partition("=")
     key = left.lstrip("+~")
     return left.removesuffix(key), key, value
 
 
 def explain(error: Exception, config_folder: Path, config_name: str, choices: list[str]) -> str:
-    """Hydra's message, and for an unknown key the keys that there are."""
+    """Hydra's message, and for an unknown key the valid keys."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.msg and cause.msg.splitlines()[0] not in lines[0]:
@@ -72,7 +72,7 @@ def explain(error: Exception, config_folder: Path, config_name: str, choices: li
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    """That there is no such key, one that is like it, and those that there are in its section."""
+    """The message for an unknown key, with a similar key and the valid keys of its section."""
     section = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
     near = difflib.get_close_matches(key, known, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
@@ -81,7 +81,7 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def _known(config_folder: Path, config_name: str, choices: list[str]) -> list[str]:
-    """Every key of the configuration with those of the choices that are of groups."""
+    """Every key of the configuration, given the choices of groups among these choices."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_folder.resolve()), version_base="1.3"):
         groups = {path.name for path in config_folder.iterdir() if path.is_dir()}
@@ -89,7 +89,7 @@ def _known(config_folder: Path, config_name: str, choices: list[str]) -> list[st
 
 
 def _composed_keys(config_name: str, choices: list[str]) -> list[str]:
-    """Every key of the configuration with these choices, and the groups of which none is chosen."""
+    """Every key of the configuration with these choices, and the groups without a choice."""
     cfg = hydra.compose(config_name, choices, return_hydra_config=True)
     keys = [key for key in _keys(cfg) if key.partition(".")[0] != "hydra"]
     return keys + [group for group in cfg.hydra.runtime.choices if "/" not in group and group not in keys]

@@ -23,7 +23,7 @@ def main() -> None:
         return
     arguments = make_parser().parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be text
     try:
         arguments.run(arguments)
         sys.stdout.flush()
@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _run_hydra(name: str) -> None:
     """Run train or eval, whose arguments Hydra reads."""
-    from rubiks.cli.entry import launch  # with Lightning it takes seconds to import
+    from rubiks.cli.entry import launch  # imports Lightning, which takes seconds
 
     if name == "train":
         from rubiks.cli.train import train

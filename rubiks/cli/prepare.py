@@ -1,4 +1,4 @@
-"""`rubiks prepare`: writes a data set anew in a form that is quick to read."""
+"""`rubiks prepare`: rewrites a data set in a form that is quick to read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TIMED_VIDEOS = 9
 
 
 def add_to(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     about = "write a data set anew: small frames, quick to read at random"
     parser = commands.add_parser("prepare", help=about, description=about[0].upper() + about[1:] + ".")
     add_arguments(parser, 600)
@@ -47,7 +47,7 @@ def add_to(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prepare, write lists and manifest, and report space and speed."""
     from rubiks.choices import setting
-    from rubiks.cli.entry import recipe_name, training  # with Lightning it takes seconds to import
+    from rubiks.cli.entry import recipe_name, training  # imports Lightning, which takes seconds
     from rubiks.data.manifest import Manifest
     from rubiks.data.prepare import Job, prepare, target_name
     from rubiks.data.sources import HMDB51, CsvLists, FrameLists, ListedSource, read_lists
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _tell_space(records: Sequence[VideoRecord], form: str, short_side: int, out: Path) -> None:
-    """Say beforehand how much more space the copies take, where each frame takes its own."""
+    """Say beforehand how much more space the copies take, if each frame is stored separately."""
     from rubiks.data.estimate import estimate
     from rubiks.data.manifest import stamp
 
@@ -136,7 +136,7 @@ def _tell_space(records: Sequence[VideoRecord], form: str, short_side: int, out:
 
 
 def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on in a folder that was begun with other settings."""
+    """Refuse to continue in a folder that was begun with other settings."""
     from rubiks.files import write_atomically
 
     path = out / _SETTINGS
@@ -164,7 +164,7 @@ def _write_lists(
     form: str,
     manifest: Manifest,
 ) -> list[str]:
-    """Write labels and lists; the choices that read them."""
+    """Write labels and lists, and return the choices that read them."""
     from rubiks.choices import setting
     from rubiks.data.prepare import target_name, write_csv
     from rubiks.data.sources import CsvLists
@@ -204,7 +204,7 @@ def _write_lists(
 
 
 def _places(paths: Iterable[str], names: Manifest) -> dict[str, str]:
-    """Where lists go: where they lie in the source, or into the folder itself."""
+    """Where lists go: to the same relative path as in the source, or else to the top of the folder."""
     places: dict[str, str] = {}
     for path in paths:
         name = names.name_of(path)
@@ -223,7 +223,7 @@ def _copy(path: str, target: Path) -> None:
 
 
 def _report(jobs: Sequence[Job], manifest: Manifest) -> None:
-    """Space, and the time to read 8 frames of some videos before and after."""
+    """Print the space, and the time to read 8 frames of some videos, before and after."""
     from rubiks.data.manifest import stamp
 
     before = sum(stamp(job.record)[0] for job in jobs)
@@ -243,7 +243,7 @@ def _report(jobs: Sequence[Job], manifest: Manifest) -> None:
 
 
 def _seconds(record: VideoRecord) -> float:
-    """The least time of three to open a video and read 8 frames of it."""
+    """The shortest of three times to open a video and read 8 of its frames."""
     from rubiks.data.decode import open_video
 
     def once() -> float:

@@ -13,7 +13,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def add_to(commands) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     about = "write a data set's videos to tar files, which data=shards reads: fast where opening files is slow"
     parser = commands.add_parser("shard", help=about, description=about[0].upper() + about[1:] + ".")
     parser.add_argument("choices", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=ssv2 data.root=...")
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the shards, and print the choices to train with."""
     size = size_in_bytes(arguments.size)
     from rubiks.choices import setting
-    from rubiks.cli.entry import recipe_name, training  # with Lightning it takes seconds to import
+    from rubiks.cli.entry import recipe_name, training  # imports Lightning, which takes seconds
     from rubiks.data import shards, videos
 
     data = training(arguments.choices).data

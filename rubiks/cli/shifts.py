@@ -13,10 +13,10 @@ from rubiks.training.shifts import Moves, axes_of, describe_moves, moves, offset
 
 
 def describe(path: str, folder: Path) -> None:
-    """Print tables of a checkpoint's shifts by stage, and write the pictures that training draws into a folder.
+    """Print tables of a checkpoint's shifts by stage, and write the pictures that training draws to a folder.
 
     Raises:
-        InputError: the checkpoint cannot be read, or the folder not be written.
+        InputError: the checkpoint cannot be read, or the folder cannot be written.
     """
     saved = checkpoint.read(path)
     net = RubiksNet.from_saved(saved)

@@ -35,11 +35,11 @@ from rubiks.training.position import Position
 
 
 def train(settings: Training, config: dict[str, Any], command: CommandLine) -> None:
-    """Train a network, or go on with a run.
+    """Train a network, or resume a run.
 
     Args:
         settings: what is trained, and how.
-        config: the configuration that they were made from; it is kept in checkpoints.
+        config: the configuration the settings were made from; it is kept in checkpoints.
         command: the command line, for the commands that are printed.
     """
     beat = processes.Beat() if processes.is_child() else None
@@ -54,7 +54,7 @@ def train(settings: Training, config: dict[str, Any], command: CommandLine) -> N
             return
         if not rehearsal and launched.is_first():
             stack.enter_context(run.locked())
-        if not launched.is_first():  # the first has told what there is to tell of the data
+        if not launched.is_first():  # the first process reports on the data
             logging.getLogger("rubiks").setLevel(logging.ERROR)
         try:
             _train(settings, config, command, run, stop, rehearsal)
@@ -72,7 +72,7 @@ def _train(
 ) -> None:
     recipe, loading = settings.recipe, settings.data.loading
     resume = None if rehearsal else naming.unfinished(run, recipe.epochs)
-    if resume is not None:  # before the lists are read, which may be others
+    if resume is not None:  # before the lists are read, as they may have changed
         continuing.check(run, resume, {**resume.config, **config}, command.choices)
     pl.seed_everything(settings.seed)
 
@@ -122,11 +122,11 @@ def _train(
             "train", trainer.num_devices, trainer.num_nodes, run.folder, command.choices, settings.process_timeout
         )
         return
-    if not rehearsal:  # now the run's folder is filled
+    if not rehearsal:  # from here on, files are written to the run's folder
         trainer.loggers = tracking.loggers(settings.logger, run, content, trainer.is_global_zero)
         if trainer.is_global_zero:
             run.finished.unlink(missing_ok=True)
-            if resume is not None and Path(resume.path) != run.last:  # damaged: it must not take the other's place
+            if resume is not None and Path(resume.path) != run.last:  # damaged: it must not become previous.ckpt
                 run.last.unlink(missing_ok=True)
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             write_atomically(run.config, lambda path: path.write_text(text, encoding="utf-8"))
@@ -150,7 +150,7 @@ def _train(
         print("Rehearsal" if rehearsal else going_on or f"Run in {run.folder}", flush=True)
     logging.getLogger("rubiks").setLevel(logging.INFO if trainer.is_global_zero else logging.WARNING)
     gc.collect()
-    gc.freeze()  # a step causes several collections: they need not go over all that has been imported
+    gc.freeze()  # a step causes several collections, which need not scan everything imported so far
     try:
         trainer.fit(module, data, ckpt_path=None if resume is None else resume.path, weights_only=True)
     except BaseException:
@@ -164,7 +164,7 @@ def _train(
 
 
 def _finish(settings: Training, command: CommandLine, run: runs.Run, trainer: pl.Trainer, position: Position) -> None:
-    """Mark the run as finished if it is, and say what came out and what to do next."""
+    """Mark the run as finished if it is, and print the result and what to do next."""
     best, epochs = trainers.checkpoints(trainer).best, settings.recipe.epochs
     if position.epoch < epochs:
         print(f"Stopped after {position} of {epochs} epochs{trainers.reason(settings.trainer, trainer)}")

@@ -1,4 +1,4 @@
-"""Network files: the official release's and our own, read as plain data."""
+"""Checkpoints of the official release and our own, read as plain data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rubiks.errors import InputError
 from rubiks.models.tiers import TIERS, VARIANTS
 
-# Our training checkpoints have the network's weights in Lightning's state dict, and its description under this key.
+# Our checkpoints have the network's weights in Lightning's state dict, and its description under this key.
 META_KEY = "rubiks"
 NET_PREFIX = "net."
 # The prefixes that DataParallel, DistributedDataParallel and torch.compile add to names within a network.
@@ -36,11 +36,11 @@ class SavedNetwork:
     Attributes:
         path: the file.
         weights: the state dict.
-        classes: class names in label order, where the file has them.
-        config: the whole configuration of the run, where the file has it.
-        epoch: epochs trained, where the file has it.
-        initial_shifts: what `rubiks.training.shifts.offsets` gave at the start of training, where the file has it.
-        position: the fields of `rubiks.training.position.Position`, where the file is a state of training.
+        classes: class names in label order, if the file has them.
+        config: the whole configuration of the run, if the file has it.
+        epoch: epochs trained, if the file has it.
+        initial_shifts: what `rubiks.training.shifts.offsets` gave at the start of training, if the file has it.
+        position: the fields of `rubiks.training.position.Position`, if the file is a training state.
     """
 
     path: str
@@ -117,9 +117,9 @@ def _load(path: str) -> dict:
         raise InputError(f"no checkpoint at {path}: give the path of a .ckpt or .pth.tar file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of files that are refused below
+            warnings.simplefilter("ignore")  # about files that are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file of another kind can fail in any way
+    except Exception as error:  # other kinds of files can fail in any way
         if isinstance(error, OSError) and error.filename is not None:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
         raise _unreadable(path, error) from None
@@ -143,7 +143,7 @@ def _unreadable(path: str, error: Exception) -> InputError:
             pickled = "data.pkl" in names and isinstance(error, pickle.UnpicklingError)
         elif tarfile.is_tarfile(path):
             with tarfile.open(path) as old:
-                pickled = "pickle" in old.getnames()  # as the first versions of PyTorch wrote
+                pickled = "pickle" in old.getnames()  # as written by the first versions of PyTorch
         else:
             with open(path, "rb") as file:
                 if file.read(6) == b"\x93NUMPY":
@@ -156,7 +156,7 @@ def _unreadable(path: str, error: Exception) -> InputError:
 
 
 def _is_pickle(file: IO[bytes]) -> bool:
-    """Whether a file begins with a pickle; it is not run."""
+    """Whether a file begins with a pickle, without running it."""
     try:
         for _ in pickletools.genops(file):
             pass
@@ -179,7 +179,7 @@ def _not_ours(path: str, why: str) -> InputError:
 
 
 def load_weights(net: nn.Module, saved: SavedNetwork) -> None:
-    """Copy a file's weights into a network of its tier, variant and class count.
+    """Copy a checkpoint's weights into a network of the same tier, variant and class count.
 
     Raises:
         InputError: names or shapes differ.

@@ -1,4 +1,4 @@
-"""From a network without temporal shifts, trained on still images, to one with."""
+"""Turning a network without temporal shifts, trained on still images, into one with them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FROM = "rubiks2d"
 RULES = ("tsm", "uniform", "zero")
 INTO = {"rubiks3d": RULES, "rubiks3d-aq": RULES, "rubiks3d-quantized": RULES, "fixed-tsm": ("tsm",)}
 UNIFORM = 0.25  # frames: the frame itself keeps at least three quarters
-NOISE = 0.01  # frames, or of logits
+NOISE = 0.01  # in frames, or in units of the logits
 
 
 @torch.no_grad()
 def inflate(net: RubiksNet, flat: RubiksNet, rule: str, noise: float = NOISE) -> None:
-    """Give a network the weights of one of variant rubiks2d, and set what it does in time by a rule.
+    """Give a network the weights of a rubiks2d network, and set its temporal shifts by a rule.
 
     ======= ============================================ ===========================================
     rule    offsets in time, in frames                   logits of the temporal attention
@@ -35,13 +35,13 @@ def inflate(net: RubiksNet, flat: RubiksNet, rule: str, noise: float = NOISE) ->
     Attention divides its logits by their standard deviation, so only their proportions matter.
 
     Args:
-        net: of a variant of `INTO`, with the tier and the classes of flat.
-        flat: of variant rubiks2d.
-        rule: one of those that `INTO` has for the variant.
+        net: a network of a variant in `INTO`, with the tier and classes of flat.
+        flat: a network of variant rubiks2d.
+        rule: one of the rules that `INTO` has for the variant.
         noise: standard deviation of the noise.
 
     Raises:
-        InputError: the rule is another.
+        InputError: the variant does not have this rule.
     """
     if net.variant not in INTO or flat.variant != FROM:
         raise ValueError(f"expected {FROM} into one of {', '.join(INTO)}, got {flat.variant} into {net.variant}")
@@ -73,7 +73,7 @@ def _copy(plan: BlockPlan, flat: BlockPlan) -> None:
 
 def _set_time(plan: BlockPlan, rule: str, noise: float) -> None:
     if isinstance(plan.shift, FixedTimeShift):
-        return  # its rule is fixed
+        return  # the temporal shift is fixed
     spread = noise if rule == "zero" else 0.0
     if plan.attention is not None:
         logits = plan.attention.weight

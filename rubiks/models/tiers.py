@@ -11,7 +11,7 @@ from rubiks.nn import ChannelShift, FixedTimeShift, GroupedShift, LearnableShift
 
 @dataclass(frozen=True)
 class Tier:
-    """Size of a network: stem width, blocks in stages 1 to 4, reduction of the squeeze-excite (None: there is none)."""
+    """Size of a network: stem width, blocks in stages 1 to 4, squeeze-excite reduction (None: no squeeze-excite)."""
 
     width: int
     blocks: tuple[int, int, int, int]
@@ -32,8 +32,8 @@ class Variant:
 
     Attributes:
         about: the same in a few words.
-        shift: makes a block's shift of a number of channels and a stride.
-        temporal_attention: whether blocks begin with an attention shift in time.
+        shift: makes a block's shift from a number of channels and a stride.
+        temporal_attention: whether blocks begin with a temporal attention shift.
     """
 
     about: str

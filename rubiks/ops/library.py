@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class UnusableError(Exception):
-    """A library is not there, or not for this machine; the message says which and why."""
+    """A library is missing or does not suit this machine; the message says which and why."""
 
 
 class Library(NamedTuple):
@@ -50,7 +50,7 @@ class Status(NamedTuple):
 
 @functools.cache
 def load() -> Status:
-    """Load the best library, building it if necessary; at most one in a process, since it defines the operators."""
+    """Load the best library, building it if necessary; at most one per process, since it defines the operators."""
     if hasattr(torch.ops.rubiks, "shift"):
         return Status(None, ("the operator had been registered by other code",))
     if _set("RUBIKS_REFERENCE"):
@@ -73,7 +73,7 @@ def ready() -> bool:
 
 
 def _candidates(reasons: list[str], build: bool) -> Iterator[Library]:
-    """The libraries that may be loaded, best first. Adds to `reasons` why others may not."""
+    """The libraries that can be loaded, best first. Adds to `reasons` why others cannot."""
     without_cuda = []
     for find in (_installed, functools.partial(_cached, build)):
         try:
@@ -104,7 +104,7 @@ def _installed() -> Library:
 
 
 def _cached(build: bool) -> Library:
-    """The library in the cache; where there is none, a new one if `build`."""
+    """The library in the cache; if there is none and `build` is true, a new one."""
     builder = _builder()
     reasons = []
     for root in _cache_folders():
@@ -126,7 +126,7 @@ def _cached(build: bool) -> Library:
 def _build() -> Library:
     """A new library in the first cache folder that can be written, unless another process is faster."""
     builder = _builder()
-    builder.find_cxx()  # without a compiler nothing else need be tried
+    builder.find_cxx()  # fail early without a compiler
     problem: OSError | None = None
     for root in _cache_folders():
         folder = root / builder.cache_key()
@@ -149,9 +149,9 @@ def _build() -> Library:
 
 
 def _wait_for(lock: TextIO) -> None:
-    """One process builds while others wait. The system frees the lock with its process.
+    """Let one process build while others wait. The system frees the lock when the process ends.
 
-    Files are replaced whole, so where there are no locks a few processes build the same and nothing worse.
+    Files are replaced whole, so without locks a few processes just build the same library.
     """
     import fcntl  # not on Windows, where there is nothing to build
 
@@ -191,7 +191,7 @@ def _read(folder: Path, where: str) -> Library:
 
 @functools.cache
 def _builder() -> ModuleType:
-    """The module ext/build.py: inside the installed package, or beside it in a checkout."""
+    """The module ext/build.py: inside the installed package, or next to it in a checkout."""
     package = HERE.parent
     for folder in (package / "ext", package.parent / "ext"):
         if (folder / "build.py").is_file():
@@ -205,13 +205,13 @@ def _builder() -> ModuleType:
 
 
 def _cache_folders() -> Iterator[Path]:
-    """The user's cache, and a folder of temporary files for where that cannot be written."""
+    """The user's cache, and a temporary folder in case that cannot be written."""
     if folder := os.environ.get("RUBIKS_CACHE"):
         yield Path(folder).absolute()
     elif folder := os.environ.get("XDG_CACHE_HOME"):
         yield Path(folder).absolute() / "rubiks"
     else:
-        with contextlib.suppress(RuntimeError):  # no home
+        with contextlib.suppress(RuntimeError):  # no home folder
             yield Path.home() / ".cache" / "rubiks"
     yield _temporary()
 
@@ -237,7 +237,7 @@ def _suits(library: Library) -> bool:
 
 
 def _gpu_visible() -> bool:
-    return torch.cuda.device_count() > 0  # unlike is_available, leaves CUDA alone, so that processes may still fork
+    return torch.cuda.device_count() > 0  # unlike is_available, leaves CUDA uninitialised, so processes can fork
 
 
 def _set(variable: str) -> bool:

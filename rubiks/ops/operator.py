@@ -1,4 +1,4 @@
-"""The operator as PyTorch knows it: kernels of the compiled library or of the reference, fake kernels and autograd."""
+"""Registers the operator in PyTorch: kernels of the compiled library or the reference, fake kernels and autograd."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rubiks.ops import library, reference
 
-# As in ext/shift/shift.cpp; defined here where there is no compiled library.
+# As in ext/shift/shift.cpp; defined here if there is no compiled library.
 SCHEMAS = (
     "shift(Tensor x, Tensor shift, int[] stride, int[] padding, bool quantize) -> Tensor",
     "shift_backward(Tensor grad, Tensor x, Tensor shift, int[] stride, int[] padding, bool quantize, "
@@ -25,7 +25,7 @@ def prepare() -> None:
     _prepare_once()
 
 
-# What torch.compiler.assume_constant_result does, without the two seconds that its import of the compiler takes.
+# What torch.compiler.assume_constant_result does, without importing the compiler, which takes two seconds.
 prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -37,7 +37,7 @@ def _axis(
     dim: int, shift: Tensor, stride: int, padding: int, quantize: bool, length: int, device: torch.device
 ) -> _Axis:
     out_length = (length + 2 * padding - 1) // stride + 1
-    # Past this distance every tap lies outside; the limit also keeps infinite and NaN shifts inside int64.
+    # Beyond this distance every tap is outside; the limit also keeps infinite and NaN shifts within int64.
     limit = float(length + 2 * padding + 3)
     shift = shift.nan_to_num(nan=limit).clamp(-limit, limit)
     base = shift.floor()
@@ -53,7 +53,7 @@ def _axis(
     up = ((shift + 0.5).floor() > base).to(shift.dtype)
     forward = torch.stack((zero, 1 - up, up)) if quantize else interpolation
 
-    # Few offsets are in use, so each is one slice of x for all channels, weighted by zero where a channel skips it.
+    # Few offsets are in use, so each is one slice of x for all channels, with weight zero for channels that skip it.
     taps = base.to(torch.int64) - padding + torch.tensor([[-1], [0], [1]])
     used = torch.unique(taps[(interpolation != 0) | (derivative != 0) | (forward != 0)])
     matches = (taps == used.view(-1, 1, 1)).to(shift.dtype)  # (offsets, 3, C)
@@ -63,7 +63,7 @@ def _axis(
 
 
 def _slices(axis: _Axis, offset: int) -> tuple[tuple, tuple] | None:
-    """Where outputs that read inside x lie in the output and in x, for one offset; None where there are none."""
+    """For one offset, the slices of the output and of x for outputs that read inside x; None if there are none."""
     start = max(0, -(offset // axis.stride))
     stop = min(axis.out_length, (axis.length - 1 - offset) // axis.stride + 1)
     if start >= stop:
@@ -95,8 +95,8 @@ def _transpose(grad: Tensor, axis: _Axis, weights: Tensor) -> Tensor:
 
 
 def _axes(x: Tensor, shift: Tensor, stride: Sequence[int], padding: Sequence[int], quantize: bool) -> list[_Axis]:
-    """The maps to apply in turn, W first. shift has rows T, H, W, or H, W where time is not shifted."""
-    # The tables are small and need whole numbers in Python: making them on the CPU waits for a GPU only once.
+    """The maps to apply in turn, W first. shift has rows T, H, W, or H, W if time is not shifted."""
+    # The tables are small and need Python integers: making them on the CPU waits for a GPU only once.
     rows = shift.detach().to("cpu", exact(x))
     first = 3 - len(rows)
     settings = zip((T_AXIS, H_AXIS, W_AXIS)[first:], rows, stride[first:], padding[first:], strict=True)
@@ -104,14 +104,14 @@ def _axes(x: Tensor, shift: Tensor, stride: Sequence[int], padding: Sequence[int
 
 
 def exact(x: Tensor) -> torch.dtype:
-    """The type that arithmetic on x is done in, by every implementation."""
+    """The type in which every implementation computes on x."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def empty_volume(x: Tensor, t: int, h: int, w: int) -> Tensor:
     """New tensor (N, t, C, h, w) like x: channel-major, (C, N, T, H, W) in memory, if x is, otherwise contiguous.
 
-    Every implementation lays out its results so (empty_volume in ext/shift/shift.cpp).
+    Every implementation lays out its results like this (empty_volume in ext/shift/shift.cpp).
     """
     n, c = x.shape[0], x.shape[2]
     if x.stride(2) > x.stride(1) and x.stride(2) >= x.stride(0):
@@ -120,10 +120,10 @@ def empty_volume(x: Tensor, t: int, h: int, w: int) -> Tensor:
 
 
 def forward(x: Tensor, shift: Tensor, stride: Sequence[int], padding: Sequence[int], quantize: bool) -> Tensor:
-    """Shift x (N, T, C, H, W) by shift (3, C), rows T, H, W, or (2, C), rows H, W, where time is not shifted.
+    """Shift x (N, T, C, H, W) by shift (3, C), rows T, H, W, or (2, C), rows H, W, if time is not shifted.
 
-    `stride` and `padding` are of T, H and W. Computes in float64 for float64 x, else in float32. Arguments are checked
-    by the caller.
+    `stride` and `padding` are for T, H and W. Computes in float64 for float64 x, else in float32. The caller checks the
+    arguments.
     """
     if x.device.type == "cpu" and not shift.isfinite().all():
         raise ValueError("shift holds NaN or infinity")
@@ -149,7 +149,7 @@ def backward(
     grad_x = grad_shift = None
     if need_shift:
         grad_x, grad_shift = _interpolation_backward(upstream, x.to(exact(x)), axes)
-    if need_x and (quantize or grad_x is None):  # exact for x; that of shift passes straight through the rounding
+    if need_x and (quantize or grad_x is None):  # exact for x; shift's passes straight through the rounding
         grad_x = upstream
         for axis in reversed(axes):
             grad_x = _transpose(grad_x, axis, axis.forward)

@@ -1,7 +1,7 @@
 """Attention quantisation: from soft temporal attention to whole-frame shifts within a budget (RubiksNet, section 3.3).
 
-Soft phase: the temperature falls, and a Lagrange multiplier holds the share of attention that is off "stay". Hard
-phase: the choice is made and frozen, and the rest of the network trains on.
+Soft phase: the temperature falls, and a Lagrange multiplier limits the share of attention that is off "stay". Hard
+phase: the choice is made and frozen, and the rest of the network continues to train.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rubiks.models import RubiksNet
 from rubiks.nn.attention import attention_weights
 from rubiks.settings import Expected, Settings, Share
 
-# Logits are divided by their deviation, so two that are 0 and one that is 1 end up this far apart.
+# Logits are divided by their standard deviation, so two that are 0 and one that is 1 end up this far apart.
 ONE_HOT_GAP = math.sqrt(3)
 
 
@@ -29,20 +29,20 @@ class AttentionSchedule(Settings, section="aq"):
     """How temporal attention is quantised in training."""
 
     budget: Share = Field(
-        description="largest share of the channels that are shifted in time. 0: hard and without temporal shifts (a 2D "
-        "network) from the first step; 1: as they like"
+        description="largest share of the channels that are shifted in time. 0: hard, without temporal shifts (a 2D "
+        "network), from the first step; 1: no limit"
     )
-    per_layer: bool = Field(False, description="true: the budget holds for every block by itself, not for the network")
+    per_layer: bool = Field(False, description="true: the budget applies to each block, not to the whole network")
     soft: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.6, description="share of training with soft attention; then the choice is frozen, and the rest trains on"
+        0.6, description="share of training with soft attention; then the choice is frozen and the rest keeps training"
     )
     start: Temperature = Field(2.0, description="temperature of the attention at the beginning")
-    end: Temperature = Field(0.1, description="and at the end of the soft phase")
-    shape: Literal["exponential", "linear", "cosine"] = Field("exponential", description="of the way between the two")
+    end: Temperature = Field(0.1, description="temperature at the end of the soft phase")
+    shape: Literal["exponential", "linear", "cosine"] = Field("exponential", description="the curve from start to end")
     multiplier_rate: Annotated[float, Field(ge=0)] = Field(
         100.0,
         description='how much the price of attention off "stay" rises over a soft phase in which its share is 1 above '
-        "what it may be. Higher: some of the budget stays unused; lower: more is left for the choice to cut",
+        "the limit. Higher: some of the budget stays unused; lower: the final choice has more to cut",
     )
 
     @model_validator(mode="after")
@@ -65,14 +65,14 @@ class AttentionSchedule(Settings, section="aq"):
     def allowed_share(self, temperature: float) -> float:
         """The largest share of attention off "stay" in the soft phase.
 
-        It is that of a network whose choice is made, a share `budget` of the channels with logits for one frame back or
-        ahead alone and the others with logits for "stay" alone. As the temperature falls to 0 it becomes the budget.
-        At a higher one softmax leaves more off "stay" whatever the logits are (46% at 2.0), so that the budget itself
-        would be out of reach and its multiplier would grow until no channel looks at another frame.
+        It is the share in a network that has made its choice: a share `budget` of the channels has logits only for one
+        frame back or ahead, the others only for "stay". As the temperature falls to 0 it becomes the budget. At higher
+        temperatures softmax leaves more off "stay" whatever the logits are (46% at 2.0), so the budget itself would be
+        out of reach, and its multiplier would grow until no channel looks at another frame.
         """
         if self.budget == 1 or temperature == 0:
             return self.budget
-        other = math.exp(-ONE_HOT_GAP / temperature)  # beside a logit whose exponential is 1
+        other = math.exp(-ONE_HOT_GAP / temperature)  # relative to a logit whose exponential is 1
         stays, moves = 2 * other / (1 + 2 * other), (1 + other) / (1 + 2 * other)
         return (1 - self.budget) * stays + self.budget * moves
 
@@ -85,17 +85,17 @@ class AttentionSchedule(Settings, section="aq"):
 
 
 class Annealing(nn.Module):
-    """Takes a network through both phases, an optimiser step at a time: `begin_step`, `penalty`, `end_step`.
+    """Takes a network through both phases, one optimiser step at a time: `begin_step`, `penalty`, `end_step`.
 
     Args:
-        net: the network that is trained. Its attention shifts hold the temperature, and in the end the choice.
+        net: the network that is trained. Its attention shifts hold the temperature and, in the end, the choice.
         schedule: the settings.
 
     Attributes:
         multiplier: Lagrange multipliers, one, or one for each block; a buffer, so that checkpoints have it.
-        channels: share of the channels that each multiplier is for; they add up to 1.
-        temperature: of this step, 0 in the hard phase.
-        share: of attention off "stay" when `penalty` was last computed, for each multiplier.
+        channels: share of the channels that each multiplier covers; they add up to 1.
+        temperature: that of this step, 0 in the hard phase.
+        share: share of attention off "stay" when `penalty` was last computed, for each multiplier.
     """
 
     multiplier: Tensor
@@ -113,7 +113,7 @@ class Annealing(nn.Module):
         self.temperature = schedule.start
 
     def begin_step(self, step: int, steps: int) -> bool:
-        """Set the temperature for an optimiser step of a training of `steps`, or make the choice; whether it was made.
+        """Set the temperature for one of `steps` optimiser steps, or make the choice; returns whether it was made now.
 
         A hard network stays as it is: the choice is never made twice.
         """
@@ -132,9 +132,9 @@ class Annealing(nn.Module):
         return False
 
     def penalty(self) -> Tensor:
-        """What to add to the loss: each multiplier times how much attention off "stay" is too much.
+        """What to add to the loss: each multiplier times the excess of attention off "stay".
 
-        In the hard phase it is 0, without gradient: it keeps the logits in the graph, as DDP demands of parameters.
+        In the hard phase it is 0, without gradient: it keeps the logits in the graph, as DDP requires of parameters.
         """
         stay = [weights[:, 1] for weights in attention_weights(self._shifts) if weights is not None]
         groups = stay if self.schedule.per_layer else [torch.cat(stay)]
@@ -149,7 +149,7 @@ class Annealing(nn.Module):
             self.multiplier.add_(rate * self._excess(self.share)).clamp_(min=0)
         else:
             for shift in self._shifts:
-                shift.weight.grad = None  # not even momentum moves them then
+                shift.weight.grad = None  # then not even momentum moves them
 
     def _excess(self, share: Tensor) -> Tensor:
         return share - self.schedule.allowed_share(self.temperature)

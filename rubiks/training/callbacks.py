@@ -1,4 +1,4 @@
-"""What a training run tells the person who watches it."""
+"""Progress output of a training run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pytorch_lightning.utilities import rank_zero_only
 class Throughput(Callback):
     """Logs clips per second over all processes, and the share of time that training waited for data.
 
-    Both are measured from one log step to the next, validation left out. The loader tells how long its latest batch
-    was `waited` for. A GPU works on meanwhile, and then this counts only if the GPU has run out of work by the time the
-    batch is there. A share near 0 says that the network is the limit, a large one that reading video is.
+    Both are measured from one log step to the next, without validation. The loader's `waited` is the time spent waiting
+    for its latest batch. A GPU keeps working meanwhile, so there it counts only if the GPU has run out of work when the
+    batch arrives. A share near 0 means that the network is the bottleneck, a large one that reading video is.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Throughput(Callback):
             self._work.record()
         elapsed = time.perf_counter() - self._since
         last = batch_idx + 1 == trainer.num_training_batches
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set from outside of Lightning's class
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set from outside Lightning's class
         if elapsed > 0 and (last or (every and (batch_idx + 1) % every == 0)):
             rate = torch.tensor(self._clips * trainer.world_size / elapsed)  # on the CPU, see VideoClassifier
             module.log_dict({"clips/s": rate, "data wait": torch.tensor(self._waited / elapsed)}, prog_bar=True)
@@ -56,9 +56,9 @@ class Throughput(Callback):
 
 
 class ProgressLines(Callback):
-    """Prints a line about every half minute and one after each validation, where there is no terminal for a bar.
+    """Prints a line about every half minute and one after each validation, if there is no terminal for a bar.
 
-    With ``bar=True`` a progress bar shows what happens inside an epoch, and only the lines of validations are printed.
+    With ``bar=True`` a progress bar shows what happens within an epoch, and lines are printed only after validations.
     """
 
     def __init__(self, bar: bool, every_seconds: float = 30.0) -> None:

@@ -1,4 +1,4 @@
-"""How checkpoints reach the disk, and when."""
+"""How and when checkpoints are written."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from rubiks.training.position import Position
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it.
+    """Writes a checkpoint to a temporary file in the same folder and renames it.
 
-    Lightning's own writer copies from the system's temporary folder: a full disk or a crash in the middle leaves half a
-    file in the place of a good one.
+    Lightning's own writer copies from the system's temporary folder: a full disk or a crash partway leaves half a file
+    in place of a good one.
     """
 
     def save_checkpoint(
@@ -38,28 +38,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves the state of training so that a run can go on from there as if it had not ended.
+    """Saves the state of training so that a run can resume from it as if it had not stopped.
 
-    ``last.ckpt`` is written where an epoch's batches are done, before and after their validation, every
-    `every_n_steps` optimiser steps, and where a signal ends the run: it then waits for the end of the step, which all
-    processes agree on. The one before it stays as ``previous.ckpt``. ``best.ckpt`` has the best validation top-1.
+    ``last.ckpt`` is written when an epoch's batches are done, before and after their validation, every
+    `every_n_steps` optimiser steps, and when a signal stops the run, at the end of a step that all processes agree on.
+    The one before it is kept as ``previous.ckpt``. ``best.ckpt`` has the best validation top-1.
 
-    A state is saved between two optimiser steps alone, where it is exact. An error within a step leaves the last state.
+    A state is only saved between two optimiser steps, where it is exact. An error within a step leaves the last state.
 
     Args:
-        run: where to.
-        stop: what signals have asked for.
-        non_finite: is asked before each save whether the weights are finite.
-        every_n_steps: also within epochs; None for not.
+        run: the run whose folder they are written to.
+        stop: whether a signal has come.
+        non_finite: checks before each save that the weights are finite.
+        every_n_steps: also save within epochs, every so many optimiser steps; None for not.
         every_n_epochs: also keep the state after every so many epochs, as ``epoch-NNNN.ckpt``; None for not.
         max_steps: training stops after so many optimiser steps; None for no limit.
-        keep_best: in a run that goes on, best.ckpt is still the best; not where scores are no longer comparable.
+        keep_best: whether a resumed run keeps its best.ckpt; false if scores are no longer comparable.
 
     Attributes:
         best: the best validation top-1 so far; None before the first validation.
 
     Raises:
-        Interrupted: from the hooks, where a signal ends the run.
+        Interrupted: from the hooks, if a signal stops the run.
         InputError: a file cannot be written, or the weights are not finite.
     """
 
@@ -91,7 +91,7 @@ class Checkpoints(Checkpoint):
             self.best = state["best"]
 
     def forget_best(self) -> None:
-        """Let the best checkpoint be chosen from here on, whatever the scores were before."""
+        """Choose the best checkpoint from here on, whatever the scores were before."""
         self.best = None
 
     # ---- where states are exact
@@ -103,7 +103,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         self.stop.beat()
-        # Not where a batch ends, since Lightning counts it as done only after the hooks for that.
+        # Not at the end of a batch, since Lightning counts it as done only after those hooks.
         if batch_idx % trainer.accumulate_grad_batches:
             return
         if self.stop.agreed():
@@ -122,27 +122,27 @@ class Checkpoints(Checkpoint):
         if self.max_steps is not None and trainer.global_step >= self.max_steps:
             trainer.should_stop = True
         if trainer.should_stop and not _between_steps(trainer, batch_idx + 1):  # trainer.max_time is up
-            trainer.should_stop = False  # until the end of the step: it is up then too
+            trainer.should_stop = False  # until the end of the step, when it is still up
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._validate_last(trainer)
 
     def _validate_last(self, trainer: pl.Trainer) -> None:
-        """Let the last epoch be validated, however many are not."""
+        """Validate the last epoch, even if check_val_every_n_epoch would skip it."""
         if trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         done: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         if not trainer.sanity_checking and _between_steps(trainer, done.completed):
-            self._save_last(trainer, module)  # a validation may take long, and its end may not come
+            self._save_last(trainer, module)  # a validation may take long, and may be interrupted
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self.stop.beat()
         if self.stop.signal is not None and not trainer.sanity_checking:
-            raise Interrupted(self.stop.signal)  # the state before the validation is saved
+            raise Interrupted(self.stop.signal)  # the state before the validation has been saved
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         score = trainer.callback_metrics.get("val/top1")
@@ -168,7 +168,7 @@ class Checkpoints(Checkpoint):
         between = done.started == done.completed and _between_steps(trainer, done.completed)
         alone = trainer.world_size == 1  # several processes would have to save together
         if alone and between and self.stop.patient and trainer.training and trainer.global_step > self._saved_at:
-            with contextlib.suppress(InputError):  # where saving fails, the first error is the one to tell
+            with contextlib.suppress(InputError):  # if saving fails, the first error is the one to report
                 self._save_last(trainer, module)
         self.stop.patient = False
 
@@ -182,7 +182,7 @@ class Checkpoints(Checkpoint):
         return self._save(trainer, module, self.run.last, epoch_over)
 
     def _save(self, trainer: pl.Trainer, module: Any, path: Path, epoch_over: bool = False) -> Position:
-        """Save the state in a file; all processes together."""
+        """Save the state to a file; all processes must call this."""
         module.position = position = _position(trainer, module, epoch_over)
         trainer.save_checkpoint(path)
         return position
@@ -194,14 +194,14 @@ def _between_steps(trainer: pl.Trainer, batches: int) -> bool:
 
 
 def forget_best(trainer: pl.Trainer) -> None:
-    """`Checkpoints.forget_best` of a trainer that has such a callback."""
+    """Call `Checkpoints.forget_best`, if the trainer has such a callback."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, Checkpoints):
             callback.forget_best()
 
 
 def _position(trainer: pl.Trainer, module: Any, epoch_over: bool) -> Position:
-    """Where training stands, by Lightning's counters; `epoch_over`: in the hook at an epoch's end."""
+    """Where training stands, from Lightning's counters; `epoch_over`: called from the hook at an epoch's end."""
     loop: Any = trainer.fit_loop
     batches = loop.epoch_loop.batch_progress.current.completed
     all_done = batches >= trainer.num_training_batches
@@ -212,7 +212,7 @@ def _position(trainer: pl.Trainer, module: Any, epoch_over: bool) -> Position:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A second name for a checkpoint, or where the file system has no such, a copy."""
+    """Make a hard link to a checkpoint, or a copy if the file system has no links."""
     with contextlib.suppress(OSError):
         target.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""What is measured of clips in training: no metric makes a step wait for the GPU."""
+"""Training metrics, none of which makes a step wait for the GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 
 class WeightedMean(Metric):
-    """The mean of values by their weights, over all processes.
+    """The weighted mean of values, over all processes.
 
-    MeanMetric of torchmetrics either looks for NaN, for which each step waits for the GPU, or leaves the weights out.
+    MeanMetric of torchmetrics either checks for NaN, which makes each step wait for the GPU, or ignores the weights.
     """
 
     full_state_update = False
@@ -32,7 +32,7 @@ class WeightedMean(Metric):
 
 
 def accuracies(num_classes: int) -> MetricCollection:
-    """Top-1 and top-5 accuracy, the latter of as many classes as there are where these are fewer."""
+    """Top-1 and top-5 accuracy; with fewer than five classes, the latter counts all of them."""
     return MetricCollection(
         {
             f"top{k}": MulticlassAccuracy(

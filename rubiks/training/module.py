@@ -28,7 +28,7 @@ from rubiks.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-STATISTICS = "statistics"  # the key of a checkpoint for the running statistics of each of several processes
+STATISTICS = "statistics"  # the checkpoint's key for the running statistics of each of several processes
 
 
 class VideoClassifier(pl.LightningModule):
@@ -36,18 +36,18 @@ class VideoClassifier(pl.LightningModule):
 
     Args:
         net: the network.
-        recipe: how to train it; None where it only scores.
+        recipe: how to train it; None if it only scores.
         classes: class names in label order, kept in checkpoints.
         config: the whole configuration as plain data, kept in checkpoints.
         attention: how the temporal attention of an AQ network is quantised; None leaves it as it is.
         mixing: what mixes the clips of a training batch; None for nothing.
-        seed: of what is random in a step (dropout).
-        start: where training begins, with `Checkpoints`; None with Lightning's own counting.
+        seed: seed of what is random in a step (dropout).
+        start: where training begins, with `Checkpoints`; None for Lightning's own counting.
 
     Attributes:
         position: where training stands, for the checkpoint that is about to be written; `Checkpoints` sets it.
-        finite_losses: for each batch of the current optimiser step, whether its loss is finite; None where nobody asks,
-            as `SkipNonFinite` does.
+        finite_losses: for each batch of the current optimiser step, whether its loss is finite; None unless
+            `SkipNonFinite` asks for it.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class VideoClassifier(pl.LightningModule):
         self.start = start
         self.position = start
         self.finite_losses: list[Tensor] | None = None
-        # Of this one of several processes: those of a checkpoint, and those while a validation uses others.
+        # This process's running statistics: those from a checkpoint, and those set aside during a validation.
         self._restored_statistics: Tensor | None = None
         self._own_statistics: Tensor | None = None
         self.initial_shifts = shifts.offsets(net)
@@ -81,7 +81,7 @@ class VideoClassifier(pl.LightningModule):
         self.train_accuracy = accuracy.clone(prefix="train/")
         self.val_accuracy = accuracy.clone(prefix="val/")
         self.train_loss = WeightedMean()
-        self.val_loss = WeightedMean()  # Lightning's mean is wrong where processes have unequally many videos
+        self.val_loss = WeightedMean()  # Lightning's mean is wrong if processes have different numbers of videos
 
     @property
     def recipe(self) -> Recipe:
@@ -98,8 +98,8 @@ class VideoClassifier(pl.LightningModule):
         return torch.stack(logits).mean(0)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        # Every view is a clip with a label of its own: the first of each video, then the second ones, so that clips are
-        # mixed with those of other videos.
+        # Every view becomes a clip with its label: the first views of all videos, then the second ones, so that clips
+        # are mixed with those of other videos.
         clips = self.normalize(batch["views"].transpose(0, 1).flatten(0, 1))
         label = batch["label"].T.flatten()
         target = label
@@ -107,7 +107,7 @@ class VideoClassifier(pl.LightningModule):
         if self.mixing is not None:
             clips, target = self.mixing(clips, label, key)
             label = target.argmax(1)  # accuracy counts the larger share
-        if self.recipe.dropout:  # so that a run that goes on drops the same
+        if self.recipe.dropout:  # so that a resumed run drops the same
             torch.manual_seed(draw_seed(self.seed, *key))
         logits = self.net(clips).float()
         loss = F.cross_entropy(logits, target, label_smoothing=self.recipe.label_smoothing)
@@ -115,7 +115,7 @@ class VideoClassifier(pl.LightningModule):
         finite = loss.detach().isfinite()
         if self.finite_losses is not None:
             self.finite_losses.append(finite)
-        # Without the losses of steps that are left out.
+        # Without the losses of steps that are skipped.
         self.train_loss.update(loss.detach().where(finite, 0.0), finite * float(len(label)))
         self.log("train/loss_step", loss)
         return loss if self.annealing is None else loss + self._attention_penalty(self.annealing)
@@ -145,7 +145,7 @@ class VideoClassifier(pl.LightningModule):
             self.scorer = self.net.optimize_for_inference(torch.bfloat16)
 
     def on_predict_end(self) -> None:
-        del self.scorer  # a checkpoint holds the network alone
+        del self.scorer  # a checkpoint holds only the network
 
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
         if len(batch["label"]):
@@ -159,7 +159,7 @@ class VideoClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         processes = self.trainer.world_size
         groups = optim.parameter_groups(self.net, self.recipe, self.recipe.scaled_lr(processes))
-        # A fused optimiser would undo the scaling of 16-mixed by itself, after the gradients have been normalised.
+        # A fused optimiser would undo the scaling of 16-mixed itself, after the gradients have been normalised.
         optimizer = optim.optimizer(groups, self.recipe, fused=self.trainer.scaler is None)
         self.shifts = optim.shift_parameters(self.net)
         self.trainer.fit_loop.setup_data()  # makes the loader, so that the number of batches is known
@@ -170,14 +170,14 @@ class VideoClassifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _use_own_settings(self, start: Position) -> None:
-        """In a run that goes on, use the settings of this start: the checkpoint has brought those of the last."""
+        """In a resumed run, use the current optimiser settings: the checkpoint has restored the previous ones."""
         (optimizer,), schedule = self.trainer.optimizers, self.schedule
         done = self.epoch.scheduled_steps(start)
         for group, own in zip(optimizer.param_groups, self._settings, strict=True):
             group.update(own)
             for parameter in group["params"]:
                 count = optimizer.state[parameter].get("step")
-                if count is not None:  # where it must be depends on the precision, which may have changed
+                if count is not None:  # its device depends on the precision, which may have changed
                     optimizer.state[parameter]["step"] = count.to(parameter.device if own["fused"] else "cpu")
         schedule.base_lrs = [own["initial_lr"] for own in self._settings]
         schedule.last_epoch = done
@@ -192,7 +192,7 @@ class VideoClassifier(pl.LightningModule):
 
     @property
     def epoch(self) -> Epoch:
-        """How this start's epochs are divided into batches and steps."""
+        """How epochs are currently divided into batches and steps."""
         return epoch_of(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -207,7 +207,7 @@ class VideoClassifier(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Normalised shift gradients have length 1 per channel: thousands of them would use up the limit alone.
+        # Normalised shift gradients have length 1 per channel: thousands of them would use up the limit on their own.
         limit = self.recipe.clip_grad_norm
         if limit:
             shifts = {id(parameter) for parameter in self.shifts}
@@ -217,7 +217,7 @@ class VideoClassifier(pl.LightningModule):
     def on_train_start(self) -> None:
         if self.start is not None and self.start.steps:
             self._use_own_settings(self.start)
-        if self._restored_statistics is not None:  # DDP has given all processes those of the first
+        if self._restored_statistics is not None:  # DDP has given all processes the statistics of the first
             optim.write_flat(self._restored_statistics.to(self.device), optim.running_statistics(self.net))
             self._restored_statistics = None
         share = self.net.temporal_share()
@@ -236,14 +236,14 @@ class VideoClassifier(pl.LightningModule):
             log.info("%s", shifts.describe_moves(self.net))
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        # As a tensor on the CPU: a number would go to the GPU, and each such copy waits for all that the GPU has to do.
+        # As a tensor on the CPU: a number would be copied to the GPU, and each copy waits for all work on the GPU.
         self.log("train/lr", torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"]))
         if self.annealing is not None and self.annealing.begin_step(self.schedule.last_epoch, self.steps):
-            forget_best(self.trainer)  # what is wanted is the best of the networks within the budget
+            forget_best(self.trainer)  # only networks within the budget count
             self._tell_moves()
 
     def on_train_epoch_end(self) -> None:
-        if self.train_loss.update_called:  # not in a run that goes on with an epoch's validation
+        if self.train_loss.update_called:  # not in a run resumed at an epoch's validation
             self.log_dict(self.train_accuracy)
             self.log("train/loss_epoch", self.train_loss)
         if self.annealing is not None:
@@ -252,14 +252,14 @@ class VideoClassifier(pl.LightningModule):
                 self.log(f"aq/shifted/{stage}", 1 - counts.stay / sum(counts), sync_dist=True)
 
     def on_validation_start(self) -> None:
-        # Each process has its own running statistics; all validate, and best.ckpt holds, those of the first.
+        # Each process has its own running statistics; all validate with those of the first, which best.ckpt holds.
         if self.trainer.world_size > 1:
             self._own_statistics = optim.flat(optim.running_statistics(self.net))
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     def on_validation_end(self) -> None:
-        # Training goes on with its own, so that it does not depend on when it is validated.
+        # Training continues with its own statistics, so that it does not depend on when it is validated.
         if self._own_statistics is not None:
             optim.write_flat(self._own_statistics, optim.running_statistics(self.net))
             self._own_statistics = None
@@ -286,7 +286,7 @@ class VideoClassifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.initial_shifts = checkpoint[META_KEY].get("initial_shifts", {})
-        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is for each start
+        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time counts from each start
         if self.start is not None:
             write_loops(checkpoint["loops"], self.start, self.epoch.batches_of(self.start))
         saved = checkpoint.get(STATISTICS)

@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite: left out on the device, named, and in the end refused."""
+"""Steps whose gradient is not finite: skipped on the device, reported, and an error if there are too many in a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
-    """What is to be told of an optimiser step if its gradient turns out not to be finite."""
+    """What to report about an optimiser step if its gradient turns out not to be finite."""
 
     number: int
     lr: float
@@ -28,10 +28,10 @@ class Step(NamedTuple):
 
 
 class SkipNonFinite(Callback):
-    """Leaves out optimiser steps whose gradient is not finite, and ends training where too many come in a row.
+    """Skips optimiser steps whose gradient is not finite, and ends training if there are too many in a row.
 
     The decision is made on the device: the fused optimisers skip a step whose `found_inf` is 1, and the running
-    statistics that the forward pass has changed are put back. The CPU reads the outcome when it has arrived, some steps
+    statistics that the forward pass has changed are restored. The CPU reads the outcome when it has arrived, some steps
     later, so that no step waits for the GPU. With 16-mixed the gradient scaler skips the step itself.
 
     In DDP the gradients are the sum over all processes, so all skip the same steps.
@@ -40,7 +40,7 @@ class SkipNonFinite(Callback):
         limit: steps in a row that may be skipped. 16-mixed needs up to 16 to find its scale.
 
     Attributes:
-        skipped: steps left out so far.
+        skipped: steps skipped so far.
 
     Raises:
         InputError: from the hooks, if `limit` steps in a row are not finite.
@@ -88,7 +88,7 @@ class SkipNonFinite(Callback):
         self._read(trainer, wait=True)
 
     def check(self, trainer: pl.Trainer, module: Any) -> None:
-        """Before the state is saved: wait for what is still unknown.
+        """Before the state is saved, wait for outcomes that are still unknown.
 
         Raises:
             InputError: the weights themselves are not finite.
@@ -101,7 +101,7 @@ class SkipNonFinite(Callback):
             )
 
     def _read(self, trainer: pl.Trainer, wait: bool = False) -> None:
-        """Take up the outcomes that have arrived; with `wait`, all."""
+        """Read the outcomes that have arrived; with `wait`, all of them."""
         while self._pending and (wait or self._pending[0].known is None or self._pending[0].known.query()):
             step = self._pending.popleft()
             if step.known is not None:
@@ -112,7 +112,7 @@ class SkipNonFinite(Callback):
                 continue
             self.skipped += 1
             self._row += 1
-            # In DDP the first process tells, and the one whose videos it is.
+            # In DDP the first process warns, and so does the one with the videos.
             if self.skipped == 1 and (trainer.is_global_zero or own):
                 log.warning("%s; the step is left out, and so are others like it", _describe(trainer, step))
             if self._row >= self.limit:

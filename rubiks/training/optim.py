@@ -25,18 +25,18 @@ def running_statistics(net: nn.Module) -> list[torch.Tensor]:
 
 
 def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The values of all tensors in one, a copy."""
+    """A copy of the values of all tensors, in one tensor."""
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def write_flat(values: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
-    """Write what `flat` gave, or something of its form, into the tensors."""
+    """Write a tensor of the form that `flat` returns into the tensors."""
     parts = values.split([tensor.numel() for tensor in tensors])
     torch._foreach_copy_(list(tensors), [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 def normalize_shifts(shifts: Sequence[nn.Parameter]) -> None:
-    """Normalise the gradients of shifts (3 or 2, C) per channel, all in few operations."""
+    """Normalise the gradients of shifts (3 or 2, C) per channel, in few operations for all."""
     gradients = [parameter.grad for parameter in shifts if parameter.grad is not None]
     if gradients:
         channels = [gradient.shape[1] for gradient in gradients]
@@ -47,8 +47,8 @@ def normalize_shifts(shifts: Sequence[nn.Parameter]) -> None:
 def parameter_groups(net: RubiksNet, recipe: Recipe, lr: float) -> list[dict]:
     """Every trained parameter once, in named groups with its learning rate and weight decay.
 
-    The groups follow RubiksNet's (weights; biases and norms without decay; shifts slower and without decay), with the
-    AQ logits (no decay: it would pull the attention towards uniform) and the classifier (faster where new) besides.
+    The groups follow RubiksNet (weights; biases and norms without decay; shifts slower and without decay), plus the AQ
+    logits (no decay: it would pull the attention towards uniform) and the classifier (faster if new).
     """
     groups: dict[str, list[nn.Parameter]] = {
         name: [] for name in ("weights", "bias and norm", "shift", "attention", "classifier", "classifier bias")
@@ -81,18 +81,18 @@ def parameter_groups(net: RubiksNet, recipe: Recipe, lr: float) -> list[dict]:
 
 
 def optimizer(groups: list[dict], recipe: Recipe, fused: bool = True) -> torch.optim.Optimizer:
-    """The recipe's optimiser; `fused` takes a step in one kernel, with gradients as they are."""
+    """The recipe's optimiser; `fused` takes a step in one kernel, with the gradients as they are."""
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=fused)
     chosen = torch.optim.SGD(groups, momentum=recipe.momentum, fused=fused)
     for group in groups if recipe.momentum else ():
-        for parameter in group["params"]:  # a first step that is skipped would leave them as the memory was
+        for parameter in group["params"]:  # a skipped first step would leave them uninitialised
             chosen.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return chosen
 
 
 def lr_factor(recipe: Recipe, steps_per_epoch: float) -> Callable[[int], float]:
-    """The schedule: from the number of optimiser steps taken to the factor on every learning rate."""
+    """The schedule: a function from the number of optimiser steps taken to the factor on every learning rate."""
 
     def factor(step: int) -> float:
         epoch = step / steps_per_epoch

@@ -20,9 +20,9 @@ from rubiks.training.shifts import UNITS, Moves, axes_of, moves, offsets
 
 
 def pictures(net: RubiksNet, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Figure]]:
-    """Names and pictures of what there is: the temporal moves, the learned offsets, their change from the initial ones.
+    """Names and pictures of what the network has: temporal moves, learned offsets, their change from the initial ones.
 
-    `initial` is of `offsets`, or empty where it is not known.
+    `initial` comes from `offsets`, or is empty if not known.
     """
     if counts := moves(net):
         yield "temporal_moves", draw_moves(counts)
@@ -49,7 +49,7 @@ def draw_moves(counts: Mapping[str, Moves]) -> Figure:
 def draw_histograms(title: str, values: Mapping[str, Tensor], outlines: Mapping[str, Tensor]) -> Figure:
     """A row for every stage and a column for every axis: the distribution over the channels.
 
-    Rows of one column share its axes, which are far quicker to draw than axes for each of them.
+    The rows of a column share one set of axes, which is far quicker to draw than one for each.
     """
     names = axes_of(next(iter(values.values())))
     figure = Figure(figsize=(3 * len(names), 1.1 * len(values) + 0.8))
@@ -82,9 +82,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 class ShiftPictures(Callback):
-    """Draws what the shifts have learned into a folder, and for Weights & Biases.
+    """Draws what the shifts have learned, into a folder and for Weights & Biases.
 
-    After each validation where Weights & Biases is in use, otherwise after the last.
+    It draws after each validation if Weights & Biases is in use, otherwise after the last.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a training run stands, counted in videos, so that it can go on with other batches."""
+"""Where a training run stands, counted in videos, so that it can resume with batches of another size."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Position:
     """How far a training run has come.
 
     Attributes:
-        epoch: epochs that are over.
-        videos: of the order of the current epoch, how many all processes together have trained on.
+        epoch: completed epochs.
+        videos: how many videos of the current epoch's order all processes together have trained on.
         steps: optimiser steps taken, skipped ones included.
         validation_due: the epoch's batches are all done, but it has not been validated.
     """
@@ -37,10 +37,10 @@ class Epoch:
     """How an epoch's list of videos becomes batches and optimiser steps.
 
     Attributes:
-        videos: in the list.
+        videos: videos in the list.
         batch_size: videos in a batch of one process.
-        processes: that train together.
-        accumulate: batches of an optimiser step.
+        processes: processes that train together.
+        accumulate: batches per optimiser step.
         limit: Lightning's limit_train_batches: a number of batches, or a share of them.
     """
 
@@ -52,7 +52,7 @@ class Epoch:
 
     @property
     def batches(self) -> int:
-        """Batches of each process. A list that fills no batch is one batch."""
+        """Batches of each process. A list too short for a full batch is one batch."""
         own = self.videos // self.processes
         full = max(1, own // self.batch_size)
         return min(full, self.limit) if isinstance(self.limit, int) else int(full * self.limit)
@@ -62,14 +62,14 @@ class Epoch:
         return math.ceil(self.batches / self.accumulate)
 
     def videos_of(self, batches: int) -> int:
-        """How many videos this many batches of each process have."""
+        """How many videos there are in this many batches of each process."""
         return batches * min(self.batch_size, self.videos // self.processes) * self.processes
 
     def batches_of(self, position: Position) -> int:
         """Batches of this epoch that count as done at a position, which may come from batches of another size.
 
-        They end with an optimiser step. Where the videos do not fill the last step, it counts as done all the same: so
-        no video is trained on twice, and the videos of less than one step are left out.
+        They end with an optimiser step. If the videos do not fill the last step, it still counts as done: no video is
+        trained on twice, and the videos of less than one step are left out.
         """
         if position.validation_due:
             return self.batches
@@ -77,11 +77,11 @@ class Epoch:
         return min(self.batches, math.ceil(position.videos / step) * self.accumulate) if position.videos else 0
 
     def scheduled_steps(self, position: Position) -> int:
-        """Steps of the learning-rate schedule that are over at a position."""
+        """Steps of the learning-rate schedule that are done at a position."""
         return position.epoch * self.steps + math.ceil(self.batches_of(position) / self.accumulate)
 
     def settle(self, position: Position) -> Position:
-        """The position as training with these batches can take it up: an epoch without batches left is over."""
+        """The position adjusted to these batches: an epoch without batches left is done."""
         if position.videos and not position.validation_due and self.batches_of(position) == self.batches:
             return Position(position.epoch, position.videos, position.steps, validation_due=True)
         return position
@@ -94,14 +94,14 @@ def epoch_of(trainer: Any, data: Any) -> Epoch:
 
 
 def write_loops(loops: dict[str, Any], position: Position, batches: int) -> None:
-    """Make the counters of Lightning's fit loop in a checkpoint those of a position.
+    """Set the counters of Lightning's fit loop in a checkpoint to those of a position.
 
-    Lightning's own depend on the hook in which a checkpoint was written, and on the size of the batches.
+    Lightning's own values depend on the hook in which a checkpoint was written, and on the size of the batches.
 
     Args:
         loops: the checkpoint's `loops`.
-        position: where training goes on.
-        batches: of the current epoch that are done (`Epoch.batches_of`).
+        position: where training resumes.
+        batches: batches of the current epoch that are done (`Epoch.batches_of`).
     """
     fit = loops["fit_loop"]
     epochs = position.epoch
@@ -112,9 +112,9 @@ def write_loops(loops: dict[str, Any], position: Position, batches: int) -> None
         done[tracker].update(ready=batches, started=batches, processed=batches, completed=batches)
         validation[tracker].update(ready=0, started=0, processed=0, completed=0)
     done["is_last_batch"] = position.validation_due
-    # A validation that has been started: Lightning begins with it.
+    # Counters of a started validation make Lightning begin with it.
     due = int(position.validation_due)
     validation["total"].update(ready=due, started=due)
     validation["is_last_batch"] = False
-    # While it validates, Lightning has not yet counted the step before it.
+    # During a validation, Lightning has not yet counted the step before it.
     fit["epoch_loop.state_dict"]["_batches_that_stepped"] = position.steps - due

@@ -1,4 +1,4 @@
-"""What a training recipe says."""
+"""The settings of a training recipe."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class Recipe(Settings, section="recipe"):
         "batch_size * accumulate * processes (Goyal et al., 2017)"
     )
     lr_batch: Count = Field(description="the total batch that lr is for")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd is without Nesterov's momentum")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd: without Nesterov momentum")
     accumulate: Count = Field(1, description="batches per optimiser step")
-    momentum: Part = Field(0.9, description="of sgd")
-    weight_decay: Rate = Field(0.0, description="of convolution and linear weights; nothing else decays")
+    momentum: Part = Field(0.9, description="momentum of sgd")
+    weight_decay: Rate = Field(0.0, description="for convolution and linear weights; nothing else decays")
     shift_lr_scale: Rate = Field(0.01, description="learning rate of the shifts, as a multiple of lr")
     attention_lr_scale: Rate = Field(1.0, description="learning rate of the attention logits (AQ), as a multiple of lr")
     classifier_lr_scale: Rate = Field(1.0, description="learning rate of the classifier, as a multiple of lr")
     schedule: Literal["constant", "step", "cosine"] = Field(
-        "step", description="step: divided by 10 after each of milestones; cosine: to 0"
+        "step", description="step: divided by 10 after each of milestones; cosine: falls to 0"
     )
     milestones: Annotated[
         tuple[Annotated[float, Field(gt=0)], ...], AsTuple, Expected("a list of epochs, each a number above 0")
-    ] = Field((), description="epochs, of schedule=step")
+    ] = Field((), description="epochs, for schedule=step")
     warmup_epochs: Rate = Field(0.0, description="linear warm-up from 0, in epochs")
-    label_smoothing: Part = Field(0.0, description="share of the label that is spread over all classes")
-    dropout: Part = Field(0.0, description="before the classifier")
-    clip_grad_norm: Rate = Field(0.0, description="largest norm of the gradient of everything but the shifts; 0: any")
+    label_smoothing: Part = Field(0.0, description="share of the label to spread over all classes")
+    dropout: Part = Field(0.0, description="dropout before the classifier")
+    clip_grad_norm: Rate = Field(0.0, description="largest norm of the gradient, shifts excluded; 0: no limit")
     crop_scales: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...],
         Field(min_length=1),
@@ -46,8 +46,8 @@ class Recipe(Settings, section="recipe"):
         Expected("a list of numbers above 0 and at most 1"),
     ] = Field(
         (1.0, 0.875, 0.75, 0.66),
-        description="sides of TSM's multi-scale crop, as shares of the short side; not used where "
-        "augment.random_resized_crop is",
+        description="sides of TSM's multi-scale crop, as shares of the short side; not used with "
+        "augment.random_resized_crop",
     )
 
     def total_batch(self, processes: int) -> int:

@@ -14,7 +14,7 @@ UNITS = {"T": "frames", "H": "pixels", "W": "pixels"}
 
 
 class Moves(NamedTuple):
-    """Numbers of channels by where their temporal attention is largest."""
+    """Numbers of channels, by the frame with their largest temporal attention."""
 
     back: int
     stay: int
@@ -39,7 +39,7 @@ def moves(net: RubiksNet) -> dict[str, Moves]:
 
 
 def offsets(net: RubiksNet) -> dict[str, Tensor]:
-    """For each stage, the learned offsets of its blocks' channels, a copy on the CPU.
+    """For each stage, a CPU copy of the learned offsets of its blocks' channels.
 
     (3, channels), rows T, H, W, in frames and pixels; or (2, channels), rows H, W.
     """
@@ -56,7 +56,7 @@ def axes_of(offsets: Tensor) -> str:
 
 
 def describe_moves(net: RubiksNet) -> str:
-    """What a hard network has chosen, in a line for the screen."""
+    """The temporal shifts that a hard network has chosen, as one line for the screen."""
     total = Moves(*map(sum, zip(*moves(net).values(), strict=True)))
     channels = sum(total)
     return (
