@@ -1,7 +1,7 @@
 """Builds the compiled operators: the only place that knows their sources, compilers and flags.
 
 Used when the package is installed (setup.py), at first use (rubiks/ops/library.py) and by hand (`python ext/build.py`).
-It compiles every source in the folders next to this file. Needs PyTorch and a C++ compiler, and nvcc for the CUDA
+It compiles every source in the folders beside this file. Needs PyTorch and a C++ compiler, and nvcc for the CUDA
 kernels. The result is a plain C++ library against PyTorch's stable ABI: one build serves every Python and every PyTorch
 from 2.10 on.
 """
@@ -58,7 +58,7 @@ def source_hash() -> str:
 def cache_key() -> str:
     """Names the build that this machine and environment ask for.
 
-    It does not depend on the compilers found: on a cluster, machines without them use what one with them has built.
+    The compilers found are no part of it: on a cluster, machines without them use what one with them has built.
     """
     choices = [os.environ.get("CXX", ""), architectures(), str(torch.version.cuda is not None)]
     system = [platform.machine(), *platform.libc_ver()]
@@ -83,11 +83,11 @@ def find_cxx() -> list[str]:
 
 
 def find_nvcc() -> str:
-    """The path of nvcc. No GPU is needed: libraries are often built on machines without one."""
+    """The path of nvcc. A GPU need not be there: libraries are often built on machines without one."""
     if torch.version.cuda is None:
         raise BuildError(f"PyTorch {torch.__version__} is built without CUDA")
     for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if variable in os.environ:  # nothing else is tried, so it can also select no CUDA
+        if variable in os.environ:  # decides alone, also for no CUDA at all
             if path := shutil.which("nvcc", path=os.path.join(os.environ[variable], "bin")):
                 return path
             raise BuildError(f"no bin/nvcc in {variable}={os.environ[variable]}")
@@ -97,12 +97,12 @@ def find_nvcc() -> str:
 
 
 def build(folder: Path) -> dict[str, Any]:
-    """Build the library and put it in the folder with its facts, each file whole or not at all.
+    """Build the library and put it with its facts into the folder, each file whole or not at all.
 
-    If the CUDA part cannot be built, the library is built without it; the facts say why.
+    Without CUDA where that part cannot be built; the facts say why.
 
     Returns:
-        the facts, as in the JSON file next to the library.
+        the facts, as in the JSON file beside the library.
 
     Raises:
         BuildError: the library cannot be built.
@@ -159,7 +159,7 @@ def _compile_cuda(cxx: list[str], work: Path, facts: dict[str, Any]) -> list[str
 
 
 def _code(architectures: str) -> list[str]:
-    """nvcc's flags for a list of architectures: machine code for each, and PTX if asked for."""
+    """nvcc's flags for a list of architectures: machine code for each, and PTX where asked for."""
     flags = []
     for name in architectures.split(";"):
         match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
