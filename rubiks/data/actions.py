@@ -100,7 +100,7 @@ def _wobble(rng: np.random.Generator, frames: int, size: float = 0.008) -> Float
 
 
 def _slide(rng: np.random.Generator, p: Floats, look: Look) -> tuple[Sprite, Floats, Floats]:
-    """A sprite without a place yet, its way along the axis of motion, and its much smaller drift across."""
+    """A sprite without a position yet, its path along the axis of motion, and its much smaller drift across."""
     radius = rng.uniform(0.12, 0.22)
     limit = _REACH - radius
     length = rng.uniform(0.38, min(0.75, 2 * limit))
@@ -121,7 +121,7 @@ def _move_up(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list
 
 
 def _stay(rng: np.random.Generator, p: Floats, look: Look, radius: Floats | float) -> Sprite:
-    """An actor that keeps its place but for a little drift."""
+    """An actor that stays in place except for a little drift."""
     limit = _REACH - 0.02 - float(np.max(radius))
     x, y = (rng.uniform(-limit, limit) + rng.uniform(-0.05, 0.05) * (p - 0.5) + _wobble(rng, len(p)) for _ in "xy")
     return Sprite(look, x, y, radius, rng.uniform(0, 2 * np.pi) + rng.uniform(-0.6, 0.6) * p)
@@ -150,7 +150,7 @@ def _appear(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list[
 def _put_onto(rng: np.random.Generator, p: Floats, looks: Sequence[Look]) -> list[Sprite]:
     radius, base_radius = rng.uniform(0.1, 0.14), rng.uniform(0.17, 0.22)
     limit, base_limit = _REACH - radius, _REACH - base_radius
-    # Somewhere in the frame for the base and, far enough from it, for where the other object comes from.
+    # Positions in the frame for the base and, far enough from it, for the start of the other object.
     while True:
         base, start = rng.uniform(-base_limit, base_limit, 2), rng.uniform(-limit, limit, 2)
         if np.hypot(*(base - start)) > 0.42:

@@ -1,4 +1,4 @@
-"""What a training clip goes through beside TSM's crop and the flip: settings, checked, and torchvision's transforms."""
+"""Augmentation of training clips besides TSM's crop and the flip: checked settings, and torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing_extensions import Self
 
 from rubiks.settings import AsTuple, Expected, Settings, Share, expectation
 
-# What is erased becomes 0 when it is normalised.
+# Erased pixels become 0 when normalised.
 _MEAN_COLOUR = (124.0, 116.0, 104.0)
 
 
 def _usable(alpha: float) -> float:
-    """Refuse what is so small that the Beta distribution gives no number."""
+    """Reject values so small that the Beta distribution gives no number."""
     if 0 < alpha < 1e-3:
         raise ValueError
     return alpha
@@ -37,14 +37,16 @@ class Augment(Settings, section="augment"):
         "recipe.crop_scales; its aspect ratio is 3/4 to 4/3 (Szegedy et al., 2015)",
     )
     color_jitter: Share = Field(
-        0.0, description="brightness, contrast and saturation are each multiplied by up to this far from 1, e.g. 0.4"
+        0.0, description="brightness, contrast and saturation each change by a factor up to this far from 1, e.g. 0.4"
     )
     rand_augment: Annotated[int, Field(ge=0, le=100)] = Field(
-        0, description="operations of RandAugment (Cubuk et al., 2020) on each clip, one after the other, e.g. 2"
+        0, description="number of RandAugment operations (Cubuk et al., 2020) applied in turn to each clip, e.g. 2"
     )
-    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="how far they go, of 30")
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(
+        9, description="strength of RandAugment's operations, from 0 to 30"
+    )
     random_erasing: Share = Field(
-        0.0, description="share of the clips of which a box, 2 to 33% of the area, is painted over, e.g. 0.25"
+        0.0, description="share of the clips in which a box of 2 to 33% of the area is painted over, e.g. 0.25"
     )
     temporal_jitter: bool = Field(
         False, description="with data.sampling=dense, move each frame ahead by a random part of the step"
@@ -60,7 +62,7 @@ class Augment(Settings, section="augment"):
         return self
 
     def transforms(self) -> list[v2.Transform]:
-        """What a cropped clip uint8 (T, 3, S, S) goes through, in order. They draw from PyTorch's generator."""
+        """The transforms of a cropped clip uint8 (T, 3, S, S), in order. They use PyTorch's generator."""
         chosen: list[v2.Transform] = []
         if self.color_jitter:
             chosen.append(v2.ColorJitter(self.color_jitter, self.color_jitter, self.color_jitter))

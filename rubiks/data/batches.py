@@ -1,4 +1,4 @@
-"""From samples to batches, and from a loader's worker to the process that trains."""
+"""Batches samples, and passes batches from a loader's workers to the training process."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def collate(samples: list[Sample], stack: Callable[[list[Tensor]], Tensor] = def
 
     Unreadable videos make the batch smaller; nothing takes their place. If none could be read, `views` is [].
 
-    The views stay channels last in memory, as decoders and resizing leave them: turning them around here would add a
-    fifth to the time of reading a prepared video. A worker's batch is made in shared memory, and copied no more.
+    The views stay channels last in memory, as decoders and resizing leave them: reordering them here would add a fifth
+    to the time of reading a prepared video. A worker's batch is made in shared memory, and not copied again.
 
     Args:
-        samples: of `VideoDataset`.
+        samples: from `VideoDataset`.
         stack: makes one tensor of the views.
     """
     good = [sample for sample in samples if not isinstance(sample, VideoError)]
@@ -46,13 +46,13 @@ def collate(samples: list[Sample], stack: Callable[[list[Tensor]], Tensor] = def
 
 
 class PinnedCollate:
-    """`collate` for a `DataLoader` with workers and ``pin_memory=True``, into shared memory that is used again.
+    """`collate` for a `DataLoader` with workers and ``pin_memory=True``, which reuses shared memory.
 
     New shared memory for each batch is cleared page by page in the worker, and mapped, read in and unmapped page by
     page in the training process, which holds Python's lock meanwhile: some 25 ms for 38 MB, of which copying takes 7.
     So each worker has a few slots, which it fills in turn and which the training process keeps mapped. A slot is free
-    when its turn comes again: the loader gives a worker a new task for each batch of it that it returns, `prefetch`
-    tasks at most are under way, and with pinned memory what is returned is a copy.
+    when its turn comes again: the loader gives a worker a new task only when it returns one of its batches, at most
+    `prefetch` tasks are under way, and with pinned memory the loader returns a copy.
 
     Args:
         prefetch: the loader's `prefetch_factor`.
@@ -75,7 +75,7 @@ class PinnedCollate:
 
 
 class SharedBatch(dict):
-    """A batch whose views lie in a slot of a worker; `DataLoader` calls `pin_memory` where it arrives."""
+    """A batch whose views are in a worker's slot; `DataLoader` calls `pin_memory` in the receiving process."""
 
     _mapped: ClassVar[defaultdict[int, dict[int, torch.UntypedStorage]]] = defaultdict(dict)  # by worker and slot
 
@@ -96,18 +96,18 @@ class SharedBatch(dict):
 def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except (ProcessLookupError, PermissionError):  # there is none, or somebody else's of the same number
+    except (ProcessLookupError, PermissionError):  # there is none, or another user's with the same id
         return False
     return True
 
 
 class Loader(DataLoader):
-    """A `DataLoader` that tells how long its user has waited for it, and why its workers fail.
+    """A `DataLoader` that measures how long its user waits for it, and says why its workers fail.
 
-    With workers, it is to be given ``persistent_workers=True``, a `WorkerCollate` and `start_worker`.
+    With workers, it needs ``persistent_workers=True``, a `WorkerCollate` and `start_worker`.
 
     Attributes:
-        waited: the seconds for the latest batch.
+        waited: seconds waited for the latest batch.
 
     Raises:
         InputError: from its iterator, if shared memory is full, or a worker was killed from outside or has crashed.
@@ -115,7 +115,7 @@ class Loader(DataLoader):
 
     waited = 0.0
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # PyTorch names a class of its own
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # PyTorch declares its own class
         batches = None
         while True:
             start = time.perf_counter()
@@ -142,7 +142,7 @@ class Loader(DataLoader):
             yield batch
 
     def _check_workers(self) -> None:
-        """Raise InputError if a signal has ended a worker, and end the others, for which PyTorch would wait."""
+        """If a signal has ended a worker, kill the others, which PyTorch would wait for, and raise InputError."""
         workers = getattr(self._iterator, "_workers", [])
         for worker in workers:
             if worker.exitcode is not None and worker.exitcode < 0:
@@ -157,7 +157,7 @@ class Loader(DataLoader):
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back: a terminal also sends it to workers, which inherit that they do not get it."""
+    """Block Ctrl-C: a terminal also sends it to workers, which inherit the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -167,16 +167,16 @@ def _without_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_handler_of_children() -> Iterator[None]:
-    """Keep the handler of SIGCHLD as it is.
+    """Keep the current handler of SIGCHLD.
 
-    PyTorch's, once a worker has ended, raises an error wherever the process happens to be: in a step of the optimiser,
-    while it writes a checkpoint, or halfway through a batch of another worker. Without it a lost worker is noticed
-    before the next batch, or, by PyTorch's own look, within five seconds of waiting for one.
+    Once a worker has ended, PyTorch's handler raises an error wherever the process happens to be: in an optimiser step,
+    while writing a checkpoint, or halfway through a batch from another worker. Without it a lost worker is noticed
+    before the next batch, or, by PyTorch's own check, within five seconds of waiting for one.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        in_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
-        if in_main and handler is not None:  # None: one that Python has not set
+        in_main = threading.current_thread() is threading.main_thread()  # other threads may not set handlers
+        if in_main and handler is not None:  # None: not set by Python
             signal.signal(signal.SIGCHLD, handler)

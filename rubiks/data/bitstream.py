@@ -1,4 +1,4 @@
-"""What is said of a packet, and how its bits and units are read."""
+"""What is known of a packet, and how its bits and units are read."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 
 class Packet(NamedTuple):
-    """What a packet says of itself.
+    """What a packet says about itself.
 
     Attributes:
-        frames: frames of it that are shown; None where its bytes do not tell.
-        entry: decoding can begin here: no frame that is shown after its own needs an earlier packet.
-        layout: of H.264, VP8 and VP9, something that changes where the size of the frames or their turn may change;
-            None where it says nothing.
+        frames: how many of its frames are shown; None if its bytes do not tell.
+        entry: decoding can start here: no frame that is shown after its own needs an earlier packet.
+        layout: for H.264, VP8 and VP9, a value that changes when the size or the turn of the frames may change; None if
+            the packet does not tell.
         timed: the packet's time stamp is that of its frame.
-        order: of H.264, its frame's place in the order of showing; None where that is not known.
+        order: for H.264, its frame's place in display order; None if unknown.
     """
 
     frames: int | None
@@ -31,7 +31,7 @@ ReadPacket = Callable[[bytes], Packet]
 
 
 class Bits:
-    """Reads bits, the most significant first; what lies beyond the end raises IndexError."""
+    """Reads bits, the most significant first; reading beyond the end raises IndexError."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data, "big")
@@ -44,7 +44,7 @@ class Bits:
         return self._value >> self._left & (1 << count) - 1
 
     def golomb(self) -> int:
-        """An unsigned number as H.264 writes it, ue(v). One with a sign, se(v), is as long."""
+        """An unsigned number as coded in H.264, ue(v). A signed one, se(v), has the same length."""
         zeros = 0
         while not self.take(1):
             zeros += 1
@@ -52,7 +52,7 @@ class Bits:
 
 
 def nal_units(data: bytes, length_size: int) -> Iterator[bytes]:
-    """The NAL units of a packet, each after its length, or, where that has 0 bytes, after a start code."""
+    """The NAL units of a packet, each preceded by its length, or by a start code if `length_size` is 0."""
     if not length_size:
         yield from (unit for unit in data.split(b"\0\0\1")[1:] if unit)
         return

@@ -24,7 +24,7 @@ from rubiks.errors import InputError
 
 __all__ = ["DEFAULT_VIDEOS", "LEVELS", "class_names", "generate"]
 
-# Videos for training and for validation unless told otherwise.
+# Default numbers of training and validation videos.
 DEFAULT_VIDEOS: dict[str, tuple[int, int]] = {"plain": (3000, 400), "textured": (6000, 600)}
 
 _ANNOTATIONS = ("labels.json", "train.json", "validation.json")
@@ -50,22 +50,22 @@ def generate(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Makes the data set, or what an interrupted call left to make; a finished one is returned untouched.
+    """Makes the data set, or the rest of it after an interrupted call; a finished one is returned untouched.
 
     Args:
-        root: the folder to make the data set's own folder in; it is made where missing.
+        root: the folder to make the data set's folder in; it is made if missing.
         level: "plain" (one object on a flat background) or "textured" (moving background, distractors, camera shake).
         train_videos: number of training clips; ``DEFAULT_VIDEOS[level]`` if None.
         val_videos: number of validation clips; likewise.
         seed: 0 or more. The same arguments give the same bytes in every file.
         workers: number of processes; one for each CPU that this process may use if None.
-        progress: show a bar where standard output is a terminal, else one line at the start and one at the end.
+        progress: show a bar if standard output is a terminal, else one line at the start and one at the end.
 
     Returns:
         The folder ``root/{level}-{train_videos}+{val_videos}-seed{seed}``.
 
     Raises:
-        InputError: an argument is wrong, or a file cannot be written (nothing half-written stays).
+        InputError: an argument is wrong, or a file cannot be written (no half-written file is left).
     """
     classes = len(class_names(level))
     if train_videos is None:
@@ -93,7 +93,7 @@ def generate(
     try:
         with _report(progress, plan, folder) as advance:
             missing = sum(not is_made(videos / f"{clip.video_id}.webm") for clip in plan.clips())
-            if missing:  # starting a process takes as long as some clips
+            if missing:  # starting a process takes as long as a few clips
                 make_in_processes(videos, plan, min(workers, 1 + missing // 8), advance)
         _write_annotations(folder, plan)
     finally:
@@ -109,7 +109,7 @@ def _check(key: str, value: Any, least: int, reason: str = "") -> None:
 
 @contextlib.contextmanager
 def _report(progress: bool, plan: Plan, folder: Path) -> Iterator[Callable[[], None]]:
-    """Tells the user what goes on; yields the function to call after each clip."""
+    """Shows the user the progress; yields the function to call after each clip."""
     start, total = time.monotonic(), plan.train_videos + plan.val_videos
     if progress:
         print(f"Making the built-in data set ({plan.level}, {total} videos) in {folder}", flush=True)
@@ -126,7 +126,7 @@ def _report(progress: bool, plan: Plan, folder: Path) -> Iterator[Callable[[], N
 
 
 def _write_annotations(folder: Path, plan: Plan) -> None:
-    """Writes the text files; the annotations come last, as they mean that the data set is finished."""
+    """Writes the text files; the annotations come last, as they mark the data set as finished."""
     templates = class_names(plan.level)
     readme = (
         "Drawn clips in the layout of Something-Something-V2, made by rubiks.data.builtin.\n"

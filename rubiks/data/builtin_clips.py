@@ -1,4 +1,4 @@
-"""The clips of the built-in data set: which there are, and how one is drawn and written."""
+"""The clips of the built-in data set: the list of them, and how each is drawn and written."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ class Clip(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What decides the content of the data set."""
+    """What determines the content of the data set."""
 
     level: str
     seed: int
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     val_videos: int
 
     def clips(self) -> list[Clip]:
-        """All clips: in each split equally many of each class, or one more, in random order."""
+        """All clips: in each split the same number of each class, or one more, in random order."""
         clips: list[Clip] = []
         for split, count in enumerate((self.train_videos, self.val_videos)):
             labels = self._generator(split, 0).permutation(np.arange(count) % len(class_names(self.level)))
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
         return clips
 
     def rng(self, clip: Clip) -> np.random.Generator:
-        """The clip's own generator, so that it comes out the same whichever process draws it."""
+        """A separate generator for each clip, so that it is the same whichever process draws it."""
         return self._generator(clip.split, 1 + clip.number)
 
     def _generator(self, split: int, key: int) -> np.random.Generator:
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns what the operating system says against writing to path into an InputError."""
+    """Turns the operating system's errors in writing to path into an InputError."""
     try:
         yield
     except OSError as error:
@@ -73,7 +73,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all.
+    """Writes a file atomically: never half of it.
 
     Raises:
         InputError: the file cannot be written.
@@ -86,7 +86,7 @@ def write(path: Path, content: bytes) -> None:
                 os.replace(temporary, path)
                 return
             except FileNotFoundError:
-                # A second process that makes the same data set took the file for a leftover: write it again.
+                # A second process making the same data set removed the file as a leftover: write it again.
                 if not path.parent.is_dir():
                     raise
             except BaseException:

@@ -12,8 +12,8 @@ from pathlib import Path
 from rubiks.data.builtin_clips import Plan, make
 from rubiks.errors import InputError
 
-# What a worker process runs. Clips are always made in processes that load no decord: it brings a libvpx of its own
-# that PyAV would then call, and fail. The packages' own __init__ files are left out, as they import torch, which takes
+# What a worker process runs. Clips are always made in processes that do not load decord: it brings its own libvpx,
+# which PyAV would then call, and fail. The packages' __init__ files are skipped, as they import torch, which takes
 # seconds; and unlike multiprocessing's workers, these don't run the calling script again.
 _WORKER = """
 import sys, types
@@ -43,7 +43,7 @@ def make_in_processes(videos: Path, plan: Plan, workers: int, advance: Callable[
                 for worker in range(workers):
                     job = json.dumps([str(videos.absolute()), plan, worker, workers])
                     command = [sys.executable, "-c", _WORKER, str(here.parent), str(here), job]
-                    # A session of its own keeps the terminal's Ctrl-C from the worker: this process ends it.
+                    # A separate session keeps the terminal's Ctrl-C from the worker: this process ends it.
                     processes.append(
                         subprocess.Popen(
                             command,
@@ -72,7 +72,7 @@ def make_in_processes(videos: Path, plan: Plan, workers: int, advance: Callable[
 
 
 def serve() -> None:
-    """The work of a worker process."""
+    """The main function of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder, plan_fields, worker, workers = json.loads(sys.argv[3])
     plan = Plan(*plan_fields)
@@ -84,4 +84,4 @@ def serve() -> None:
 
 
 def _reply(message: bytes) -> None:
-    os.write(1, message + b"\n")  # one write is one piece of the pipe, also with several writers
+    os.write(1, message + b"\n")  # a single write stays in one piece, even with several writers

@@ -1,4 +1,4 @@
-"""The data sets that there are, and what the section `data` of a configuration says of one."""
+"""The supported data sets, and the section `data` of a configuration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Loaded = TypeVar("Loaded", bound=Loading)
 
 
 class Data(NamedTuple, Generic[Sampled, Loaded]):
-    """The section `data`, by the parts that its keys are for."""
+    """The section `data`, split into the parts that its keys belong to."""
 
     source: Source
     sampling: Sampled
@@ -41,7 +41,7 @@ class Data(NamedTuple, Generic[Sampled, Loaded]):
 
 
 def data_settings(values: Mapping[str, Any], sampling: type[Sampled], loading: type[Loaded]) -> Data[Sampled, Loaded]:
-    """Check a section `data`, whose source is told by its key format.
+    """Check a section `data`; its key format selects the source.
 
     Raises:
         InputError: the first key that is unknown, missing or wrong.

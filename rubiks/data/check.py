@@ -1,4 +1,4 @@
-"""Whether every video of a data set is what its lists and its container promise."""
+"""Check that every video of a data set is what its lists and its container promise."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def check(
     advance: Callable[[], object] = lambda: None,
     whole: bool = True,
 ) -> None:
-    """Examine the records that the manifest does not know as they are, and add them to it as they are done.
+    """Examine the records that are new or have changed since the manifest, and add each to it when it is done.
 
     Args:
         records: the videos; repeats count once.
-        manifest: where entries come from and go to.
+        manifest: holds the known entries and receives the new ones.
         processes: how many videos are read at once.
         seconds: the time limit of one video.
         advance: called for every video.
-        whole: whether the records are all that there are, so that entries of others are to be forgotten.
+        whole: whether the records are the whole data set; entries of other videos are then removed.
     """
     by_name = {manifest.name_of(record.path): record for record in records}
-    manifest.write(manifest.entries)  # without what an interrupted check left half-written
+    manifest.write(manifest.entries)  # drops what an interrupted check left half-written
     todo = []
     for name, record in by_name.items():
         entry = manifest.entries.get(name)
@@ -41,7 +41,7 @@ def check(
             todo.append((record, name))
     for (record, name), found in work(_examine, todo, lambda item: item[0].path, processes, seconds):
         if isinstance(found, VideoError):
-            # A lost one may be good where there is more time or memory: with this time stamp it is read again.
+            # A lost one may be good with more time or memory: this time stamp makes the next check read it again.
             size, mtime_ns = stamp(record)
             lost = isinstance(found, LostWorkerError)
             found = Entry(name, size, -1 if lost else mtime_ns, problem=found.reason)
@@ -58,7 +58,7 @@ def _examine(item: tuple[VideoRecord, str]) -> Entry:
 
 
 def repeated(lists: Mapping[Split, Sequence[VideoRecord]], manifest: Manifest) -> list[list[tuple[Split, str]]]:
-    """Groups of (split, path) with the same content, also where a list names one file twice."""
+    """Groups of (split, path) with the same content, including a file that a list names twice."""
     groups: dict[str, list[tuple[Split, str]]] = {}
     for split, records in lists.items():
         for record in records:
@@ -68,9 +68,9 @@ def repeated(lists: Mapping[Split, Sequence[VideoRecord]], manifest: Manifest) -
     return [group for group in groups.values() if len(group) > 1]
 
 
-# Videos in the official lists, by the data set's name and its number of classes. Kinetics-400: the csv files beside the
-# copy that CVDF hosts; those of 600 and 700 have been released in several versions, so nothing is said of them. The
-# test lists of UCF101 and HMDB51 are the validation lists here.
+# Videos in the official lists, by the data set's name and its number of classes. Kinetics-400: the csv files of CVDF's
+# copy; those of 600 and 700 have been released in several versions, so they are left out. The test lists of UCF101 and
+# HMDB51 are the validation lists here.
 _OFFICIAL: dict[tuple[str, int | None], dict[str, int]] = {
     ("ssv1", 174): {"train": 86_017, "val": 11_522, "test": 10_960},
     ("ssv2", 174): {"train": 168_913, "val": 24_777, "test": 27_157},
@@ -84,11 +84,11 @@ _OFFICIAL: dict[tuple[str, int | None], dict[str, int]] = {
 
 
 def official_total(name: str, num_classes: int | None, split: str) -> int | None:
-    """How many videos the official list of a split names; None where that is not known.
+    """How many videos the official list of a split has; None if unknown.
 
     Args:
-        name: of the data set, data.name.
-        num_classes: how many classes it has; a part of a data set, or another edition, has another number.
+        name: the setting data.name.
+        num_classes: how many classes it has; a part of a data set, or another edition, has a different number.
         split: train, val or test.
     """
     return _OFFICIAL.get((name, num_classes), {}).get(split)

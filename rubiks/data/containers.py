@@ -1,4 +1,4 @@
-"""How long a file should be, by its container."""
+"""How long a file should be, according to its container."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import struct
 from typing import BinaryIO
 
-# That an MP4 file may end with.
+# Boxes at the top level of an MP4 file.
 _BOXES = frozenset(
     (
         *(b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"free", b"skip", b"wide", b"uuid", b"meta", b"udta", b"pnot"),
@@ -16,7 +16,7 @@ _BOXES = frozenset(
 
 
 def promised_bytes(path: str) -> int | None:
-    """Bytes that an MP4, Matroska, WebM or AVI file says it has; None for others and those that do not say."""
+    """Bytes that an MP4, Matroska, WebM or AVI file says it has; None for other files and if it does not say."""
     with open(path, "rb") as file:
         head = file.read(12)
         file.seek(0)
@@ -59,7 +59,7 @@ def _end_of_segment(file: BinaryIO) -> int | None:
 
 
 def _ebml_size(file: BinaryIO) -> int | None:
-    """A size as EBML writes it: as many bytes follow the first as that begins with zero bits. None for "unknown"."""
+    """A size in EBML: the leading zero bits of the first byte count the bytes that follow. None for "unknown"."""
     first = file.read(1)
     if not first or not first[0]:
         return None

@@ -30,13 +30,13 @@ def default_workers(processes: int) -> int:
 
 
 class Loading(Settings, section="data"):
-    """How videos are read, and what happens to those that cannot be."""
+    """How videos are read, and what happens to unreadable ones."""
 
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=MOST)] = Field(
         "auto", description="loader processes of each training process; auto: the cores that are left"
     )
     reader: Reader = Field(
-        "auto", description="what seeks in video files; auto: decord where it is installed, else PyAV"
+        "auto", description="library that seeks in video files; auto: decord if it is installed, else PyAV"
     )
     timeout: (
         Annotated[float, Field(gt=0, le=LONGEST), Expected(f"a number of seconds above 0 and at most {LONGEST:,}")]
@@ -46,10 +46,10 @@ class Loading(Settings, section="data"):
     )
     on_error: Literal["raise", "skip"] = Field(
         "raise",
-        description="skip: an unreadable video is left out, counted and named; raise: the first one ends the run",
+        description="skip: unreadable videos are left out, counted and named; raise: the first one stops the run",
     )
     max_bad: Share = Field(
-        0.01, description="share of a list's videos that may be unreadable or missing under on_error=skip"
+        0.01, description="share of a list's videos that may be unreadable or missing with on_error=skip"
     )
 
     @model_validator(mode="after")
@@ -63,7 +63,7 @@ class TrainingLoading(Loading):
 
     on_error: Literal["raise", "skip"] = Field("skip", description=Loading.model_fields["on_error"].description)
     balanced: bool = Field(
-        False, description="equally many videos of each class in an epoch, which repeats videos of rare classes"
+        False, description="the same number of videos from each class in an epoch; videos of rare classes repeat"
     )
 
 
@@ -73,17 +73,17 @@ class VideoDataModule(pl.LightningDataModule):
     Batches are dictionaries of ``views`` uint8 (B, V, T, 3, H, W), ``label`` int64 (B, V), and
     ``index`` int64 (B,).
 
-    A video that cannot be read is never replaced by another. With ``on_error="raise"`` the first one ends the run; with
-    ``"skip"`` it is left out, counted and named, and more than `max_bad` of a list end the run.
+    An unreadable video is never replaced by another. With ``on_error="raise"`` the first one stops the run; with
+    ``"skip"`` it is left out, counted and named, and more than `max_bad` of a list stop the run.
 
     Args:
         train, val: the lists; either may be empty when it is not used.
-        train_views, val_views: what becomes of a video.
+        train_views, val_views: how a video is turned into views.
         batch_size: videos in a training batch of one process.
         eval_batch_size: videos in a validation or evaluation batch of one process.
         loading: how videos are read.
-        seed: of order, frames and crops.
-        processes: how many train on this machine and share its cores.
+        seed: for order, frames and crops.
+        processes: how many training processes share this machine's cores.
         balanced: give every class the same share of a training epoch.
 
     Attributes:
@@ -117,7 +117,7 @@ class VideoDataModule(pl.LightningDataModule):
         self._start = 0, 0
 
     def start_at(self, epoch: int, videos: int) -> None:
-        """Begin training within this epoch, after so many videos of its order, counted over all processes."""
+        """Start training within this epoch, after this many videos of its order, counted over all processes."""
         self._start = epoch, videos
 
     def train_dataloader(self) -> Loader:
@@ -148,7 +148,7 @@ class VideoDataModule(pl.LightningDataModule):
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            # A last batch of few videos would give poor batch statistics; a list that fills no batch is taken whole.
+            # A small last batch would give poor batch statistics; a list smaller than one batch is used whole.
             drop_last=training and len(sampler) >= batch_size,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
@@ -169,7 +169,7 @@ class VideoDataModule(pl.LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Turn the views to the network's order in memory, which takes a GPU no time."""
+        """Convert the views to the network's memory order, which takes a GPU almost no time."""
         if len(batch["label"]):
             batch["views"] = batch["views"].contiguous()
         return batch

@@ -16,24 +16,24 @@ from rubiks.errors import VideoError
 
 
 class Views(Protocol):
-    """Chooses frames of a video and makes views of them: `TrainingViews`, or an evaluation protocol."""
+    """Chooses frames of a video and turns them into views: `TrainingViews`, or an evaluation protocol."""
 
     def frame_indices(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """(clips, T) frame numbers for a video of `length` frames."""
 
     def __call__(self, clips: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, list[int]]:
         """Decoded frames uint8 (clips, T, 3, H, W) of a video of class `label` -> views uint8 (V, T, 3, S, S), and
-        the class that each of them shows, which mirroring may change."""
+        the class of each view, which mirroring may change."""
 
 
 class VideoDataset(Dataset):
-    """Samples of a list of videos. Items are asked for by (epoch, index, repeat), as `EpochSampler` gives them.
+    """Samples of a list of videos. Items are indexed by (epoch, index, repeat), as `EpochSampler` yields them.
 
-    Every random choice follows from the seed and these, so batches do not depend on the number of workers. A video
-    that cannot be read gives its `VideoError` as the item; the data module decides what that means.
+    Every random choice depends only on the seed and this index, so batches do not depend on the number of workers. An
+    unreadable video returns its `VideoError` as the item; the data module decides how to handle it.
 
     Args:
-        reader: what reads video files, one of `readers.Reader`.
+        reader: the library that reads video files, one of `readers.Reader`.
         timeout: seconds after which a video that is still being read counts as unreadable; None for no limit.
     """
 
@@ -72,10 +72,10 @@ class VideoDataset(Dataset):
             return video.frames(indices.ravel().tolist()).unflatten(0, indices.shape)
 
     def _read_in_time(self, record: VideoRecord, rng: np.random.Generator) -> Tensor:
-        """`_read` in a thread, which can be left behind: neither a stuck decoder nor a stuck disk can be interrupted.
+        """`_read` in a thread that can be abandoned, as neither a stuck decoder nor a stuck disk can be interrupted.
 
         Raises:
-            VideoError: also where it takes longer than `timeout`.
+            VideoError: also if it takes longer than `timeout`.
         """
         outcome: list[Tensor | Exception] = []
 
@@ -100,16 +100,16 @@ class VideoDataset(Dataset):
 
 
 class EpochSampler(Sampler[tuple[int, int, int]]):
-    """(epoch, index, repeat) of the videos of one process, in an order that follows from seed and epoch alone.
+    """(epoch, index, repeat) of the videos of one process, in an order that depends only on seed and epoch.
 
-    In training all processes get equally many videos, so the last few of the epoch's order may be left out. In
-    evaluation every video goes to exactly one process. `repeat` is how often the video has come in this epoch before:
+    In training all processes get the same number of videos, so the last few of the epoch's order may be left out. In
+    evaluation every video goes to exactly one process. `repeat` is how often the video has already come in this epoch:
     0, unless classes are balanced.
 
     Args:
         length: videos in the list.
         training: shuffle, and give every process the same number.
-        seed: of the order.
+        seed: for the order.
         rank, world_size: this process, and how many there are.
         labels: the videos' classes, to give each class the same share of a training epoch (`balanced_order`); None
             to take every video once.
@@ -136,12 +136,12 @@ class EpochSampler(Sampler[tuple[int, int, int]]):
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
-        if self._start is not None and epoch > self._start[0]:  # there was nothing left of that epoch
+        if self._start is not None and epoch > self._start[0]:  # that epoch had nothing left
             self._start = None
 
     def start_at(self, epoch: int, done: int) -> None:
-        """Begin with this epoch, whatever `set_epoch` says, without the first `done` videos of its order: all processes
-        together have seen them."""
+        """Start with this epoch, whatever `set_epoch` says, and skip the first `done` videos of its order, which all
+        processes together have already seen."""
         self._start = epoch, done
 
     def __len__(self) -> int:
@@ -165,9 +165,9 @@ class EpochSampler(Sampler[tuple[int, int, int]]):
 
 
 def balanced_order(labels: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """As many places as there are videos, in random order, with equally many, or one more, of each class.
+    """A random order of as many videos as there are labels, with the same number from each class, or one more.
 
-    A class with too few videos goes through all of them before one repeats; of one with too many, some are left out.
+    A class with too few videos uses all of them before any repeats; a class with too many leaves some out.
 
     Returns:
         The videos' indices and how often each has come before, both int64 (len(labels),).

@@ -25,14 +25,14 @@ from rubiks.data.seeker import Seeker
 from rubiks.data.stills import FrameFolder, ImageFile
 from rubiks.errors import VideoError
 
-# For av.open. Tags that are no UTF-8 are an error for PyAV before 19, unless told otherwise.
+# For av.open: without this, PyAV before 19 raises an error for tags that are not UTF-8.
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 _PLAYLISTS = ("concat", "dash", "hls", "imf")
 
 
 def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVideo | FrameFolder | ImageFile:
-    """Open a record's video for reading, as a context manager; raises VideoError where it cannot be read."""
+    """Open a record's video for reading, as a context manager; raises VideoError if it cannot be read."""
     if record.pattern is not None:
         return FrameFolder(record.path, record.num_frames, record.pattern, record.checked, record.first_frame)
     if not record.image and (jpegs := open_jpegs(record.path, record.span)) is not None:
@@ -44,22 +44,22 @@ def open_video(record: VideoRecord, reader: str = "auto") -> VideoFile | JpegVid
 
 
 class VideoFile(OpenVideo):
-    """A video file. Any frame is the one that a decode from the start gives, as a player shows it (`Screen`).
+    """A video file. Every frame is the one that a decode from the start gives, as a player shows it (`Screen`).
 
-    A library that seeks reads it where that is proven exact (`read_index`) and of use; else PyAV does, from the nearest
-    packet from which decoding can begin; and where times do not tell frames apart, or anything is not as expected, PyAV
-    decodes in order and counts. Open a file in the process that reads it and close it at once: an idle decord reader
-    decodes ahead into memory.
+    A library that seeks reads it if that is proven exact (`read_index`) and useful; else PyAV does, from the nearest
+    packet where decoding can start. If times do not identify frames, or anything is unexpected, PyAV decodes in order
+    and counts. Open a file in the process that reads it and close it right after: an idle decord reader decodes ahead
+    into memory.
 
     Args:
         path: any file that FFmpeg reads.
-        reader: what seeks, one of `readers.Reader`.
-        content: the file's bytes, where they do not lie at `path`.
-        checked: what is known of it; it counts where the file has that size.
+        reader: the library that seeks, one of `readers.Reader`.
+        content: the file's bytes, if they are not at `path`.
+        checked: what `rubiks check` found; used if the file still has that size.
 
     Attributes:
         seek: how any frame can be reached.
-        key_frames: from how many frames decoding can begin; 0 where that is not known.
+        key_frames: from how many frames decoding can start; 0 if unknown.
 
     Raises:
         VideoError: the file cannot be read as a video.
@@ -70,7 +70,7 @@ class VideoFile(OpenVideo):
     ) -> None:
         self.path = path
         self._content = content
-        self._container: InputContainer | None = None  # in which `_index` seeks
+        self._container: InputContainer | None = None  # for seeking with `_index`
         self._index: Index | None = None
         size = _check_file(path) if content is None else len(content)
         if checked is not None and checked.size == size:
@@ -88,7 +88,7 @@ class VideoFile(OpenVideo):
 
     @property
     def times(self) -> list[int]:
-        """When each frame is shown, by the packets; empty where they do not tell."""
+        """When each frame is shown, according to the packets; empty if they do not tell."""
         return self._read_index().times
 
     def __len__(self) -> int:
@@ -109,24 +109,24 @@ class VideoFile(OpenVideo):
         """
         indices = checked_indices(indices, self._length)
         if self._library is not None:
-            # decord fails on some videos that are whole, for example very narrow ones, with errors that it does not
-            # document (RuntimeError, DECORDError, DECORDLimitReachedError); PyAV then decides.
+            # decord fails on some intact videos, for example very narrow ones, with undocumented errors (RuntimeError,
+            # DECORDError, DECORDLimitReachedError); PyAV then decides.
             with contextlib.suppress(Exception):
                 return as_tensor(self._library(indices))
         if self.seek != "none":
-            # Packets that are not where they were, or damage, which decoding in order names.
+            # If packets have moved or are damaged, decoding in order reports it.
             with contextlib.suppress(av.FFmpegError, LookupError, ValueError):
                 return as_tensor(self._from_entries(indices))
         return as_tensor(self._in_order(indices))
 
     def close(self) -> None:
-        """Free the reader; the object is of no use afterwards."""
+        """Free the reader; the object cannot be used afterwards."""
         self._library = None
         self._close_container()
 
     def open(self) -> tuple[InputContainer, VideoStream]:
-        """The file, which is to be closed, and the video in it; raises VideoError, or av.FFmpegError."""
-        # PyAV fails with a reason, and quietly; decord has neither quality.
+        """The file, which the caller must close, and the video in it; raises VideoError, or av.FFmpegError."""
+        # Unlike decord, PyAV gives a reason when it fails, and prints nothing.
         container = av.open(self._file(), "r", **ANY_TAGS)
         stream = video_stream(container)
         reason = None
@@ -171,7 +171,7 @@ class VideoFile(OpenVideo):
         return self._index
 
     def _from_entries(self, indices: list[int]) -> np.ndarray:
-        """uint8 (T, H, W, 3); raises av.FFmpegError, ValueError, or LookupError where a packet is not as expected."""
+        """uint8 (T, H, W, 3); raises av.FFmpegError, ValueError, or LookupError if a packet is not as expected."""
         index = self._read_index()
         assert self._container is not None
         if len(index.times) != self._length:
@@ -198,13 +198,13 @@ class VideoFile(OpenVideo):
             container, stream = self.open()
             with container:
                 yield from decode(container, stream)
-        except (av.FFmpegError, ValueError) as error:  # the latter is PyAV's own, for what it does not support
+        except (av.FFmpegError, ValueError) as error:  # PyAV raises ValueError for what it does not support
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise VideoError(self.path, f"cannot be decoded, broken or cut off: {reason}") from error
 
 
 def _check_file(path: str) -> int:
-    """The size in bytes; tells the common reasons apart, which decord's message does not."""
+    """The size in bytes; its errors distinguish the common reasons, which decord's message does not."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What preparing a data set would bring, from a few of its videos: space, and time to read a clip."""
+"""Estimates from a few videos what preparing a data set would gain: space, and time to read a clip."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from rubiks.data.workers import work
 from rubiks.data.writers import writer
 
 _FRAMES = 8  # of a clip
-_VIDEOS = 5  # are enough
-_LOOKED_AT = 50  # to find them
-_SECONDS = 20.0  # limit of one
+_VIDEOS = 5  # to measure
+_LOOKED_AT = 50  # videos to try, at most
+_SECONDS = 20.0  # time limit of one video
 
 
 class Estimate(NamedTuple):
-    """Of the videos that were tried.
+    """Measurements on the videos that were tried.
 
     Attributes:
         videos: how many.
         before, after: bytes of the originals and of the prepared copies.
-        rate_before, rate_after: videos that one core opens and reads a clip of 8 frames from, in a second.
+        rate_before, rate_after: videos per second that one core opens and reads a clip of 8 frames from.
     """
 
     videos: int
@@ -52,22 +52,22 @@ class _Trial(NamedTuple):
 def estimate(
     records: Sequence[VideoRecord], form: str, short_side: int = 256, reader: str = "auto", from_start: bool = False
 ) -> Estimate | None:
-    """Write a clip of some videos as `rubiks prepare` would, and read both, in a process that can be lost.
+    """Write a clip of some videos as `rubiks prepare` would, and read both, in a separate process that may crash.
 
     Args:
-        records: the videos, of which some are tried, spread over the list.
-        form: of the prepared video, one of whose frames each take their own space: jpeg or frames.
-        short_side: pixels that the shorter side has at most.
-        reader: what reads video files.
-        from_start: only videos that are decoded from their start count (`is_decoded_from_start`).
+        records: the videos; some are tried, spread over the list.
+        form: of the prepared video, jpeg or frames: those that store each frame separately.
+        short_side: maximum of the shorter side, in pixels.
+        reader: the library that reads video files.
+        from_start: count only videos that are decoded from their start (`is_decoded_from_start`).
 
     Returns:
-        None where no video that counts can be read.
+        None if no video that counts can be read.
     """
     trials = [_Trial(record, form, short_side, reader, from_start) for record in _spread(records, _LOOKED_AT)]
     results: list[tuple[float, ...]] = []
     for _, found in work(_try, trials, lambda trial: trial.record.path, 1, _SECONDS):
-        if isinstance(found, tuple):  # others are told where they are read in earnest
+        if isinstance(found, tuple):  # errors are reported when the videos are actually used
             results.append(found)
         if len(results) == _VIDEOS:
             break
@@ -94,18 +94,18 @@ def _try(trial: _Trial) -> tuple[float, float, float, float] | None:
 
 
 def is_decoded_from_start(video: OpenVideo) -> bool:
-    """Whether all frames before those of a clip are decoded too."""
+    """Whether reading a clip decodes all frames before it too."""
     return isinstance(video, VideoFile) and not video.can_seek and len(video) > 1
 
 
 def describe_decoding_from_start(single: int, others: int, total: int, cost: Estimate | None) -> str:
-    """What it costs that clips of some videos cannot be sought, for the user; one line.
+    """One line for the user on what it costs that some videos cannot be read by seeking.
 
     Args:
         single: how many videos have a single key frame.
         others: in how many more seeking is not proven exact.
-        total: of how many videos.
-        cost: of some of them.
+        total: how many videos there are.
+        cost: measured on some of those; None if unknown.
     """
     reasons = [f"{single:,} with a single key frame"] if single else []
     reasons += [f"{others:,} in which seeking is not proven exact"] if others else []
@@ -119,7 +119,7 @@ def describe_decoding_from_start(single: int, others: int, total: int, cost: Est
 
 
 def _spread(records: Sequence[VideoRecord], most: int) -> Iterator[VideoRecord]:
-    """So many at most, the first ones of them far apart."""
+    """At most `most` of the records, in an order that puts the first ones far apart."""
     count = min(most, len(records))
     for place in np.random.default_rng(0).permutation(count).tolist():
         yield records[place * len(records) // count]
@@ -138,7 +138,7 @@ def _written(record: VideoRecord, clip: Sequence[int], folder: Path, form: str, 
 
 
 def _seconds(record: VideoRecord, clip: Sequence[int], reader: str) -> float:
-    """The least CPU time of three to open a video and read a clip."""
+    """The lowest CPU time of three tries to open a video and read a clip."""
 
     def once() -> float:
         start = time.process_time()

@@ -1,4 +1,4 @@
-"""Whether one video is what its container promises."""
+"""Check that one video is what its container promises."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from rubiks.data.screen import Screen
 from rubiks.data.stills import FrameFolder, ImageFile
 from rubiks.errors import VideoError
 
-# Called with every frame, as players show it, and the frames a second.
+# Called with every frame, as players show it, and the frames per second.
 Use = Callable[[VideoFrame, Fraction], object]
 
-_STILL_RATE = Fraction(30)  # folders of frames name none
-# Frames that duration x rate may promise and the video not hold: rates of uneven videos are averages.
+_STILL_RATE = Fraction(30)  # folders of frames give none
+# Share of the frames promised by duration x rate that may be missing: rates of uneven videos are averages.
 _SLACK = 0.1
-_CUT_OFF = 4  # and the last B-frames of one that was cut without encoding it anew
-_ROUNDED = 0.02  # what a ratio of pixels may be off by, where a video was scaled to whole ones
-_INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")  # have an entry for each frame in their index
-_EVEN = 0.9  # of the intervals between frames are equal, or a video has no rate to speak of
+_CUT_OFF = 4  # frames that may be missing too: the last B-frames of a video cut without re-encoding
+_ROUNDED = 0.02  # tolerance of the pixels' aspect ratio, as a scaled video has whole pixels
+_INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")  # formats whose index has an entry for each frame
+_EVEN = 0.9  # share of equal intervals between frames below which a video has no meaningful rate
 
 
 def examine(record: VideoRecord, name: str, use: Use = lambda frame, rate: None) -> Entry:
@@ -41,11 +41,11 @@ def examine(record: VideoRecord, name: str, use: Use = lambda frame, rate: None)
 
     Args:
         record: the video.
-        name: of the entry.
-        use: called with each frame in order; what it makes of them is good only if this function returns.
+        name: the entry's name.
+        use: called with each frame in order; its results are valid only if this function returns.
 
     Raises:
-        VideoError: it cannot be read, is cut short, or holds other frames than it promises.
+        VideoError: it cannot be read, is cut short, or does not hold the frames that it promises.
     """
     size, mtime_ns = stamp(record)
     with open_video(record, "pyav") as video:
@@ -53,12 +53,12 @@ def examine(record: VideoRecord, name: str, use: Use = lambda frame, rate: None)
             return _decode(video, use, Entry(name, size, mtime_ns, _sha256(record.files)))
         rate = video.rate if isinstance(video, JpegVideo) else Fraction(0)
         width, height = _look_at_images(video, rate, use)
-        frames = len(video)  # each by itself
+        frames = len(video)  # each can be decoded alone
         return Entry(name, size, mtime_ns, _sha256(record.files), frames, width, height, float(rate), frames, "any")
 
 
 def _look_at_images(video: JpegVideo | FrameFolder | ImageFile, rate: Fraction, use: Use) -> tuple[int, int]:
-    """Width and height."""
+    """Read every image; returns width and height."""
     shape = None
     for index in range(len(video)):
         image = video.frames([index])[0].permute(1, 2, 0).numpy()
@@ -71,7 +71,7 @@ def _look_at_images(video: JpegVideo | FrameFolder | ImageFile, rate: Fraction, 
 
 
 def _decode(video: VideoFile, use: Use, entry: Entry) -> Entry:
-    """The entry, with what was found of the frames."""
+    """The entry, with what decoding found out about the frames."""
     path = video.path
     promised = promised_bytes(path)
     missing = 0 if promised is None else promised - entry.size
@@ -85,7 +85,7 @@ def _decode(video: VideoFile, use: Use, entry: Entry) -> Entry:
             container, stream = video.open()
             with container:
                 average = stream.average_rate or stream.guessed_rate or Fraction(0)
-                rate = Fraction(average.numerator, average.denominator)  # PyAV has a type of its own from 19 on
+                rate = Fraction(average.numerator, average.denominator)  # PyAV 19 and later return their own type
                 for packet in packets_with_data(container, stream):
                     found.packets += 1
                     for frame in packet.decode():
@@ -93,12 +93,12 @@ def _decode(video: VideoFile, use: Use, entry: Entry) -> Entry:
                 for frame in stream.decode(None):
                     use(found.add_frame(frame), rate or _STILL_RATE)
                 _compare(found, video, container, stream)
-    except (av.FFmpegError, ValueError) as error:  # the latter is PyAV's own, for what it does not support
+    except (av.FFmpegError, ValueError) as error:  # PyAV raises ValueError for what it does not support
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise VideoError(path, f"cannot be decoded at frame {len(found.times)}: {reason}") from error
     finally:
         av.logging.set_level(level)
-    # Seeking goes by the packets, so that what a decoder makes of them must have been foreseen.
+    # Seeking relies on the packets, so they must have predicted the frames that the decoder gives.
     foreseen = video.times == found.times
     return dataclasses.replace(
         entry,
@@ -114,14 +114,14 @@ def _decode(video: VideoFile, use: Use, entry: Entry) -> Entry:
 
 
 class _Found:
-    """What decoding a file has come upon.
+    """What decoding a file has found.
 
     Attributes:
-        packets: how many, with data.
+        packets: how many packets with data.
         times: of the frames, in order.
         corrupt: how many frames the decoder calls damaged.
         shown_size: width and height of the frames as players show them.
-        remarks: what is to be known of them.
+        remarks: what the user should know about them.
     """
 
     def __init__(self) -> None:
@@ -147,12 +147,12 @@ class _Found:
 
 
 def _compare(found: _Found, video: VideoFile, container: InputContainer, stream: VideoStream) -> None:
-    """Raise VideoError where the frames found are not those promised."""
+    """Raise VideoError if the frames found are not those promised."""
     path, frames = video.path, len(found.times)
     if frames != len(video):
         raise VideoError(path, f"{frames} of the {len(video)} frames of its index can be decoded")
     if container.format.name in _INDEXED:
-        # Not `stream.frames`, which counts chunks without data too, and what an edit list drops.
+        # Not `stream.frames`, which also counts chunks without data, and frames that an edit list drops.
         announced = sum(entry.size > 0 for entry in stream.index_entries)
         if found.packets < announced:
             raise VideoError(path, f"holds {found.packets} of the {announced} frames that its container promises")
@@ -169,20 +169,20 @@ def _compare(found: _Found, video: VideoFile, container: InputContainer, stream:
 
 def _expected(times: list[int | None], container: InputContainer, stream: VideoStream) -> float:
     """How many frames the time from the first to the last, or the file's duration, promises at their usual interval; 0
-    where they come at intervals of many lengths."""
+    if the intervals vary too much."""
     known = [time for time in times if time is not None]
     if len(known) < 3 or not stream.time_base:
         return 0.0
     steps = np.diff(known)
-    usual = float(np.median(steps))  # containers often name another rate
-    # Matroska rounds to milliseconds, of which a frame may take few. Recordings of a screen pause, more than once.
+    usual = float(np.median(steps))  # containers often give another rate
+    # Matroska rounds to milliseconds, and a frame may last only a few. Screen recordings pause more than once.
     even = np.abs(steps - usual) <= 0.3 * usual
     if usual <= 0 or even.mean() < _EVEN or (~even).sum() > 2:
         return 0.0
     expected = (known[-1] - known[0]) / usual + 1
     if container.duration and len(container.streams) == 1:  # sound may be longer
         duration = float(Fraction(container.duration, av.time_base) / stream.time_base)
-        # Matroska counts from 0, wherever the first frame is.
+        # Matroska's duration counts from 0, wherever the first frame is.
         begin = max(0, known[0]) if container.format.name == "matroska,webm" else 0
         expected = max(expected, (duration - begin) / usual)
     return expected

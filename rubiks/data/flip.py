@@ -1,4 +1,4 @@
-"""What a video shows when it is mirrored left to right, by the names of its class."""
+"""Which class a video shows when it is mirrored left to right, judging by the class names."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _ADVERB = re.compile("right[ _](?=(out|away|now)(?![a-z]))")  # as in "pulling i
 
 
 def mirrored_labels(classes: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Pair the classes that mirroring exchanges: names that differ by left and right, or by the sense of a turn.
+    """Pair the classes that mirroring exchanges: names that differ by left and right, or by the direction of a turn.
 
-    "Pulling something from left to right" becomes "Pulling something from right to left". A class whose name names no
-    side stays what it is.
+    "Pulling something from left to right" becomes "Pulling something from right to left". A class whose name
+    mentions no side keeps its label.
 
     Args:
         classes: class names in label order.
@@ -35,12 +35,12 @@ def mirrored_labels(classes: Sequence[str]) -> tuple[list[int], list[str]]:
 
 
 def tells(name: str) -> bool:
-    """Whether a class name is words, from which a side could be read: not a number or a code."""
+    """Whether a class name consists of words, which could mention a side, and is not a number or a code."""
     return re.search("[A-Za-z]{2}", name) is not None
 
 
 def _normal(name: str) -> str:
-    """Lower case, SwipeLeft as swipe left, all spellings of the turn against the clock as one."""
+    """Lower case, SwipeLeft as swipe left, and one spelling for counterclockwise."""
     spaced = re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower()
     return re.sub(
         "(counter|anti)[-_ ]?clock[-_ ]?wise", "counterclockwise", re.sub("clock[-_ ]wise", "clockwise", spaced)

@@ -1,4 +1,4 @@
-"""What packets of H.264 say (`packets`). Source: ITU-T H.264, section 7.3, and annex D for supplemental information."""
+"""Reads packets of H.264 (`packets`). Source: ITU-T H.264, section 7.3, and annex D for supplemental information."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def h264(extradata: bytes) -> ReadPacket:
                 turned += 47 in messages  # a display orientation, which libraries do not know
             elif kind == 7:
                 sets[unit] = _sequence(unit)
-            elif kind == 2:  # slices in parts
+            elif kind == 2:  # slices split into partitions
                 return UNKNOWN
-        # Two fields may come as two packets, of which a decoder makes one frame.
+        # Two fields may come as two packets, which a decoder combines into one frame.
         known = pictures == 1 and bool(sets) and all(one is not None and one.progressive for one in sets.values())
         layout = bytes([len(sets) & 255, turned & 255])
         return Packet(1 if known else None, (keys or recovers) and pictures == 1, layout, order=order)
@@ -57,7 +57,7 @@ def _parameter_sets(extradata: bytes, in_boxes: bool) -> Iterator[bytes]:
 
 
 def _messages(unit: bytes) -> dict[int, bytes]:
-    """Supplemental information, by its kind."""
+    """Supplemental information, by kind."""
     data, place, found = _unescaped(unit[1:]), 0, {}
     try:
         while place + 2 < len(data):
@@ -76,7 +76,7 @@ def _messages(unit: bytes) -> dict[int, bytes]:
 
 
 def _recovers(message: bytes) -> bool:
-    """Whether a recovery point says that this frame and all that are shown after it are exact from here on."""
+    """Whether a recovery point says that this frame and all frames shown after it are exact."""
     bits = Bits(message)
     try:
         return bits.golomb() == 0 and bits.take(1) == 1 and bits.take(1) == 0
@@ -85,7 +85,7 @@ def _recovers(message: bytes) -> bool:
 
 
 def _unescaped(data: bytes) -> bytes:
-    """Without the bytes that keep start codes out."""
+    """The data without the bytes that prevent start codes in it."""
     return data.replace(b"\0\0\3", b"\0\0")
 
 
@@ -94,9 +94,9 @@ class _Sequence(NamedTuple):
 
     Attributes:
         progressive: no frame is coded as two fields.
-        planes: colours are coded as pictures of their own.
-        number_bits: of a picture's frame_num.
-        order_type, order_bits: how its place in the order of showing is written.
+        planes: colours are coded as separate pictures.
+        number_bits: bits of a picture's frame_num.
+        order_type, order_bits: how its place in display order is coded.
     """
 
     progressive: bool
@@ -107,7 +107,7 @@ class _Sequence(NamedTuple):
 
 
 def _sequence(unit: bytes) -> _Sequence | None:
-    """Of a sequence parameter set; None where it cannot be read."""
+    """Read a sequence parameter set; None if it cannot be read."""
     bits = Bits(_unescaped(unit[1:]))
     planes, order_bits = False, 0
     try:
@@ -139,16 +139,16 @@ def _sequence(unit: bytes) -> _Sequence | None:
 
 
 class _Places:
-    """Pictures' places in the order of showing: their picture order counts, which begin anew at an IDR picture.
+    """Pictures' places in display order: their picture order counts, which restart at an IDR picture.
 
-    Source: H.264, 8.2.1. Where a picture begins them anew otherwise, places and times disagree, as they should.
+    Source: H.264, 8.2.1. If another picture restarts them, places and times disagree, as they should.
     """
 
     def __init__(self) -> None:
         self._group = self._high = self._low = self._count = 0
 
     def of(self, unit: bytes, sequence: _Sequence | None) -> int | None:
-        """From a picture's first slice; None where its place is not to be had so."""
+        """The place, from a picture's first slice; None if it cannot be read from that."""
         if sequence is None or sequence.order_type == 1:
             return None
         bits = Bits(_unescaped(unit[1:24]))
@@ -164,7 +164,7 @@ class _Places:
         if is_idr:
             self._group += 1 << 40
             self._high = self._low = 0
-        if sequence.order_type == 2:  # in the order of decoding
+        if sequence.order_type == 2:  # display order is decoding order
             self._count += 1
             return self._group + self._count
         full, high = 1 << sequence.order_bits, self._high

@@ -1,6 +1,6 @@
 """Where the frames of a video file are, and whether seeking returns the same ones as decoding from the start.
 
-A file is demuxed once, which is quick beside decoding, and what is not proven here is decoded in order.
+A file is demuxed once, which is quick compared to decoding. If seeking is not proven exact, it is decoded in order.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from rubiks.data.packets import packet_reader
 from rubiks.data.records import Seek
 from rubiks.data.screen import turn_of
 
-# Where decord (0.6.0) and torchcodec return the frames of a decode from the start, if the packets too allow it. In AVI,
-# MPEG-TS and MPEG-PS, whose time stamps are incomplete, and for MPEG-4 part 2 and HEVC with B-frames, decord returns
-# others without an error, and of more than 8 bits per channel it makes slightly other colours.
+# Formats for which decord (0.6.0) and torchcodec return the frames of a decode from the start, if the packets allow it
+# too. In AVI, MPEG-TS and MPEG-PS, whose time stamps are incomplete, and for MPEG-4 part 2 and HEVC with B-frames,
+# decord returns wrong frames without an error, and with more than 8 bits per channel its colours are slightly off.
 _FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv")
 _CODECS = ("h264", "vp8", "vp9")
 _PIXELS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
-_HALF_HEIGHT = ("yuv420p", "yuvj420p")  # of which odd heights get other colours
+_HALF_HEIGHT = ("yuv420p", "yuvj420p")  # odd heights get different colours
 _TURNS = ((True, True, False), (False, True, True), (True, False, True))  # quarter turns, no mirrors
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A packet from which decoding can begin.
+    """A packet where decoding can start.
 
     Attributes:
         position: its number among the packets.
@@ -52,12 +52,12 @@ class Index:
     """The frames of a file. Times are in units of the stream's time base.
 
     Attributes:
-        length: frames that a decode from the start gives; None where the packets do not tell.
+        length: how many frames a decode from the start gives; None if the packets do not tell.
         seek: how any frame can be reached.
         steady: whether all frames are known to have one size.
-        entries: where decoding can begin, in order.
-        times: when each frame is shown, in order; empty where that does not tell them apart.
-        positions: the number of the packet of each time.
+        entries: where decoding can start, in order.
+        times: when each frame is shown, in order; empty if that does not identify frames.
+        positions: the packet's number for each time.
         packets: the number of each packet, by its time stamp and size.
     """
 
@@ -70,7 +70,7 @@ class Index:
     packets: dict[tuple[int | None, int], int]
 
     def entry_before(self, time: int) -> Entry:
-        """The last one from which the frame of this time can be decoded."""
+        """The last entry from which the frame of this time can be decoded."""
         place = bisect_right(self.entries, self.positions[time], key=lambda entry: entry.position)
         while self.entries[place - 1].time > time:
             place -= 1
@@ -78,13 +78,13 @@ class Index:
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first video, which is no cover picture; None where a file has none."""
+    """The first video that is not a cover picture; None if a file has none."""
     videos = container.streams.video
     return next((stream for stream in videos if not stream.disposition & Disposition.attached_pic), None)
 
 
 def packets_with_data(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
-    """A file's packets. Those without data, by which AVI and Theora repeat a frame, are none for FFmpeg's decoders."""
+    """A file's packets. Those without data, with which AVI and Theora repeat a frame, are left out, as in FFmpeg."""
     return (packet for packet in container.demux(stream) if packet.size)
 
 
@@ -109,7 +109,7 @@ def read_index(container: InputContainer, stream: VideoStream) -> Index:
         rows.append(
             _Row(packet.pts, packet.dts, packet.size, packet.is_keyframe, packet.is_discard, read(bytes(packet)))
         )
-        if packet.is_keyframe:  # a header or a palette for what follows, which a demuxer hands out a single time
+        if packet.is_keyframe:  # a header or a palette for what follows, which a demuxer gives only once
             once = once or packet.has_sidedata("new_extradata") or packet.has_sidedata("palette")
     length = _length(rows, reordered)
     times = [] if length is None or once else _times(rows, length, reordered)
@@ -132,7 +132,7 @@ def read_index(container: InputContainer, stream: VideoStream) -> Index:
 
 
 class _Row(NamedTuple):
-    """A packet with data: times, bytes, what the container says of it, and what it says of itself."""
+    """A packet with data: times, bytes, what the container says about it, and what it says about itself."""
 
     pts: int | None
     dts: int | None
@@ -147,23 +147,23 @@ class _Row(NamedTuple):
 
 
 def _length(rows: list[_Row], reordered: bool) -> int | None:
-    """Frames that are shown; None where the packets do not tell."""
+    """How many frames are shown; None if the packets do not tell."""
     if not rows or any(row.said.frames is None for row in rows):
         return None
     known = [row.pts for row in rows if row.pts is not None]
-    if known and len(known) < len(rows):  # FFmpeg gives none to frames whose references were cut off
+    if known and len(known) < len(rows):  # FFmpeg gives no time to frames whose references were cut off
         return None
-    # What refers to frames before the first is not shown, or damaged.
+    # Frames that refer to others before the first are not shown, or are damaged.
     if not rows[0].said.entry or (known and min(known) < known[0]):
         return None
-    # A decoder that does not expect frames in another order than that of their packets drops some where it begins.
+    # A decoder that does not expect frames in a different order from their packets drops some at the start.
     if not reordered and not _increase([row.pts for row in rows if row.shown and row.pts is not None]):
         return None
     return sum(row.shown for row in rows)
 
 
 def _times(rows: list[_Row], length: int, reordered: bool) -> list[int]:
-    """When each frame is shown, in order; empty where that does not tell them apart, or is not the decoder's order."""
+    """When each frame is shown, in order; empty if that does not identify frames, or is not the decoder's order."""
     times = [row.pts for row in rows if row.shown and row.pts is not None]
     if not times or len(set(times)) < length or not all(row.said.timed for row in rows):
         return []
@@ -172,12 +172,12 @@ def _times(rows: list[_Row], length: int, reordered: bool) -> list[int]:
     if len(places) == length:
         if not _increase(places):
             return []
-    elif reordered and length > 2 and _increase(times):  # as decoding times would: frames come in another order
+    elif reordered and length > 2 and _increase(times):  # like decoding times, but frames are reordered
         return []
-    first, latest = min(times), float("-inf")  # the latter of those so far
+    first, latest = min(times), float("-inf")  # latest: of those so far
     for row in rows:
-        assert row.pts is not None  # `_length` has seen to it
-        # Times go back where files were joined, or an edit list shows a part again.
+        assert row.pts is not None  # checked by `_length`
+        # Times go back if files were joined, or an edit list repeats a part.
         if first < row.pts < latest and (row.said.entry or row.is_discarded):
             return []
         if row.shown:
@@ -204,7 +204,7 @@ def _entries(rows: list[_Row], stream: VideoStream) -> list[Entry]:
 def _any_library(container: InputContainer, stream: VideoStream, rows: list[_Row], index: Index) -> bool:
     """Whether libraries that seek by the container's key frames and count packets return the same frames.
 
-    With a single key frame there is nothing to seek to, and PyAV decodes faster in order than decord.
+    With a single key frame there is nothing to seek to, and PyAV decodes in order faster than decord.
     """
     keys = [position for position, row in enumerate(rows) if row.is_key]
     if len(keys) < 2 or len(container.streams.video) > 1:
@@ -220,7 +220,7 @@ def _any_library(container: InputContainer, stream: VideoStream, rows: list[_Row
     later = float("inf")  # the earliest time of the packets that follow
     for position in reversed(range(len(rows))):
         time = rows[position].pts
-        assert time is not None  # all are shown, and have times of their own
+        assert time is not None  # all are shown, and have unique times
         if rows[position].is_key and (position not in entries or later < time):
             return False
         later = min(later, time)
@@ -228,7 +228,7 @@ def _any_library(container: InputContainer, stream: VideoStream, rows: list[_Row
 
 
 def _shown_by_libraries(container: InputContainer, stream: VideoStream, index: Index) -> bool:
-    """Whether libraries show the first frame as players do: they know quarter turns that an mp4 file gives alone."""
+    """Whether libraries show the first frame as players do: the only turns they know are quarter turns in mp4 files."""
     announced = stream.codec_context.width, stream.codec_context.height
     container.seek(index.entries[0].target, stream=stream)
     try:

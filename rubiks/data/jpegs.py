@@ -1,6 +1,6 @@
-"""Videos as `rubiks prepare` keeps them: JPEG frames in an MP4 file, of which any few are read without the others.
+"""Videos as `rubiks prepare` stores them: JPEG frames in an MP4 file, any of which can be read without the others.
 
-Players show such a file like any other. What sets it apart is its brand, the word that begins an MP4 file, and what the
+Players show such a file like any other. It differs in its brand, the word at the start of an MP4 file, and in what the
 reader relies on: one track, whose frames lie one after the other, so that the index of their sizes (`stsz` in ISO/IEC
 14496-12) tells where each is.
 """
@@ -23,18 +23,18 @@ from rubiks.errors import VideoError
 
 BRAND = "rbks"
 
-Read = Callable[[int, int], bytes | bytearray]  # of an offset and a number of bytes
+Read = Callable[[int, int], bytes | bytearray]  # from an offset, this many bytes
 
 
 def open_jpegs(path: str, span: Span | None = None) -> JpegVideo | None:
-    """Open a video if it is of this form; None for others, and where it cannot be read.
+    """Open a video if it has this form; None for others, and if it cannot be read.
 
     Args:
-        path: the file, or a name for messages where it lies in a shard.
-        span: where in a shard it lies.
+        path: the file, or a name for messages if it is in a shard.
+        span: its place in a shard.
 
     Raises:
-        VideoError: it is of this form, and damaged or cut off.
+        VideoError: it has this form, but is damaged or cut off.
     """
     name, offset, size = span or (path, 0, None)
     if not os.path.isfile(name):  # opening a pipe would wait for its writer
@@ -58,15 +58,15 @@ def open_jpegs(path: str, span: Span | None = None) -> JpegVideo | None:
 
 
 class JpegVideo(OpenVideo):
-    """A video of JPEG frames, as a context manager; `open_jpegs` makes it.
+    """A video of JPEG frames, as a context manager; made by `open_jpegs`.
 
     Args:
         path: its name in messages.
-        file: holds it; closed with the video.
+        file: the file with the video; closed with the video.
         offset, size: where it lies in the file, in bytes.
 
     Attributes:
-        rate: frames a second.
+        rate: frames per second.
 
     Raises:
         VideoError: it is damaged or cut off.
@@ -117,11 +117,11 @@ class JpegVideo(OpenVideo):
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
     def close(self) -> None:
-        """Close the file; the object is of no use afterwards."""
+        """Close the file; the object cannot be used afterwards."""
         self._file.close()
 
     def _read(self, start: int, size: int) -> bytearray:
-        """So many bytes of the video; fewer at its file's end."""
+        """`size` bytes of the video from `start`; fewer at the end of its file."""
         content = bytearray(size)
         try:
             self._file.seek(self._offset + start)
@@ -132,7 +132,7 @@ class JpegVideo(OpenVideo):
 
 
 def _index(read: Read, size: int) -> tuple[Fraction, np.ndarray, np.ndarray]:
-    """Frames a second, where each frame begins, and its bytes; raises ValueError, KeyError or struct.error."""
+    """Frames per second, where each frame begins, and its bytes; raises ValueError, KeyError or struct.error."""
     boxes = _boxes(read, 0, size)
     first, end = boxes[b"mdat"]
     start, stop = boxes[b"moov"]

@@ -1,4 +1,4 @@
-"""What the machine's limits do to a loader's workers, and what a user is told: full shared memory, and kills."""
+"""Explains to the user when the machine's limits stop a loader's workers: full shared memory, and kills."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from rubiks.errors import VideoError
 
 _SHM = "/dev/shm"  # where Linux keeps shared memory
-_CRASHES = (signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)  # a process's own doing
+_CRASHES = (signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)  # caused by the process itself
 _REMEDY = "fewer loader processes (data.workers=N) or a smaller batch (recipe.batch_size, in evaluation batch_size)"
 
 
@@ -30,7 +30,7 @@ class Space(NamedTuple):
 
 
 def space() -> Space | None:
-    """Of /dev/shm; None where there is none."""
+    """The space of /dev/shm; None if there is none."""
     try:
         found = shutil.disk_usage(_SHM)
     except OSError:
@@ -40,10 +40,10 @@ def space() -> Space | None:
 
 @dataclass(frozen=True)
 class NoRoom:
-    """What a worker returns in place of a batch for which there is no shared memory.
+    """What a worker returns instead of a batch if there is not enough shared memory for it.
 
     Attributes:
-        reason: the system's.
+        reason: the system's message.
         size: bytes of the batch's views.
         space: of /dev/shm, as the worker found it.
     """
@@ -54,10 +54,10 @@ class NoRoom:
 
 
 class WorkerCollate:
-    """A collate function for a loader's workers, which returns `NoRoom` where shared memory does not suffice.
+    """A collate function for a loader's workers, which returns `NoRoom` if there is not enough shared memory.
 
-    All of a batch's tensors lie in shared memory before it is returned. A thread of the worker would move the small
-    ones there otherwise; if that fails, the batch is lost, and the process that trains waits for it for ever.
+    All of a batch's tensors are in shared memory before it is returned. Otherwise a thread of the worker would move the
+    small ones there; if that fails, the batch is lost, and the training process waits for it forever.
 
     Args:
         collate: makes a batch of samples.
@@ -82,31 +82,31 @@ class WorkerCollate:
 
 
 def start_worker(number: int) -> None:
-    """A `DataLoader`'s `worker_init_fn`: what a worker does about signals."""
-    # PyTorch's handlers of crashes print lines of their own; the others are for the parent, which was forked.
+    """A `DataLoader`'s `worker_init_fn`: sets how a worker handles signals."""
+    # PyTorch's crash handlers print extra lines; the other handlers are the parent's, inherited by forking.
     for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which may still want the worker's batches
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and may still want the worker's batches
 
 
 def no_room(error: BaseException) -> str | None:
-    """The system's reason if shared memory could not be had; None for other errors."""
+    """The system's message if shared memory could not be allocated; None for other errors."""
     if isinstance(error, OSError):
         return os.strerror(errno.ENOSPC) if error.errno == errno.ENOSPC else None
-    # PyTorch has the system's number in its text alone.
+    # PyTorch gives the system's error number only in its text.
     text = r"unable to (?:allocate shared memory|mmap|write to file|resize file|stretch file).*\((\d+)\)"
     found = re.search(text, str(error))
     return os.strerror(int(found[1])) if found else None
 
 
 def describe_full(reason: str, size: int, left: Space | None, batches: int) -> str:
-    """What to tell where shared memory is full.
+    """The message for full shared memory.
 
     Args:
-        reason: the system's.
-        size: bytes of a batch; 0 where that is not known.
-        left: of /dev/shm.
-        batches: how many lie there at a time, at most.
+        reason: the system's message.
+        size: bytes of a batch; 0 if unknown.
+        left: the space of /dev/shm.
+        batches: how many are there at a time, at most.
     """
     room = "" if left is None else f"{_SHM} has {_mib(left.total)}, {_mib(left.free)} of it free; "
     room += f"a batch takes {_mib(size)}, and " if size else ""
@@ -117,10 +117,10 @@ def describe_full(reason: str, size: int, left: Space | None, batches: int) -> s
 
 
 def describe_lost(process: int, number: int) -> str:
-    """What to tell of a worker that a signal has ended."""
+    """The message for a worker that a signal has ended."""
     name = next((known.name for known in signal.Signals if known == number), f"signal {number}")
     who = f"a loader process (id {process})"
-    if number == signal.SIGBUS:  # a page of a mapped file cannot be had
+    if number == signal.SIGBUS:  # a page of a mapped file is not available
         left = space()
         room = "" if left is None else f": {_SHM} has {_mib(left.total)}, {_mib(left.free)} of it free"
         return (
@@ -141,7 +141,7 @@ def describe_lost(process: int, number: int) -> str:
 
 
 def memory() -> int:
-    """Bytes that the processes here may take together: the machine's, or a container's limit."""
+    """Bytes that the processes here may use together: the machine's memory, or a container's limit."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # "max"

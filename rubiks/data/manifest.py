@@ -1,4 +1,4 @@
-"""What is known of a data set's files: one line of JSON for each, beside the videos."""
+"""What is known about a data set's files: one line of JSON for each, stored with the videos."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rubiks.errors import InputError, VideoError
 from rubiks.files import write_atomically
 
 NAME = "rubiks-manifest.jsonl"
-VERSION = 2  # of what an entry means; entries of another are not used
+VERSION = 2  # of the meaning of an entry; entries of other versions are not used
 
 _BEGINNING = '{"name": "'
-_ANY_NAME = "surrogatepass"  # file systems have names that are not UTF-8
+_ANY_NAME = "surrogatepass"  # file names may not be UTF-8
 _ANOTHER = "give data.manifest another name"
 
 
@@ -27,18 +27,18 @@ class Entry:
     """One file, or one folder of frames.
 
     Attributes:
-        name: path relative to the data set's folder; absolute where it lies elsewhere.
-        size: bytes, of a folder those of its frames together.
-        mtime_ns: when it was changed last, of a folder its newest frame.
-        sha256: of the content; empty where a problem came first.
+        name: path relative to the data set's folder; absolute if it lies elsewhere.
+        size: bytes; for a folder, those of all its frames.
+        mtime_ns: when it was last changed; for a folder, its newest frame.
+        sha256: of the content; empty if a problem came first.
         frames: how many were decoded.
         width, height: pixels.
-        rate: frames a second; 0 where there is none.
-        key_frames: of a video file, from how many frames decoding can begin; 0 where that is not known.
+        rate: frames per second; 0 if it has none.
+        key_frames: for a video file, from how many frames decoding can start; 0 if unknown.
         seek: how any frame of it can be reached.
-        problem: why it is of no use; None for a good one.
-        doubt: what the decoder complained of although all frames came.
-        remark: what is to be known of its frames: pixels that are not square, several sizes.
+        problem: why it cannot be used; None for a good one.
+        doubt: what the decoder complained about although it gave all frames.
+        remark: what the user should know about its frames: pixels that are not square, several sizes.
         version: of the rules by which it was examined.
     """
 
@@ -59,7 +59,7 @@ class Entry:
 
 
 class Manifest:
-    """The entries of a data set, by name. A check that was interrupted leaves those that it came to.
+    """The entries of a data set, by name. An interrupted check leaves those that it has finished.
 
     Args:
         root: folder of the data set.
@@ -67,10 +67,10 @@ class Manifest:
 
     Attributes:
         entries: by name.
-        outdated: how many entries of another version the file had, which are left out.
+        outdated: how many entries of another version the file had; they are left out.
 
     Raises:
-        InputError: the file is there and is no manifest.
+        InputError: the file exists but is not a manifest.
     """
 
     def __init__(self, root: str | os.PathLike, path: str = NAME) -> None:
@@ -84,7 +84,7 @@ class Manifest:
             return
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self.path}: the manifest cannot be read: {error}; {_ANOTHER}") from None
-        unfinished = lines.pop()  # by a check that was interrupted
+        unfinished = lines.pop()  # by an interrupted check
         if not _BEGINNING.startswith(unfinished[: len(_BEGINNING)]):
             lines.append(unfinished)
         for number, line in enumerate(lines, start=1):
@@ -103,7 +103,7 @@ class Manifest:
 
     @property
     def digest(self) -> str | None:
-        """SHA-256 of names, sizes, hashes and frame counts: the same wherever the data set lies. None where empty."""
+        """SHA-256 of names, sizes, hashes and frame counts: the same wherever the data set lies. None if empty."""
         if not self.entries:
             return None
         total = hashlib.sha256()
@@ -122,7 +122,7 @@ class Manifest:
         write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors=_ANY_NAME))
 
     def append(self, entry: Entry) -> None:
-        """Add an entry, also to the file at once."""
+        """Add an entry, and write it to the file at once."""
         self.entries[entry.name] = entry
         try:
             with open(self.path, "a", encoding="utf-8", errors=_ANY_NAME) as file:
@@ -131,7 +131,7 @@ class Manifest:
             raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def apply(self, records: Sequence[VideoRecord]) -> list[VideoRecord]:
-        """The records, with what is known of good videos, so that no reader counts their frames again."""
+        """The records, with what is known about good videos, so that no reader counts their frames again."""
         if not self.entries:
             return list(records)
         return [self._applied(record) for record in records]
@@ -144,7 +144,7 @@ class Manifest:
 
 
 def stamp(record: VideoRecord) -> tuple[int, int]:
-    """Size and mtime_ns of an entry; (0, 0) of what is not there, or a folder of frames with gaps."""
+    """Size and mtime_ns of an entry; (0, 0) for a missing file, or a folder of frames with gaps."""
     try:
         status = [os.stat(path) for path in record.files]
     except (OSError, VideoError):

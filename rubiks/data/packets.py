@@ -1,9 +1,10 @@
-"""What the first bytes of a packet say: how many frames a player shows of it, and whether decoding can begin there.
+"""Reads from a packet's first bytes how many frames a player shows of it, and whether decoding can start there.
 
-Containers do not say either reliably. They call pictures key frames from which the frames around cannot be decoded
-(open GOPs and periodic intra refresh of H.264), call every packet a key frame, or hold packets that are never shown
-(the alt-ref frames of VP8). The codecs themselves do. Sources: ITU-T H.264 and H.265, section 7.3; RFC 6386 (VP8),
-section 9.1; the VP9 and AV1 bitstream specifications, "uncompressed header" and "OBU syntax"; ISO/IEC 14496-2 (MPEG-4).
+Containers are not reliable on either. They mark pictures as key frames although the frames around them cannot be
+decoded from there (open GOPs and periodic intra refresh of H.264), mark every packet as a key frame, or hold packets
+that are never shown (the alt-ref frames of VP8). The codecs themselves are. Sources: ITU-T H.264 and H.265, section
+7.3; RFC 6386 (VP8), section 9.1; the VP9 and AV1 bitstream specifications, "uncompressed header" and "OBU syntax";
+ISO/IEC 14496-2 (MPEG-4).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from rubiks.data.h264 import h264
 
 
 def packet_reader(codec: str, extradata: bytes | None, intra_only: bool) -> ReadPacket:
-    """What reads a codec's packets.
+    """The function that reads a codec's packets.
 
     Args:
-        codec: FFmpeg's name.
-        extradata: the codec's header as the container has it.
-        intra_only: whether every frame of the codec stands alone.
+        codec: FFmpeg's name for it.
+        extradata: the codec's header as stored in the container.
+        intra_only: whether every frame of the codec can be decoded without others.
     """
     if codec in _READERS:
         return _READERS[codec](extradata or b"")
@@ -33,23 +34,23 @@ def packet_reader(codec: str, extradata: bytes | None, intra_only: bool) -> Read
 def _hevc(extradata: bytes) -> ReadPacket:
     in_boxes = len(extradata) > 21 and extradata[0] == 1  # HEVCDecoderConfigurationRecord
     length_size = (extradata[21] & 3) + 1 if in_boxes else 0
-    # Leading pictures of a CRA picture that a decoder begins with, or of a broken link, are not shown.
+    # Leading pictures are not shown if they belong to a broken link, or to a CRA picture where decoding starts.
     began, leading_shown = False, False
 
     def read(data: bytes) -> Packet:
         nonlocal began, leading_shown
         pictures, shown, entry = 0, 0, True
         for unit in nal_units(data, length_size):
-            if len(unit) < 3 or (unit[0] & 1) << 5 | unit[1] >> 3:  # of another layer, such as transparency
+            if len(unit) < 3 or (unit[0] & 1) << 5 | unit[1] >> 3:  # another layer, such as transparency
                 continue
             kind, first = unit[0] >> 1 & 63, unit[2] >> 7
-            if kind == 36:  # the end of a sequence, after which everything begins anew
+            if kind == 36:  # the end of a sequence, after which everything starts over
                 return UNKNOWN
             if kind > 31:
                 continue
             pictures += first
             if 16 <= kind <= 23:
-                if unit[2] >> 6 & 1:  # frames that were to be shown before it are dropped
+                if unit[2] >> 6 & 1:  # earlier frames that were not shown yet are dropped
                     return UNKNOWN
                 leading_shown = began and kind > 18
                 began = True
@@ -76,7 +77,7 @@ def _vp8(extradata: bytes) -> ReadPacket:
 
 def _vp9(extradata: bytes) -> ReadPacket:
     def frames(data: bytes) -> list[bytes]:
-        """A superframe's frames. Its index is at the end, between two equal marks."""
+        """A superframe's frames. Its index is at the end, between two equal marker bytes."""
         mark = data[-1]
         count, length = (mark & 7) + 1, (mark >> 3 & 3) + 1
         start = len(data) - 2 - count * length
@@ -91,18 +92,18 @@ def _vp9(extradata: bytes) -> ReadPacket:
         return [frame for frame in found if frame]
 
     def header(data: bytes) -> tuple[bool, bool, bytes | None]:
-        """Whether it is shown, whether it is a key frame, and what it says of the size."""
+        """Whether the frame is shown, whether it is a key frame, and what it says about its size."""
         bits = Bits(data[:16])
         bits.take(2)
         profile = bits.take(1) | bits.take(1) << 1
         if profile == 3:
             bits.take(1)
-        if bits.take(1):  # shows a frame that came before
+        if bits.take(1):  # shows an earlier frame again
             return True, False, None
         inter, shown, resilient = bits.take(1), bool(bits.take(1)), bits.take(1)
         if not inter:
             bits.take(24)
-            if profile:  # whose size is elsewhere
+            if profile:  # the size is elsewhere
                 return shown, True, None
             return shown, True, bits.take(36).to_bytes(5, "big")  # colours, width, height
         intra = 0 if shown else bits.take(1)
@@ -110,7 +111,7 @@ def _vp9(extradata: bytes) -> ReadPacket:
             bits.take(2)
         if not intra:
             bits.take(20)
-            if bits.take(3):  # as large as a frame that it refers to
+            if bits.take(3):  # the same size as a reference frame
                 return shown, False, None
         return shown, False, b"a size of its own"
 
@@ -163,7 +164,7 @@ def _av1(extradata: bytes) -> ReadPacket:
 
 # ---- MPEG-4 part 2
 
-_EMPTY = 16  # bytes that the shortest frame with something in it has more than, if it is no thumbnail
+_EMPTY = 16  # bytes; shorter frames are empty, unless the video is as small as a thumbnail
 
 
 def _mpeg4(extradata: bytes) -> ReadPacket:
@@ -175,13 +176,13 @@ def _mpeg4(extradata: bytes) -> ReadPacket:
         if packed and len(frames) == 1 and len(frames[0]) < _EMPTY:
             packed -= 1
             return Packet(1, False, timed=False)
-        # A frame with nothing in it, which repeats the one before, is no frame for FFmpeg.
+        # FFmpeg gives no frame for an empty one, which repeats the one before.
         if not 1 <= len(frames) <= 2 or any(len(frame) < _EMPTY for frame in frames):
             return UNKNOWN
         past += 1
         if past == 2 and frames[0][0] >> 6 == 2:  # a B-frame whose first reference is missing
             return UNKNOWN
-        # How B-frames came into AVI files: two frames in a packet, later an empty one, at which the second is shown.
+        # B-frames in AVI files: two frames in one packet, and later an empty packet, when the second is shown.
         packed += len(frames) - 1
         return Packet(1, len(frames) == 1 and frames[0][0] >> 6 == 0, timed=len(frames) == 1)
 

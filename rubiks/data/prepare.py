@@ -1,4 +1,4 @@
-"""A data set anew in a form that is quick to read at random: small frames, each to be had without many others."""
+"""Rewrites a data set for fast random reading: small frames, each readable without decoding many others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Job:
         target: the file, or folder of frames, to write.
         name: the target's name in the manifest.
         form: one of FORMS.
-        short_side: pixels that the shorter side has at most.
+        short_side: maximum of the shorter side, in pixels.
     """
 
     record: VideoRecord
@@ -37,15 +37,15 @@ class Job:
     short_side: int
 
     def written(self, frames: int, path: Path | None = None) -> VideoRecord:
-        """So many frames as a record, at the target or another path."""
+        """The written video as a record with this many frames, at the target or another path."""
         pattern = (frames, PATTERN) if self.form == "frames" else ()
         return VideoRecord(str(path or self.target), self.record.label, *pattern)
 
 
 def target_name(name: str, form: str, folder: bool = False) -> str:
-    """Where a video of the source goes: its name with another extension, and an absolute one in the folder too.
+    """Where a source video is written: its name with another extension; absolute names go into the folder too.
 
-    What follows a dot in the name of a `folder` of frames is no extension.
+    A dot in the name of a `folder` of frames does not start an extension.
     """
     path = PurePath(name)
     path = path.relative_to(path.anchor)
@@ -60,21 +60,21 @@ def prepare(
     seconds: float,
     advance: Callable[[], object] = lambda: None,
 ) -> dict[str, str]:
-    """Write what is not there yet, and the manifest; a call that was killed is made good by the next.
+    """Write what is not there yet, and the manifest; after a killed call, the next one does the rest.
 
     Args:
         jobs: one for each video.
-        manifest: that of the new folder.
+        manifest: the new folder's.
         processes: how many videos are read at once.
         seconds: the time limit of one video.
         advance: called for every video.
 
     Returns:
-        Why videos could not be prepared, by the source's path.
+        Why videos could not be prepared, by source path.
     """
-    for left in list(manifest.root.rglob(".*.tmp")):  # of processes that were killed
+    for left in list(manifest.root.rglob(".*.tmp")):  # left by killed processes
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-    manifest.write(manifest.entries)  # without a last line half-written
+    manifest.write(manifest.entries)  # drops a half-written last line
     todo = []
     for job in jobs:
         if _is_done(job, manifest.entries.get(job.name)):
@@ -95,12 +95,12 @@ def prepare(
 def _is_done(job: Job, entry: Entry | None) -> bool:
     if entry is None:
         return False
-    # What is written has the source's time stamp.
+    # Written files have the source's time stamp.
     return stamp(job.written(entry.frames)) == (entry.size, entry.mtime_ns) and entry.mtime_ns == stamp(job.record)[1]
 
 
 def _prepare_one(job: Job) -> Entry:
-    """Write one video, whole or not at all; the entry of what was written."""
+    """Write one video atomically; returns the entry of what was written."""
     mtime_ns = stamp(job.record)[1]
     entries: list[Entry] = []
     folder = job.form == "frames"
@@ -124,7 +124,7 @@ def _prepare_one(job: Job) -> Entry:
 
 
 def _write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """As `write_atomically`, for a folder."""
+    """Like `write_atomically`, for a folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -144,7 +144,7 @@ def _write_folder(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[tuple[str, str]]) -> None:
-    """A list of `data=csv`: path and label."""
+    """Write a list for `data=csv`: path and label."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", encoding="utf-8", newline="") as file:

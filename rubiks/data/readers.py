@@ -18,7 +18,7 @@ FrameReader = Callable[[list[int]], np.ndarray]
 
 
 def check_reader(reader: str) -> None:
-    """Raise InputError where the library of a value of data.reader is not there to use."""
+    """Raise InputError if data.reader is unknown or its library cannot be used."""
     if reader not in get_args(Reader):
         raise InputError(f"data.reader must be one of {', '.join(get_args(Reader))}; got {reader!r}")
     if reader in ("decord", "torchcodec") and importlib.util.find_spec(reader) is None:
@@ -37,15 +37,15 @@ def check_reader(reader: str) -> None:
 
 
 def seeking_reader(reader: str, file: str | io.BytesIO, length: int) -> FrameReader | None:
-    """What reads a file's frames by number; None where the library cannot: then PyAV decides.
+    """A function that reads a file's frames by number; None if the library cannot: then PyAV decides.
 
     Args:
-        reader: one of `Reader`; auto is decord where it is installed (its wheels are for x86-64 alone).
+        reader: one of `Reader`; auto is decord if installed (its wheels are only for x86-64).
         file: a path, or the file's content.
-        length: frames that the video has; a library that counts others would return others.
+        length: how many frames the video has; a library that counts differently would return wrong ones.
 
     Returns:
-        From T frame numbers to uint8 (T, H, W, 3) RGB. It may raise anything for a frame that it cannot reach.
+        A function from T frame numbers to uint8 (T, H, W, 3) RGB. It may raise anything for a frame it cannot reach.
     """
     opened = {"auto": _decord, "decord": _decord, "torchcodec": _torchcodec}
     if reader not in opened:
@@ -58,12 +58,12 @@ def seeking_reader(reader: str, file: str | io.BytesIO, length: int) -> FrameRea
 
 
 def _decord(file: str | io.BytesIO) -> tuple[FrameReader, int]:
-    import decord  # here, in the process that reads video, because it starts threads of its own
+    import decord  # imported here, in the process that reads video, because it starts threads
 
     decord.logging.set_level(decord.logging.QUIET)
-    # Where decord cannot reach a frame it returns the nearest one; with a tolerance it mostly raises instead.
+    # If decord cannot reach a frame it returns the nearest one; with a tolerance it mostly raises instead.
     video = decord.VideoReader(file, num_threads=1, fault_tol=1e-9)
-    # Not asnumpy(), which copies; the result keeps the memory.
+    # Not asnumpy(), which copies; the result keeps the memory alive.
     return lambda indices: from_dlpack(video.get_batch(indices).to_dlpack()).numpy(), len(video)
 
 

@@ -24,14 +24,14 @@ class Span(NamedTuple):
     size: int
 
 
-# How any frame of a video file can be reached: by every library that seeks, by this package's own seeking alone, or
-# only by decoding all frames before it.
+# How any frame of a video file can be reached: by any library that seeks, only by this package's own seeking, or only
+# by decoding all frames before it.
 Seek = Literal["any", "pyav", "none"]
 
 
 class CheckedFile(NamedTuple):
-    """What a manifest says of a video: its bytes, its frames, and of a file those that decoding can begin from, and how
-    any frame can be reached."""
+    """What a manifest says about a video: its bytes and frames and, for a file, from how many frames decoding can start
+    and how any frame can be reached."""
 
     size: int
     frames: int
@@ -46,13 +46,13 @@ class VideoRecord:
     Attributes:
         path: the video file, the folder of frames, or the image.
         label: index of the class, from 0.
-        num_frames: frame folders: the count that the list gives. None where the reader counts, as for video files.
+        num_frames: frame folders: the count in the list. None if the reader counts, as for video files.
         pattern: frame folders: how frame files are named, e.g. "{:06d}.jpg". None for video files.
         image: whether it is a still image, a video of one frame.
         span: videos and images in a shard: where their bytes are; `path` is then only a name. None for loose files.
-        checked: what `rubiks check` found, which spares the reader counting frames.
+        checked: what `rubiks check` found, so that the reader need not count frames.
         first_frame: frame folders: number of the first frame's file, 1 or 0.
-        listed: how the data set's list names the video, by an id or a path. None where it does not: then by `path`.
+        listed: the video's id or path in the data set's list. None if it has neither: then `path` is used.
     """
 
     path: str
@@ -67,19 +67,19 @@ class VideoRecord:
 
     @property
     def name(self) -> str:
-        """The video's name in predictions: another for each video of a list."""
+        """The video's name in predictions, different for each video of a list."""
         return self.path if self.listed is None else self.listed
 
     @property
     def files(self) -> Iterator[str]:
-        """The file, or those of a folder's frames in order; VideoError where they are to be counted and cannot be."""
+        """The file, or a folder's frame files in order; VideoError if they must be counted and cannot be."""
         if self.pattern is None:
             yield self.path
             return
         count = self.num_frames
         if count is None:
             count = count_frames(self.path, self.pattern, self.first_frame)
-        for number in range(count):  # one by one: a wrong list may say any number
+        for number in range(count):  # one by one: a wrong list may give any number
             yield os.path.join(self.path, self.pattern.format(self.first_frame + number))
 
 
@@ -87,10 +87,10 @@ Opened = TypeVar("Opened", bound="OpenVideo")
 
 
 class OpenVideo:
-    """What opening a record gives, whatever it is: a context manager with `frames` and a length."""
+    """An open record of any kind: a context manager with `frames` and a length."""
 
     def close(self) -> None:
-        """Free what is open; the object is of no use afterwards. Here nothing stays open between reads."""
+        """Release what is open; the object cannot be used afterwards. Here nothing stays open between reads."""
 
     def __enter__(self: Opened) -> Opened:
         return self
@@ -102,12 +102,12 @@ class OpenVideo:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden: never data, such as the `._name` that macOS writes beside each file."""
+    """Whether a file or folder is hidden and so never data, such as the `._name` that macOS adds to each file."""
     return name.startswith(".")
 
 
 def count_frames(folder: str, pattern: str, first_frame: int = 1) -> int:
-    """How many frames a folder holds that no list counts.
+    """Count the frames in a folder, if no list gives their number.
 
     Args:
         folder: the folder.
@@ -139,12 +139,12 @@ def count_frames(folder: str, pattern: str, first_frame: int = 1) -> int:
 
 
 def first_frame_hint(number: int) -> str:
-    """What to do where frames are numbered from another number than was said."""
+    """What to do if frames are numbered from a different number than configured."""
     return f"its frames are numbered from {number}; set data.first_frame={number}"
 
 
 def checked_indices(indices: Sequence[int], length: int) -> list[int]:
-    """The indices as plain numbers; others than the caller may ask for are its defect, not the video's."""
+    """The indices as plain numbers; an index out of range is the caller's bug, not a fault of the video."""
     numbers = [operator.index(index) for index in indices]
     if not numbers:
         raise ValueError("no frame indices")

@@ -14,7 +14,7 @@ Side = Annotated[int, Field(ge=16, le=MOST)]
 Window = Annotated[int, Field(ge=1, le=1_000_000)]
 Flip = Literal[True, False, "auto"]
 
-OFFICIAL_SIZE = 224  # of the views that the official files were trained on
+OFFICIAL_SIZE = 224  # side of the views that the official files were trained on
 
 
 class Sampling(Settings, section="data"):
@@ -24,10 +24,10 @@ class Sampling(Settings, section="data"):
     size: Side = Field(description="side of the views, in pixels")
     sampling: Literal["uniform", "dense"] = Field(
         "uniform",
-        description="how a clip's frames lie in its video. uniform: one in each of num_frames segments (TSN); dense: "
-        "at equal steps within a window (I3D)",
+        description="how a clip's frames are chosen. uniform: one from each of num_frames segments (TSN); dense: at "
+        "equal steps within a window (I3D)",
     )
-    window: Window = Field(64, description="of dense sampling, in frames")
+    window: Window = Field(64, description="frames that a clip spans in dense sampling")
 
     @model_validator(mode="after")
     def _wide_enough(self) -> Self:
@@ -40,30 +40,30 @@ class Sampling(Settings, section="data"):
 
     @property
     def span(self) -> int | None:
-        """Frames that a densely sampled clip spans; None for uniform sampling."""
+        """How many frames a densely sampled clip spans; None for uniform sampling."""
         return self.window if self.sampling == "dense" else None
 
 
 class TrainingSampling(Sampling):
     """Clips of training videos."""
 
-    flip: Flip = Field(False, description="mirror half of the training clips; auto: where the class names allow it")
+    flip: Flip = Field(False, description="mirror half of the training clips; auto: if the class names allow it")
     clips_per_video: Count = Field(
-        1, description="how often each video of a batch is sampled, each clip by itself: repeated augmentation"
+        1, description="clips drawn independently from each video of a batch: repeated augmentation"
     )
 
 
 class AsTrained(Settings, section="data"):
-    """Clips of an evaluation: null stands for what the network was trained with."""
+    """Clips of an evaluation: null means the value that the network was trained with."""
 
     num_frames: Count | None = Field(None, description="T, frames of a clip; null: as the checkpoint was trained")
     size: Side | None = Field(None, description="side of the views, in pixels; null: as trained")
     sampling: Literal["uniform", "dense"] | None = Field(None, description="uniform or dense; null: as trained")
-    window: Window | None = Field(None, description="of dense sampling, in frames; null: as trained")
-    flip: Flip = Field(False, description="of training; no clip of an evaluation is mirrored")
+    window: Window | None = Field(None, description="frames that a clip spans in dense sampling; null: as trained")
+    flip: Flip = Field(False, description="used only in training; evaluation never mirrors clips")
 
     def resolve(self, trained: Mapping[str, Any], num_frames: int) -> Sampling:
-        """The sampling; where this says nothing, as a checkpoint's section `data` and its number of frames say."""
+        """The sampling, with null replaced by what a checkpoint's section `data` and its number of frames say."""
         defaults = {"num_frames": num_frames, "size": OFFICIAL_SIZE, "sampling": "uniform", "window": 64}
         known = {key: trained[key] for key in ("size", "sampling", "window") if key in trained}
         given = {key: value for key, value in self.model_dump(exclude={"flip"}).items() if value is not None}

@@ -1,4 +1,4 @@
-"""Draws the clips of the built-in data set: an actor does one action that only the order of the frames tells.
+"""Draws the clips of the built-in data set: an actor does one action that only the order of the frames reveals.
 
 Units are those of `rubiks.data.actions`, unless a name ends in ``_px``.
 """
@@ -46,7 +46,7 @@ def _yuv(rgb: Floats) -> Floats:
 
 
 def _contrast(a: Floats, b: Floats) -> Floats:
-    """How clearly two RGB colours differ; brightness counts most as the video keeps a quarter of the colour."""
+    """How clearly two RGB colours differ; brightness counts most as the video keeps only a quarter of the colour."""
     difference = np.abs(_yuv(a) - _yuv(b))
     return np.minimum(difference[..., 0], 0.2) + 0.5 * difference.sum(-1)
 
@@ -56,21 +56,21 @@ def _rgb(look: Look) -> Floats:
 
 
 def cast(rng: np.random.Generator, level: str, label: int) -> list[Look]:
-    """The looks of a clip's actors, one for each [something] of the class in order; the first thing to draw."""
+    """The looks of a clip's actors, one for each [something] of the class in order; must be drawn first."""
     names, shapes = list(rng.permutation(list(_COLOURS))), list(rng.permutation(list(SHAPES)))
     first = Look(str(shapes[0]), str(names[0]))
     if class_names(level)[label - label % 2].count("[something]") < 2:
         return [first]
-    # The second is seen under the first.
+    # The second is visible under the first.
     other = next(n for n in names[1:] if _contrast(np.array(_COLOURS[n], float), _rgb(first)) > 0.45)
     return [first, Look(str(shapes[1]), str(other))]
 
 
 def _background_colours(rng: np.random.Generator, looks: Sequence[Look], level: str) -> Floats:
-    """Two colours (2, 3) for the background that set off the actors: the same one twice where it is plain.
+    """Two colours (2, 3) for a background that contrasts with the actors: the same one twice if it is plain.
 
-    They are dark and greyish. Backgrounds of any colour outweigh what happens in front of them so much that RubiksNet
-    does not begin to learn the actions within thousands of clips.
+    They are dark and greyish. Backgrounds of arbitrary colours dominate what happens in front of them so much that
+    RubiksNet does not start to learn the actions within thousands of clips.
     """
     brightness = rng.uniform(20, 70, (64, 1, 1)) if level == "plain" else rng.uniform(40, 90, (64, 1, 1))
     choices = np.repeat(brightness + rng.uniform(-8, 8, (64, 1, 3)), 2, axis=1)
@@ -137,7 +137,7 @@ def _distractors(
 
 
 def _progress(rng: np.random.Generator, frames: int) -> Floats:
-    """How far the action has come at each frame, 0 to 1: with pauses at either end, and steady or eased."""
+    """The progress of the action at each frame, 0 to 1: with pauses at either end, and steady or eased."""
     before, after = rng.uniform(-0.1, 0.15, 2).clip(0)  # no pause in two clips of five
     p = np.clip((np.linspace(0, 1, frames) - before) / (1 - before - after), 0, 1)
     ease = rng.integers(4)
@@ -145,7 +145,7 @@ def _progress(rng: np.random.Generator, frames: int) -> Floats:
 
 
 def _paint(frames: Frames, sprite: Sprite, shift_px: Floats, gain: Floats) -> None:
-    """Draws a sprite into the frames, its edges smoothed; only the pixels around it are visited."""
+    """Draws a sprite with smoothed edges into the frames; only the pixels around it are computed."""
     count, height, width, _ = frames.shape
     side, outline, rgb = min(height, width), SHAPES[sprite.look.shape], _rgb(sprite.look)
     tracks = (sprite.x, sprite.y, sprite.radius, sprite.angle, sprite.opacity)
@@ -169,8 +169,8 @@ def draw(rng: np.random.Generator, level: str, label: int) -> Frames:
     """Draws one clip.
 
     Args:
-        rng: the clip's own generator; the same state gives the same clip, and for the two classes of a pair the same
-            clip but for the direction of time.
+        rng: the clip's generator; the same state gives the same clip, and for the two classes of a pair the same clip
+            except for the direction of time.
         level: one of ``LEVELS``.
         label: the index of the class in ``class_names(level)``.
 
@@ -189,7 +189,7 @@ def draw(rng: np.random.Generator, level: str, label: int) -> Frames:
         frames[:] = colours[0]
     else:
         sprites = _distractors(rng, sprites, count, (width / side, height / side)) + sprites
-        shift_px = np.cumsum(rng.normal(0, 1, (count, 2)), axis=0)  # the camera is held by hand
+        shift_px = np.cumsum(rng.normal(0, 1, (count, 2)), axis=0)  # a hand-held camera
         shift_px -= shift_px.mean(0)
         shift_px *= rng.uniform(1, 3) / np.abs(shift_px).max()
         gain = 1 + 0.04 * np.clip(rng.normal(0, 1, count), -2, 2)

@@ -14,7 +14,7 @@ class Turn(NamedTuple):
     """How a player turns frames: rows and columns are exchanged, then left and right, then top and bottom.
 
     Attributes:
-        exact: whether it is what the file says, and not the nearest to that.
+        exact: whether the file says exactly this, and it is not the nearest quarter turn.
     """
 
     transposed: bool
@@ -29,7 +29,7 @@ class Turn(NamedTuple):
 
 
 def turn_of(frame: VideoFrame) -> Turn | None:
-    """What the display matrix of a decoded frame says, to the nearest quarter turn; None for frames shown as they are.
+    """The turn in a decoded frame's display matrix, to the nearest quarter turn; None for frames shown as they are.
 
     Source: ISO/IEC 14496-12, 6.2.2: a pixel (x, y) is shown at (a x + c y, b x + d y).
     """
@@ -46,8 +46,8 @@ def turn_of(frame: VideoFrame) -> Turn | None:
 class Screen:
     """Turns and mirrors frames as their file's display matrix says, and scales them to one size, as FFmpeg does.
 
-    Pixels that are not square stay as they are. Size and turn are those of the first frame that comes: where they may
-    change, it must be the video's first.
+    Pixels that are not square stay as they are. Size and turn are those of the first frame given: if they may change,
+    it must be the video's first.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Screen:
         return image if self._turn is None else self._turn(image)
 
     def frame(self, frame: VideoFrame) -> VideoFrame:
-        """The frame in its own pixel format, or, where it is turned or mirrored, in RGB."""
+        """The frame in its own pixel format, or in RGB if it is turned or mirrored."""
         width, height = self._begin(frame)
         if self._turn is not None:
             return VideoFrame.from_ndarray(np.ascontiguousarray(self.image(frame)), format="rgb24")

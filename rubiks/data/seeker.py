@@ -1,4 +1,4 @@
-"""Seeking in a video file with PyAV: from the nearest packet from which decoding can begin, matched by time."""
+"""Seeking in a video file with PyAV: from the nearest packet where decoding can start, matched by time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rubiks.data.screen import Screen
 
 
 class Seeker:
-    """Reads frames of an open file. Whatever comes is compared with the index, so that a container that leads elsewhere
-    costs time, not a wrong frame.
+    """Reads frames of an open file. Every packet is compared with the index, so a container that seeks to a wrong place
+    costs time but never gives a wrong frame.
 
     Args:
-        container: the open file, all of whose packets have been read once.
-        index: of its frames, found by it.
+        container: the open file; all its packets have been read once.
+        index: of its frames, made from this container.
     """
 
     def __init__(self, container: InputContainer, index: Index) -> None:
@@ -30,15 +30,15 @@ class Seeker:
         """The frames of these times, uint8 (H, W, 3) each, as a player shows them.
 
         Raises:
-            LookupError: the packets do not come as the index has them.
-            av.FFmpegError, ValueError: one cannot be decoded.
+            LookupError: the packets differ from the index.
+            av.FFmpegError, ValueError: a frame cannot be decoded.
         """
         screen, codec = Screen(), self._stream.codec_context
-        # Of H.264 a picture that no other refers to says so, and need not be decoded if it is not wanted.
+        # In H.264 a picture that no other refers to is marked, and need not be decoded if it is not wanted.
         skipping = codec.codec.canonical_name == "h264"
         images: dict[int, np.ndarray] = {}
         packets: Iterator[Packet | None] = iter(())
-        position = -1  # of the packet that comes next
+        position = -1  # of the next packet
         wanted = set(times) if self._index.steady else {self._index.times[0], *times}  # the first gives size and turn
         for time in sorted(wanted):
             entry = self._index.entry_before(time)
@@ -52,14 +52,14 @@ class Seeker:
                     if skipping:
                         codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
                 for frame in self._stream.decode(packet):
-                    if frame.is_corrupt:  # a decoder patches it with others, from the start and from here
+                    if frame.is_corrupt:  # patched from other frames, which depend on where decoding started
                         raise LookupError(frame.pts)
                     if frame.pts in wanted:
                         images[frame.pts] = screen.image(frame)
         return images
 
     def _packets_from(self, entry: Entry) -> Iterator[Packet | None]:
-        """The packets from this one on, and None, by which a decoder gives what it still holds."""
+        """The packets from this one on, then None, which makes a decoder return what it still holds."""
         for target in (entry.target, self._index.entries[0].target):
             self._container.seek(target, stream=self._stream)
             packets = packets_with_data(self._container, self._stream)
@@ -70,7 +70,7 @@ class Seeker:
                     yield from packets
                     yield None
                     raise LookupError(entry.time)  # there should have been more
-                if position > entry.position:  # too far; from the start it must come
+                if position > entry.position:  # too far; from the start it will come
                     break
         raise LookupError(entry.time)
 

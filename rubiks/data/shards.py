@@ -1,7 +1,7 @@
 """Videos in a few large tar files: for file systems that are slow to open many small ones.
 
-An index says where in which tar file each video's bytes lie, so any order can be read: the batches are those of the
-loose files, and an interrupted epoch goes on where it was. `tar` unpacks the shards like any others.
+An index says where in which tar file each video's bytes are, so they can be read in any order: the batches are the same
+as from loose files, and an interrupted epoch resumes where it was. `tar` unpacks the shards like any tar file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INDEX = "index.json"
 class Shards(Source):
     """A folder that `write` has filled."""
 
-    missing_is_normal = True  # who wrote the shards knew it
+    missing_is_normal = True  # it was already accepted when the shards were written
 
     format: Literal["shards"] = "shards"
 
@@ -83,13 +83,13 @@ def write(
     """Write shards of the given splits, and the index last; yields a line for the user after each shard.
 
     Args:
-        folder: made where missing.
+        folder: made if missing.
         splits: the present videos in the order of their list, and the paths of the missing ones.
-        classes: class names in label order; None where the data set does not name them.
+        classes: class names in label order; None if the data set does not name them.
         size: bytes after which a shard ends; it ends with a whole video, so it may be longer.
 
     Raises:
-        InputError: the folder holds shards already, a record is no loose file, or a file cannot be read or written.
+        InputError: the folder holds shards already, a record is not a loose file, or a file cannot be read or written.
     """
     if (folder / INDEX).exists():
         raise InputError(f"{folder}: holds shards already; choose another folder or remove it")
@@ -113,7 +113,7 @@ def write(
 
 
 def _names(records: list[VideoRecord]) -> list[str]:
-    """The videos' paths below the folder that holds them all."""
+    """The videos' paths relative to the folder that holds them all."""
     for record in records:
         if record.pattern is not None or record.span is not None:
             raise InputError(f"{record.path}: shards are made of video files or images, not of folders or other shards")
@@ -141,7 +141,7 @@ def _parts(records: list[VideoRecord], size: int) -> Iterator[range]:
 
 
 def _write_tar(path: Path, members: list[tuple[str, str]]) -> None:
-    """The same videos give the same bytes: no owner and no time goes into the file."""
+    """Write a tar file; the same videos give the same bytes, as no owner and no time is stored."""
 
     def write(temporary: Path) -> None:
         with tarfile.open(temporary, "w") as tar:

@@ -26,13 +26,13 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
     """Read videos one after the other in this process, as a loader's worker does.
 
     The stages are: open (with counting the frames), decode (with seeking), views (resize and crop), collate, and copy
-    to the GPU (only where there is one). Files that the operating system holds in memory do not show the disk's speed.
+    to the GPU (only if there is one). Files that the operating system has cached do not show the disk's speed.
 
     Returns:
         `wall_ms` and `cpu_ms`: milliseconds per video by stage, the latter over all threads; `videos_per_core_second`,
         from the CPU time, and `videos_per_second`, from the wall time, both without copy; `videos`, `unreadable`,
-        `clips_per_video`; `single_key_frame` and `seeking_not_proven`, of how many files all frames before those of a
-        clip are decoded too.
+        `clips_per_video`; `single_key_frame` and `seeking_not_proven`, the numbers of files in which all frames before
+        those of a clip are decoded too, for either reason.
 
     Raises:
         InputError: none of the videos can be read.
@@ -101,7 +101,7 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
 def measured_clips_per_second(report: Path, tier: str, variant: str) -> dict[str, float]:
     """Clips a second of one GPU by phase, training and inference, from a report of benchmarks/network.py.
 
-    Empty where the report is missing or has no row of the network.
+    Empty if the report is missing or has no row for the network.
     """
     if not report.is_file():
         return {}
@@ -114,7 +114,7 @@ def measured_clips_per_second(report: Path, tier: str, variant: str) -> dict[str
 
 
 def with_cores(row: dict[str, Any], clips_per_second: dict[str, float]) -> dict[str, Any]:
-    """The row and how many cores read as many clips a second as the GPU takes."""
+    """The row, with how many cores read as many clips a second as the GPU can use."""
     read = row["videos_per_core_second"] * row["clips_per_video"]
     return row | {"cores": {phase: rate / read for phase, rate in clips_per_second.items()}}
 

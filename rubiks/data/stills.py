@@ -1,4 +1,4 @@
-"""Videos that are images: a folder with one for each frame, or a single one."""
+"""Videos made of images: a folder with one for each frame, or a single image."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class FrameFolder(OpenVideo):
 
     Args:
         path: the folder.
-        num_frames: how many frames the list gives it; None to count them.
+        num_frames: the number of frames in the list; None to count them.
         pattern: format of the file names, e.g. "{:06d}.jpg" (TSM's convention).
-        checked: what is known of it; its count is taken unless the folder has grown since.
+        checked: what `rubiks check` found; its count is used unless the folder has grown since.
         first_frame: number of the first frame's file, 1 or 0.
 
     Raises:
-        VideoError: there is no such folder, it has no frames, or those to be counted have gaps.
+        VideoError: there is no such folder, it has no frames, or counting finds gaps.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class FrameFolder(OpenVideo):
         return self._pattern.format(self._first_frame + index)
 
     def _check_numbers(self) -> None:
-        """Raise VideoError where a list's frames are numbered from 0 and 1 was said, or the other way round."""
+        """Raise VideoError if a list's frames are numbered from 0 but 1 was configured, or the other way round."""
         # N frames have the numbers 0 to N - 1 or 1 to N: whether 0 and N are there tells the two apart.
         zero, last = (self._pattern.format(number) for number in (0, self._length))
         there, absent = (zero, last) if self._first_frame == 1 else (last, zero)
@@ -107,11 +107,11 @@ class FrameFolder(OpenVideo):
 
 
 class ImageFile(OpenVideo):
-    """A still image as a video of one frame, which is read when it is asked for.
+    """A still image as a video of one frame, which is read when needed.
 
     Args:
         path: any image of 8 bits per channel that Pillow reads.
-        content: the file's bytes, where they do not lie at `path`.
+        content: the file's bytes, if they are not at `path`.
     """
 
     def __init__(self, path: str, content: bytes | None = None) -> None:
@@ -122,7 +122,7 @@ class ImageFile(OpenVideo):
         return 1
 
     def frames(self, indices: Sequence[int]) -> Tensor:
-        """The image once for each index; as `FrameFolder.frames`."""
+        """The image once for each index; like `FrameFolder.frames`."""
         indices = checked_indices(indices, 1)
         try:
             image = _read_image(self.path, self._content)

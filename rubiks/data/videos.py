@@ -1,4 +1,4 @@
-"""The classes and videos that a data set gives to a training or an evaluation."""
+"""The classes and videos of a data set, for training or evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def check_class_count(source: Source) -> None:
-    """Raise InputError where the data set names its classes and they are not data.num_classes many."""
+    """Raise InputError if the data set names its classes and their number is not data.num_classes."""
     names, count = source.classes, source.num_classes
     if count is not None and names is not None and len(names) != count:
         raise InputError(
@@ -27,12 +27,12 @@ def check_class_count(source: Source) -> None:
 
 
 def class_names(source: Source, names: Sequence[str] | None = None, count: int | None = None) -> list[str]:
-    """Class names in label order: the data set's, or as many numbers as data.num_classes.
+    """Class names in label order: the data set's, or the class numbers if it has no names.
 
     Args:
         source: the data set.
-        names: class names for a data set that neither names nor counts its classes; None where they are not known.
-        count: how many there are then; None where that is not known.
+        names: class names for a data set that neither names nor counts its classes; None if unknown.
+        count: the number of classes for such a data set; None if unknown.
     """
     check_class_count(source)
     if source.classes is not None or source.num_classes is not None:
@@ -48,7 +48,7 @@ def class_names(source: Source, names: Sequence[str] | None = None, count: int |
 
 
 def manifest_of(source: Source) -> Manifest:
-    """What `rubiks check` or `rubiks prepare` wrote beside the videos; empty where neither has run."""
+    """The manifest that `rubiks check` or `rubiks prepare` wrote with the videos; empty if neither has run."""
     found = Manifest(source.root, source.manifest)
     if found.outdated:
         log.warning(
@@ -62,7 +62,7 @@ def manifest_of(source: Source) -> Manifest:
 def records(
     source: Source, loading: Loading, split: Split, num_classes: int, checked: Manifest
 ) -> tuple[list[VideoRecord], list[str]]:
-    """The present videos of a split, and the paths of the missing ones, by the policy on unreadable videos."""
+    """The present videos of a split, and the paths of the missing ones; InputError if more are missing than allowed."""
     present, missing = source.records(split)
     check_labels(present, num_classes, getattr(source, f"{split}_list", None) or f"the {split} list")
     total = len(present) + len(missing)
@@ -91,7 +91,7 @@ def digest(videos: Sequence[VideoRecord]) -> str:
 
 
 def mirrored(choice: bool | str, classes: Sequence[str]) -> list[int] | None:
-    """The class that a mirrored clip of each class shows; None where no clips are mirrored.
+    """The class that a mirrored clip of each class shows; None if no clips are mirrored.
 
     Args:
         choice: the setting data.flip.

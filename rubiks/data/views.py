@@ -22,11 +22,11 @@ class TrainingViews:
         size: side of the square views, in pixels.
         crop_scales: sides of the crop as shares of the short side, largest first, as in TSM (1, .875, .75, .66). Width
             and height are drawn together, at most one step apart.
-        flip: mirror half of the clips left to right; a mirrored clip of class c then is one of class flip[c]. None:
-            mirror none.
+        flip: mirror half of the clips left to right; a mirrored clip of class c then belongs to class flip[c].
+            None: mirror none.
         clips: V, clips of a video; frames, crop, flip and augmentation are drawn for each.
         window: how many frames a clip spans, as in I3D; None: the whole video, in segments, as in TSN.
-        augment: what else is done to a clip.
+        augment: further augmentation of a clip.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TrainingViews:
         return torch.stack(views), list(labels)
 
     def _view(self, clip: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, int]:
-        # The order of the draws is part of what a seed means: new ones come after the others.
+        # The order of the random draws is part of what a seed means: add new ones after the others.
         if self._random_resized_crop is None:
             place = multi_scale_crop(clip.shape[-2], clip.shape[-1], self.size, self.crop_scales, rng)
             view = tv.resized_crop(clip, *place, [self.size, self.size], antialias=True)
@@ -83,7 +83,7 @@ class TrainingViews:
 
 @contextlib.contextmanager
 def _torch_seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Seed PyTorch's generator, from which torchvision draws, by `rng`; afterwards it is as it was before."""
+    """Seed PyTorch's generator, which torchvision uses, from `rng`; its state is restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(int(rng.integers(2**63)))
         yield
@@ -110,7 +110,7 @@ def multi_scale_crop(
 def random_segments(length: int, frames: int, rng: np.random.Generator) -> np.ndarray:
     """One random frame from each of `frames` equal segments, as TSM samples for training.
 
-    A video of fewer frames than segments gives its first frame throughout, as there.
+    A video with fewer frames than segments gives only its first frame, as in TSM.
 
     Args:
         length: frames of the video, at least 1.
@@ -128,8 +128,8 @@ def random_segments(length: int, frames: int, rng: np.random.Generator) -> np.nd
 def random_window(length: int, frames: int, window: int, rng: np.random.Generator, jitter: bool = False) -> np.ndarray:
     """Frames at equal steps of window // frames from a window at a random place: I3D's sampling, "dense" in TSM.
 
-    A video shorter than the window begins anew at its end. TSM leaves out the last place for the window; here all are
-    alike.
+    A video shorter than the window starts over at its end. TSM leaves out the last place for the window; here all are
+    equally likely.
 
     Args:
         length: frames of the video, at least 1.

@@ -1,4 +1,4 @@
-"""Work on many videos in processes of their own, so that a decoder that hangs or crashes costs one video alone."""
+"""Work on many videos in separate processes, so that a decoder that hangs or crashes costs only one video."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 from rubiks.errors import VideoError
 
-LONGEST = 1_000_000  # seconds that a time limit may have; timers have a limit of their own
+LONGEST = 1_000_000  # maximum of a time limit, in seconds; system timers are limited too
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # The server imports this once; a worker is forked from it in milliseconds, without the threads and libraries that the
-# calling process has by then (decord brings a libvpx of its own, with which PyAV fails).
+# calling process has loaded by then (decord brings its own libvpx, with which PyAV fails).
 _PRELOAD = ["rubiks.data.prepare"]
 
 
@@ -28,7 +28,7 @@ def cores() -> int:
 
 
 class LostWorkerError(VideoError):
-    """The process that read a video ended within it: by the time limit, a crash, or for lack of memory."""
+    """The process that was reading a video ended: by the time limit, a crash, or for lack of memory."""
 
 
 def work(
@@ -38,18 +38,18 @@ def work(
     processes: int,
     seconds: float,
 ) -> Iterator[tuple[Item, Result | VideoError]]:
-    """Call a function for every item, each call in a process that can be lost.
+    """Call a function for every item, each call in a separate process that may crash.
 
     Args:
-        function: a module's function; it may raise VideoError.
-        items: what it is called with.
+        function: a module-level function; it may raise VideoError.
+        items: its arguments, one for each call.
         path_of: the video of an item, for messages.
         processes: how many calls run at once.
         seconds: the time limit of one call.
 
     Yields:
-        The item, and what the function returned or the VideoError that it raised; LostWorkerError where its process
-        ended. In the order in which they are ready. Other exceptions are raised here.
+        The item, and what the function returned or the VideoError that it raised; LostWorkerError if its process
+        ended. In the order in which they finish. Other exceptions are raised here.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
@@ -84,7 +84,7 @@ def work(
                 if waiting and process.is_alive():
                     give(own, process)
                 else:
-                    own.close()  # by which a worker ends
+                    own.close()  # makes the worker exit
                     process.join()
                     if waiting:
                         start()
@@ -102,17 +102,16 @@ def _lost(path: str, exitcode: int | None, seconds: float) -> LostWorkerError:
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any], seconds: float) -> None:
-    """The life of a worker: until its parent closes the connection, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    # The kernel is the watchdog: its signal also ends code that never comes back to Python, whether or not the parent
-    # still lives.
+    """A worker's main loop, until its parent closes the connection or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    # The kernel is the watchdog: its signal also ends code that never returns to Python, even if the parent has ended.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while True:
         try:
             item = connection.recv()
         except (EOFError, ConnectionError):
             return
-        if connection.poll():  # the parent sends one item at a time: it is gone, and another may do this one by now
+        if connection.poll():  # EOF, as items come one at a time: the parent is gone, and another may redo this one
             return
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:

@@ -15,7 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from rubiks.data.jpegs import BRAND
 from rubiks.errors import InputError
 
-PATTERN = "{:06d}.jpg"  # of the form frames, TSM's
+PATTERN = "{:06d}.jpg"  # for the form frames, as in TSM
 
 
 class Coding(NamedTuple):
@@ -23,8 +23,8 @@ class Coding(NamedTuple):
 
     Attributes:
         codec, pixels: FFmpeg's names.
-        options: of the codec.
-        brand: of the file (`rubiks.data.jpegs`).
+        options: the codec's.
+        brand: the file's (`rubiks.data.jpegs`).
         step: width and height are multiples of it.
     """
 
@@ -35,8 +35,8 @@ class Coding(NamedTuple):
     step: int
 
 
-# One thread and no macroblock tree give the same bytes of H.264 always: with the tree, six of 6,000 encodings of the
-# same frames differed, without none of 12,000.
+# With one thread and no macroblock tree, H.264 always gives the same bytes: with the tree, six of 6,000 encodings of
+# the same frames differed, without it none of 12,000.
 _CODINGS = {
     "jpeg": Coding("mjpeg", "yuvj420p", {"qmin": "2", "qmax": "2", "flags": "+bitexact"}, BRAND, 1),
     "h264": Coding(
@@ -56,16 +56,16 @@ _CODINGS = {
     ),
 }
 FORMS = (*_CODINGS, "frames")
-_JPEG_QUALITY = 95  # of the form frames
+_JPEG_QUALITY = 95  # for the form frames
 
 
 def writer(path: Path, form: str, short_side: int) -> VideoWriter | FramesWriter:
-    """What writes a video in one of FORMS; the path is a file, or for `frames` a folder that exists."""
+    """The writer of a video in one of FORMS; the path is a file, or for `frames` an existing folder."""
     return FramesWriter(path, short_side) if form == "frames" else VideoWriter(path, form, short_side)
 
 
 def _smaller(width: int, height: int, short_side: int, step: int = 1) -> tuple[int, int]:
-    """Width and height with the shorter side at most so long, both rounded down to a multiple of `step`."""
+    """Width and height with the shorter side at most `short_side`, both rounded down to a multiple of `step`."""
     scale = min(1, short_side / min(width, height))
     width, height = (max(step, int(side * scale + 1e-6) // step * step) for side in (width, height))
     return width, height
@@ -77,7 +77,7 @@ class VideoWriter:
     Args:
         path: the file.
         form: jpeg or h264.
-        short_side: pixels that the shorter side has at most.
+        short_side: maximum of the shorter side, in pixels.
     """
 
     def __init__(self, path: Path, form: str, short_side: int) -> None:
@@ -89,7 +89,7 @@ class VideoWriter:
         self._frames = 0
 
     def add(self, frame: VideoFrame, rate: Fraction) -> None:
-        """Write the next frame; the first one's rate is that of the file. Raises InputError."""
+        """Write the next frame; the first one's rate becomes the file's. Raises InputError."""
         codec, pixels, options, _, step = self._coding
         width, height = _smaller(frame.width, frame.height, self._short_side, step)
         jpeg = codec == "mjpeg"
@@ -98,7 +98,7 @@ class VideoWriter:
             height,
             format=pixels,
             interpolation=Interpolation.BILINEAR,
-            # JPEG knows one way to code colours.
+            # JPEG has only one way to code colours.
             dst_colorspace=Colorspace.ITU601 if jpeg else None,
             dst_color_range=ColorRange.JPEG if jpeg else None,
         )
@@ -109,7 +109,7 @@ class VideoWriter:
             stream.width, stream.height, stream.pix_fmt = width, height, pixels
             context = stream.codec_context
             context.thread_count = 1
-            # How colours were coded, as readers need it.
+            # Readers need to know how colours were coded.
             context.color_range, context.colorspace = small.color_range, small.colorspace
         small.pts, small.time_base, small.pict_type = self._frames, 1 / rate, PictureType.NONE
         self._frames += 1
@@ -126,7 +126,7 @@ class VideoWriter:
 
 @contextlib.contextmanager
 def _write_errors() -> Iterator[None]:
-    """FFmpeg's errors in writing, told apart from those of a source that cannot be decoded."""
+    """Turn FFmpeg's errors in writing into InputError, unlike those of a source that cannot be decoded."""
     try:
         yield
     except av.FFmpegError as error:
@@ -134,7 +134,7 @@ def _write_errors() -> Iterator[None]:
 
 
 class FramesWriter:
-    """Writes the frames of a video into a folder that exists, as `VideoWriter`."""
+    """Writes the frames of a video into an existing folder, like `VideoWriter`."""
 
     def __init__(self, folder: Path, short_side: int) -> None:
         self._folder = folder

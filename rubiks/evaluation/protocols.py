@@ -25,25 +25,25 @@ class ProtocolSettings(Settings, section="protocol"):
     """Which views of a video are scored."""
 
     name: str = Field(description="names the protocol in results")
-    clips: Count = Field(description="clips of a video; uniform sampling has 1 or 2, dense sampling any number")
+    clips: Count = Field(description="clips of a video; uniform sampling allows 1 or 2, dense sampling any number")
     crops: Annotated[int, AfterValidator(_one_or_three), Expected("1 or 3")] = Field(
         description="1: the centre; 3: left, right and centre"
     )
 
 
 class Protocol:
-    """Views that a video's score is the mean over.
+    """The views whose mean score is a video's score.
 
     Frames are resized so that the short side has size * 256 / 224 pixels (bilinear, antialiased), then cropped.
 
     Args:
         name: one_clip, two_clip, ...
-        clips: how many of T frames. Uniform sampling has 1, the centres of T segments, or 2, these and the segments'
-            starts; dense sampling any number.
+        clips: how many clips of T frames. Uniform sampling allows 1, the centres of T segments, or 2, these and the
+            segments' starts; dense sampling any number.
         crops: 1, the centre; or 3, left, right and centre.
         num_frames: T.
         size: side of the square crops, in pixels.
-        frame_order: natural; reversed or shuffled (anew for each video) to see how much a network uses time.
+        frame_order: natural; reversed or shuffled (differently for each video) to see how much a network uses time.
         window: frames that a clip spans in dense sampling; None for uniform sampling.
     """
 
@@ -108,9 +108,9 @@ def segment_starts(length: int, frames: int) -> np.ndarray:
 
 
 def spread_windows(length: int, frames: int, window: int, clips: int) -> np.ndarray:
-    """TSM's test of dense sampling: windows from the first place to the last, evenly spread; one lies in the middle.
+    """TSM's test with dense sampling: windows evenly spread from the first place to the last; a single one is central.
 
-    Each gives frames at equal steps of window // frames; a video shorter than the window begins anew at its end.
+    Each gives frames at equal steps of window // frames; a video shorter than the window starts over at its end.
 
     Returns:
         (clips, frames) int64.

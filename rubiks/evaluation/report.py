@@ -1,4 +1,4 @@
-"""From scores to numbers, a table on the screen and files."""
+"""Turns scores into accuracies, a table on the screen and files."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def write_results(path: str | os.PathLike, results: dict[str, Any]) -> None:
-    """results.json."""
+    """Write results.json."""
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_predictions(path: str | os.PathLike, logits: Tensor, labels: Tensor, names: list[str]) -> None:
-    """An .npz file of logits float32 (videos, classes), labels int64 (videos,) and names as the list has them."""
+    """Write an .npz file: logits float32 (videos, classes), labels int64 (videos,) and names as in the list."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:

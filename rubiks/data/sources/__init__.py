@@ -1,7 +1,7 @@
 """Where videos, labels and class names come from: the annotation files of the supported data sets.
 
-A source reads a list only when it is asked for that split's records, or needs the list to know the classes. Whatever
-is wrong with a file is one InputError that names the file, the line or entry, and the configuration key to set.
+A source reads a list only when it is asked for that split's records, or needs the list to know the classes. Anything
+wrong with a file gives one InputError that names the file, the line or entry, and the configuration key to set.
 """
 
 from rubiks.data.sources.hmdb51 import HMDB51

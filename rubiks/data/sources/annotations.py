@@ -1,4 +1,4 @@
-"""Reading annotation files, and what can be wrong with them: one InputError with the file, the line and what to set."""
+"""Reads annotation files; anything wrong gives one InputError with the file, the line and what to set."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rubiks.errors import InputError
 
 
 class AnnotationFile:
-    """An annotation file: the one that a configuration key names, or the first that has an official name.
+    """An annotation file: the one that a configuration key names, or the first one found under an official name.
 
     Args:
         root: folder of the data set.
         given: the key's value, absolute or relative to root or to the working directory.
         key: the configuration key.
-        official: file names to look for where the key is not set.
-        subfolder: folder in root, next to root itself, to look for them.
+        official: file names to look for if the key is not set.
+        subfolder: folder in root to look in, besides root itself.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class AnnotationFile:
             raise InputError(f"{self._root}: no such folder; set data.root to the data set's folder")
 
     def absence(self) -> str:
-        """What to say where there is no such file."""
+        """The message for a missing file."""
         if not self._candidates:
             return f"{self.key} is not set; set it to the file's path, absolute or relative to data.root"
         looked = ", ".join(dict.fromkeys(self._candidates))
@@ -82,13 +82,13 @@ class AnnotationFile:
         return re.split(r"\r\n|\r|\n", self.text())
 
     def numbered_lines(self) -> Iterator[tuple[str, str]]:
-        """Where a line stands, and the line; blank ones are left out."""
+        """Each line's place in the file, and the line; blank ones are skipped."""
         for number, line in enumerate(self.lines(), start=1):
             if line.strip():
                 yield f"{self.path}, line {number}", line
 
     def class_names(self) -> list[str]:
-        """One class name a line, in NFC; blank lines do not count."""
+        """One class name per line, in NFC; blank lines are skipped."""
         names = [nfc(line.strip()) for line in self.lines() if line.strip()]
         if not names:
             raise InputError(f"{self.path}: holds no class names, expected one a line; set {self.key}")
@@ -109,7 +109,7 @@ class AnnotationFile:
             ) from error
 
     def csv_rows(self) -> Iterator[tuple[str, list[str]]]:
-        """Where a row stands, and its columns; at least one row. Rows whose columns are all blank are left out."""
+        """Each row's place in the file, and its columns; at least one row. Rows of blank columns are skipped."""
         reader = csv.reader(io.StringIO(self.text(), newline=""), strict=True)
         empty = True
         try:
@@ -125,17 +125,17 @@ class AnnotationFile:
 
 
 class Folders:
-    """Finds paths on the disk by listing each folder once: on network disks far faster than asking for each path.
+    """Finds paths on the disk by listing each folder once: on network disks far faster than looking up each path.
 
     macOS writes an accented letter in a name as two characters (Unicode's form NFD), lists mostly as one (NFC). A path
-    is found whichever way the list and the disk have it.
+    is found whichever form the list and the disk use.
     """
 
     def __init__(self) -> None:
         self._names: dict[str, dict[str, str] | None] = {}
 
     def find(self, path: str) -> str | None:
-        """The path as the disk has it; None where it does not exist."""
+        """The path as spelled on the disk; None if it does not exist."""
         folder, name = os.path.split(os.path.normpath(path))
         real, names = folder, self._listed(folder)
         if names is None and not folder.isascii() and (other := self.find(folder)) is not None:
@@ -146,15 +146,15 @@ class Folders:
         return path if (real, found) == (folder, name) else os.path.join(real, found)
 
     def first(self, paths: Sequence[str]) -> str | None:
-        """The first of the paths that exists, as the disk has it; None where none does."""
+        """The first of the paths that exists, as spelled on the disk; None if none does."""
         return next((found for path in paths if (found := self.find(path)) is not None), None)
 
     def video(self, path: str) -> str:
-        """The path, or that of the .mp4 that `rubiks prepare` has written in its place."""
+        """The path, or that of the .mp4 that `rubiks prepare` wrote to replace it."""
         return self.first((path, os.path.splitext(path)[0] + ".mp4")) or path
 
     def _listed(self, folder: str) -> dict[str, str] | None:
-        """The names in a folder, by themselves and in NFC; None where there is no such folder."""
+        """The names in a folder, found by the name itself and by its NFC; None if there is no such folder."""
         if folder not in self._names:
             try:
                 names = os.listdir(folder or ".")
@@ -169,7 +169,7 @@ class Folders:
 def split_by_presence(
     records: Iterable[VideoRecord], folders: Folders | None = None
 ) -> tuple[list[VideoRecord], list[str]]:
-    """The records whose path exists, with the path as the disk has it, and the paths of the others."""
+    """The records whose path exists, with the path as spelled on the disk, and the paths of the others."""
     folders = folders or Folders()
     present: list[VideoRecord] = []
     missing: list[str] = []
@@ -203,19 +203,19 @@ def unknown_class(where: str, label: str, classes: AnnotationFile) -> InputError
 
 
 def file_name(text: str, where: str, field: str) -> str:
-    """The text, unless it would lead to another folder."""
+    """The text; InputError if it would lead to another folder."""
     if not text or re.search(r"[/\\\0]", text) or text in (".", ".."):
         raise InputError(f"{where}: expected {field} to be the name of a file, got {shown(text)}; correct it")
     return text
 
 
 def nfc(text: str) -> str:
-    """The text in Unicode's form NFC, in which names are compared: equal names may differ in their characters."""
+    """The text in Unicode's form NFC, to compare names: names that look equal may differ in their characters."""
     return unicodedata.normalize("NFC", text)
 
 
 def integer(text: str) -> int | None:
-    """The whole number that the text is; None where it is none, or one beyond any count or label."""
+    """The text as a whole number; None if it is not one, or is too large for any count or label."""
     return int(text) if re.fullmatch(r"\s*-?[0-9]{1,18}\s*", text) else None
 
 

@@ -18,17 +18,17 @@ _FLAGS = {"train": "1", "val": "2"}
 
 
 class HMDB51(Source):
-    """HMDB51: a folder of videos for each class, and for each class and each of three splits a list, `video.avi flag`.
+    """HMDB51: a folder of videos for each class, and a list of `video.avi flag` for each class in each of three splits.
 
     The lists are named `<class>_test_split<1 to 3>.txt`. Flag 1 is for training, 2 for testing, which is validation
-    here; videos of flag 0 are in neither. The labels are the sorted names of the classes. In a video's place may be an
-    .mp4, as `rubiks prepare` writes.
+    here; videos of flag 0 are in neither. The labels are the sorted names of the classes. A video may be replaced by
+    the .mp4 that `rubiks prepare` writes.
     """
 
     format: Literal["hmdb51"] = "hmdb51"
     split: OfficialSplit = 1
     lists: Name = Field("testTrainMulti_7030_splits", description="folder of the lists, absolute or relative to root")
-    videos: Name = Field("hmdb51_org", description="folder of the classes' folders, relative to root")
+    videos: Name = Field("hmdb51_org", description="folder with a folder for each class, relative to root")
 
     @property
     def classes_path(self) -> str:

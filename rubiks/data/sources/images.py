@@ -19,8 +19,8 @@ from rubiks.settings import Name
 class ImageFolders(Source):
     """ImageNet's layout, read as torchvision's ImageFolder reads it: `<root>/<split's folder>/<class>/*.jpeg`.
 
-    The classes are the names of the training folder's folders, sorted; of the validation folder's where there is no
-    training folder. Images may lie in folders below their class's. Hidden files and folders do not count.
+    The classes are the sorted names of the folders in the training folder, or in the validation folder if there is no
+    training folder. Images may lie in subfolders of their class's folder. Hidden files and folders are ignored.
     """
 
     format: Literal["images"] = "images"
@@ -70,7 +70,7 @@ class ImageFolders(Source):
         ], []
 
     def _class_folders(self, split: Split) -> list[str]:
-        """The names of a split's folders, as the disk has them."""
+        """The names of a split's folders, as spelled on the disk."""
         folder = self._folders[split]
         remedy = f"set data.root to the folder that holds it, or data.{split}_folder to its name"
         try:

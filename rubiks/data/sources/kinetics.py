@@ -27,11 +27,11 @@ class Kinetics(ListedSource):
 
     The csv files have a header with the columns label, youtube_id, time_start, time_end (whole seconds, six digits in
     the file name) and any others. Files that are not given are looked for in root and root/annotations as train.csv,
-    and val.csv or validate.csv. Clips lie in root/<split> or root, or below either in a folder per class, named with
-    spaces or underscores. Clips that are gone from YouTube are normal and come back as missing.
+    and val.csv or validate.csv. Clips lie in root/<split> or root, or in a folder per class in either of these, named
+    with spaces or underscores. Clips that are gone from YouTube are normal and are reported as missing.
 
-    Without a labels file, the classes are the sorted labels of the training csv, or of the validation csv where there
-    is no training csv.
+    Without a labels file, the classes are the sorted labels of the training csv, or of the validation csv if there is
+    no training csv.
     """
 
     missing_is_normal = True  # videos vanish from YouTube
@@ -79,7 +79,7 @@ class Kinetics(ListedSource):
 
     @staticmethod
     def _clips(file: AnnotationFile) -> Iterator[tuple[str, str, str]]:
-        """Per row: where it stands, the label, and the clip's file name without extension."""
+        """Per row: its place in the file, the label, and the clip's file name without extension."""
         columns = ("label", "youtube_id", "time_start", "time_end")
         rows = file.csv_rows()
         where, header = next(rows)

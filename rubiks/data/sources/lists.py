@@ -1,4 +1,4 @@
-"""Lists of one's own: folders of frames as TSM lists them, and csv files of any videos."""
+"""Custom lists: folders of frames as TSM lists them, and csv files of any videos."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def _checked_pattern(pattern: str) -> str:
 
 
 class FrameLists(ListedSource):
-    """Folders of frames in the lists of TSM and TSN: one `folder num_frames label` a line, separated by spaces.
+    """Folders of frames in the lists of TSM and TSN: one `folder num_frames label` per line, separated by spaces.
 
     A folder's name may contain spaces: a line is split from the right. Labels are numbers from 0. A count below 1 is
-    left to the reader, which names the one folder.
+    left to the reader, whose error names the folder.
     """
 
     format: Literal["frames"] = "frames"
@@ -75,15 +75,15 @@ class FrameLists(ListedSource):
 
 
 class CsvLists(ListedSource):
-    """Videos in csv files with a row `path,label` each and an optional header, `path,label` or `video,label`.
+    """Videos in csv files with one row `path,label` per video and an optional header, `path,label` or `video,label`.
 
-    A first row that looks like another header is an error: its label would be a class without videos, and where all
-    other labels are numbers, would make names of them.
+    A first row that looks like another header is an error: its label would be a class without videos, and if all other
+    labels are numbers, would turn them into names.
 
     A label is a number from 0 or a class name. With a labels file, a label that is one of its lines is that name, and
-    any other must be a number. Without one, the training list decides (the validation list where no training list is
-    given): if all its labels are numbers, so must those of the other list be, and the names of the classes are not
-    known; otherwise all are names, also those that look like numbers, and their sorted order gives the labels.
+    any other must be a number. Without one, the training list decides (the validation list if no training list is
+    given): if all its labels are numbers, those of the other list must be too, and the class names are unknown;
+    otherwise all are names, even those that look like numbers, and their sorted order gives the labels.
     """
 
     format: Literal["csv"] = "csv"
@@ -117,7 +117,7 @@ class CsvLists(ListedSource):
         return split_by_presence(records)
 
     def rows(self, split: Split) -> list[tuple[str, str]]:
-        """Path and label as the list has them."""
+        """Path and label as written in the list."""
         return [(path, label) for _, path, label in self._rows(self._lists[split])]
 
     def _unknown(self, where: str, label: str) -> InputError:
@@ -129,7 +129,7 @@ class CsvLists(ListedSource):
         return unknown_class(where, label, self._class_file)
 
     def _rows(self, file: AnnotationFile) -> list[tuple[str, str, str]]:
-        """Per video: where it stands, its path and its label."""
+        """Per video: its place in the file, its path and its label."""
         videos = []
         header = False
         for index, (where, row) in enumerate(file.csv_rows()):
@@ -148,7 +148,7 @@ class CsvLists(ListedSource):
         return not_empty(videos, file)
 
     def _check_first_row(self, videos: list[tuple[str, str, str]]) -> None:
-        """Raise InputError where the first row is no video but a header of other columns."""
+        """Raise InputError if the first row is not a video but a header with other columns."""
         where, path, label = videos[0]
         if os.path.splitext(path.strip())[1] or any(label == other for _, _, other in videos[1:]):
             return

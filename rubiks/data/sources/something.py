@@ -36,7 +36,7 @@ class SomethingSomethingV2(ListedSource):
 
     subfolder = "labels"
 
-    format: Literal["ssv2", "builtin"] = "ssv2"  # the built-in data set is laid out so
+    format: Literal["ssv2", "builtin"] = "ssv2"  # the built-in data set has the same layout
     videos: Name = Field("20bn-something-something-v2", description="folder of the videos, relative to root")
 
     def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:
@@ -98,20 +98,20 @@ class SomethingSomethingV2(ListedSource):
 class TwentyBNFrames(ListedSource):
     """Something-Something v1 and Jester: csv lists and a folder of frames for each video.
 
-    The labels file has one class a line, the lists `id;label` a line. Files that are not given are looked for in root
-    and root/labels under their official names, such as jester-v1-train.csv. A video is the folder
-    `<root>/<videos>/<id>` of frames 00001.jpg and so on, which are counted where it is read, or `<id>.mp4` beside it as
-    `rubiks prepare` writes.
+    The labels file has one class per line, the lists one `id;label` per line. Files that are not given are looked for
+    in root and root/labels under their official names, such as jester-v1-train.csv. A video is the folder
+    `<root>/<videos>/<id>` of frames 00001.jpg and so on, which are counted when it is read, or the `<id>.mp4` next to
+    it that `rubiks prepare` writes.
 
-    The labels are the sorted names of the classes, as TSM numbers them in its lists, not the file's order.
+    Labels number the sorted class names, as TSM does in its lists, not the lines of the file.
     """
 
     PATTERN: ClassVar[str] = "{:05d}.jpg"
     subfolder = "labels"
 
     format: Literal["ssv1", "jester"]
-    release: Name = Field(description="how the official files' names begin: something-something-v1 or jester-v1")
-    videos: Name = Field(description="folder of the videos' folders, relative to root")
+    release: Name = Field(description="prefix of the official file names: something-something-v1 or jester-v1")
+    videos: Name = Field(description="folder with a folder for each video, relative to root")
     first_frame: FirstFrame = 1
 
     def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:

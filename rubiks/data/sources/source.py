@@ -1,4 +1,4 @@
-"""What a source of videos is, and what its annotation files have in common."""
+"""The base classes of sources of videos, and checks of their lists."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ OfficialSplit = Annotated[int, Field(ge=1, le=3, description="which of the three
 
 
 class Source(Settings, section="data"):
-    """A data set: its keys of the configuration, its lists and its classes. Lists are read when they are asked for."""
+    """A data set: its configuration keys, its lists and its classes. Lists are read when they are needed."""
 
-    missing_is_normal: ClassVar[bool] = False  # videos of its lists may be gone
+    missing_is_normal: ClassVar[bool] = False  # whether listed videos may be missing
 
     format: str
-    name: str = Field("", description="names runs, and says which of them ckpt=latest looks for")
+    name: str = Field("", description="names the runs; ckpt=latest looks only at runs of this name")
     root: Name = Field(description="folder of the data set")
     num_classes: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
-        None, description="how many classes there must be; needed where nothing names them"
+        None, description="how many classes there must be; required if nothing names them"
     )
     manifest: Name = Field(
         "rubiks-manifest.jsonl",
-        description="what `rubiks check` wrote, in data.root or absolute; there need be none",
+        description="the file that `rubiks check` wrote, absolute or relative to data.root; it need not exist",
     )
 
     @property
     def classes(self) -> list[str] | None:
-        """Class names in label order; None where the data set does not say, and data.num_classes must."""
+        """Class names in label order; None if the data set does not give them, and data.num_classes is needed."""
         raise NotImplementedError
 
     @property
@@ -52,7 +52,7 @@ class Source(Settings, section="data"):
         raise NotImplementedError
 
     def ready(self) -> Source:
-        """The source that has the files; the built-in data set is made here."""
+        """The source with its files in place; the built-in data set is made here."""
         return self
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
@@ -63,7 +63,7 @@ class Source(Settings, section="data"):
 class ListedSource(Source):
     """A data set whose classes and videos are in a labels file and two lists.
 
-    A file that is not given is looked for under its official names in root and in a folder there.
+    A file that is not given is looked for under its official names in root and in `subfolder`.
     """
 
     subfolder: ClassVar[str] = ""  # of root, where official files may be
@@ -103,13 +103,13 @@ class ListedSource(Source):
         return self._labels
 
     def has(self, split: Split) -> bool:
-        """Whether there is a list of the split: one that the configuration names, right or wrong, or a file of an
+        """Whether the split has a list: one that the configuration names, whether or not it exists, or a file with an
         official name."""
         return self._lists[split].given is not None or self._lists[split].exists()
 
     @property
     def _naming_list(self) -> AnnotationFile:
-        """The list that gives the classes where no labels file does: the training list, or else the validation list."""
+        """The list that gives the classes if no labels file does: the training list, or else the validation list."""
         train, val = self._lists["train"], self._lists["val"]
         if self.has("train"):
             return train
@@ -129,7 +129,7 @@ def read_lists(
     """The lists that a source has.
 
     Returns:
-        By split the videos that exist, the paths of those that do not, and of a split without a list the reason.
+        By split: the videos that exist, the paths of those that do not, and the reason why a split has no list.
 
     Raises:
         InputError: a list is wrong, or there is none.
@@ -149,11 +149,11 @@ def read_lists(
 
 
 def check_labels(records: Iterable[VideoRecord], num_classes: int, list_name: str) -> None:
-    """Raise InputError where labels are not in range(num_classes).
+    """Raise InputError if labels are not in range(num_classes).
 
     Args:
         records: the records of one list.
-        num_classes: how many classes there are, from outside of the data set.
+        num_classes: how many classes there are, known from elsewhere than the list.
         list_name: how the message names the list, for example its path or key.
     """
     if (wrong := describe_wrong_labels(list(records), num_classes)) is not None:
@@ -161,7 +161,7 @@ def check_labels(records: Iterable[VideoRecord], num_classes: int, list_name: st
 
 
 def describe_wrong_labels(records: Sequence[VideoRecord], num_classes: int) -> str | None:
-    """How many labels of a list are not in range(num_classes), the first, and what to do; None where all are."""
+    """How many labels of a list are not in range(num_classes), the first, and what to do; None if all are."""
     outside = [record for record in records if not 0 <= record.label < num_classes]
     if not outside:
         return None
@@ -173,11 +173,11 @@ def describe_wrong_labels(records: Sequence[VideoRecord], num_classes: int) -> s
 
 
 def check_numbers(numbers: Sequence[tuple[str, int]], classes: Sequence[str] | None, labels: AnnotationFile) -> None:
-    """Raise InputError for the first label of a list, given with its place, that is below 0 or beyond the classes.
+    """Raise InputError for the first label of a list that is below 0 or beyond the classes.
 
     Args:
-        numbers: where each label stands, and the label.
-        classes: what the labels file names; None where there is none.
+        numbers: each label's place in the file, and the label.
+        classes: the class names of the labels file; None if there is none.
         labels: the labels file.
     """
     for where, label in numbers:
@@ -192,7 +192,7 @@ def check_numbers(numbers: Sequence[tuple[str, int]], classes: Sequence[str] | N
 
 
 def _from_one(labels: Sequence[int], num_classes: int) -> str | None:
-    """What to do with the labels of a list that is numbered from 1; None for another."""
+    """What to do about a list whose labels start at 1; None for other lists."""
     if labels and min(labels) == 1 and max(labels) == num_classes:
         return "labels seem to start at 1; they must start at 0: subtract 1 from each label, in all lists"
     return None

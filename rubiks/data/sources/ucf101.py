@@ -28,17 +28,17 @@ from rubiks.settings import Name
 class UCF101(ListedSource):
     """UCF101: lists of `class/video.avi` for each of three splits, and a folder of videos for each class.
 
-    classInd.txt numbers the classes from 1 on, `1 ApplyEyeMakeup`; a label here is that number less one. The training
-    lists repeat the number after the path, the test lists, which are the validation lists here, do not. Files that are
-    not given are looked for in root and root/ucfTrainTestlist under their official names. In a video's place may be an
-    .mp4, as `rubiks prepare` writes.
+    classInd.txt numbers the classes from 1 on, `1 ApplyEyeMakeup`; labels here are one less. The training lists repeat
+    the number after the path, the test lists, which are the validation lists here, do not. Files that are not given are
+    looked for in root and root/ucfTrainTestlist under their official names. A video may be replaced by the .mp4 that
+    `rubiks prepare` writes.
     """
 
     subfolder = "ucfTrainTestlist"
 
     format: Literal["ucf101"] = "ucf101"
     split: OfficialSplit = 1
-    videos: Name = Field("UCF-101", description="folder of the classes' folders, relative to root")
+    videos: Name = Field("UCF-101", description="folder with a folder for each class, relative to root")
 
     def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:
         number = f"{self.split:02d}"
