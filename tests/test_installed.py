@@ -25,6 +25,7 @@ sys.path.insert(0, {installed!r})
 sys.argv = ["rubiks", *{words!r}]
 runpy.run_module("rubiks", run_name="__main__", alter_sys=True)
 """
+SLOW_TO_IMPORT = ("hydra", "matplotlib.pyplot", "pytorch_lightning", "torchmetrics.classification", "torchvision")
 QUICK = (
     "device=cpu", "data.workers=0", "data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4",
     "recipe.epochs=1",
@@ -45,7 +46,7 @@ def installed(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(installed, tmp_path_factory):
     """Runs a command of the installed package in a folder that was empty at first; gives stdout."""
-    server, folder = WithTorch(), tmp_path_factory.mktemp("empty")
+    server, folder = WithTorch(*SLOW_TO_IMPORT), tmp_path_factory.mktemp("empty")
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     plain |= {"RUBIKS_REFERENCE": "1", "WANDB_MODE": "disabled"}
 

@@ -15,8 +15,9 @@ from typing import IO
 
 # Forks a process for each request, and one beside it that tells its id and, in the end, its exit status.
 _SERVER = """
-import json, os, signal, socket, sys, tempfile, traceback, warnings
-import torch
+import importlib, json, os, signal, socket, sys, tempfile, traceback, warnings
+for module in ["torch", *sys.argv[2:]]:
+    importlib.import_module(module)
 
 requests = socket.socket(fileno=int(sys.argv[1]))
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -97,11 +98,15 @@ def _read(file: IO[bytes]) -> str:
 
 
 class WithTorch:
-    """Starts scripts. To be closed."""
+    """Starts scripts. To be closed.
 
-    def __init__(self) -> None:
+    Args:
+        modules: what is imported already besides PyTorch.
+    """
+
+    def __init__(self, *modules: str) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-c", _SERVER, str(theirs.fileno())]
+        command = [sys.executable, "-c", _SERVER, str(theirs.fileno()), *modules]
         self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
 
