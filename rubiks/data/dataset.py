@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from rubiks.data.decode import open_video
-from rubiks.data.records import VideoRecord
+from rubiks.data.records import OpenVideo, VideoRecord
 from rubiks.errors import VideoError
 
 
@@ -24,6 +25,35 @@ class Views(Protocol):
     def __call__(self, clips: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, list[int]]:
         """Decoded frames uint8 (clips, T, 3, H, W) of a video of class `label` -> views uint8 (V, T, 3, S, S), and
         the class of each view, which mirroring may change."""
+
+
+def read_clips(
+    record: VideoRecord,
+    views: Views,
+    reader: str,
+    rng: np.random.Generator,
+    stage: Callable[[str], AbstractContextManager] = lambda name: nullcontext(),
+) -> tuple[OpenVideo, Tensor]:
+    """Open a video and decode the frames that the views need.
+
+    Args:
+        record: the video.
+        views: chooses the frames.
+        reader: the library that seeks, one of `readers.Reader`.
+        rng: for random frames.
+        stage: entered with "open" and with "decode" while that is done, to time it.
+
+    Returns:
+        The video, closed, and its frames uint8 (clips, T, 3, H, W).
+
+    Raises:
+        VideoError: it cannot be read.
+    """
+    with stage("open"):
+        video = open_video(record, reader)
+    with stage("decode"), video:
+        indices = views.frame_indices(len(video), rng)
+        return video, video.frames(indices.ravel().tolist()).unflatten(0, indices.shape)
 
 
 class VideoDataset(Dataset):
@@ -67,9 +97,7 @@ class VideoDataset(Dataset):
 
     def _read(self, record: VideoRecord, rng: np.random.Generator) -> Tensor:
         """Decoded frames uint8 (clips, T, 3, H, W)."""
-        with open_video(record, self.reader) as video:
-            indices = self.views.frame_indices(len(video), rng)
-            return video.frames(indices.ravel().tolist()).unflatten(0, indices.shape)
+        return read_clips(record, self.views, self.reader, rng)[1]
 
     def _read_in_time(self, record: VideoRecord, rng: np.random.Generator) -> Tensor:
         """`_read` in a thread that can be abandoned, as neither a stuck decoder nor a stuck disk can be interrupted.

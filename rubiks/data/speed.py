@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from rubiks.data.batches import collate
-from rubiks.data.dataset import Views
-from rubiks.data.decode import VideoFile, open_video
+from rubiks.data.dataset import Views, read_clips
+from rubiks.data.decode import VideoFile
 from rubiks.data.estimate import is_decoded_from_start
 from rubiks.data.records import VideoRecord
 from rubiks.errors import InputError, VideoError
@@ -51,24 +51,20 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
     threads, unreadable, single, unproven = torch.get_num_threads(), 0, 0, 0
     torch.set_num_threads(1)  # as in a worker
     try:
-        with contextlib.suppress(VideoError), open_video(records[0], reader) as video:  # imports the library
-            video.frames([0])
+        with contextlib.suppress(VideoError):
+            read_clips(records[0], views, reader, np.random.default_rng(0))  # imports the library
         for start in range(0, len(records), batch_size):
             samples: list[Any] = []
             for index in range(start, min(start + batch_size, len(records))):
                 rng = np.random.default_rng(index)
                 try:
-                    with timed("open"):
-                        video = open_video(records[index], reader)
-                    if isinstance(video, VideoFile) and is_decoded_from_start(video):
-                        single += video.seek != "none"
-                        unproven += video.seek == "none"
-                    with timed("decode"), video:
-                        indices = views.frame_indices(len(video), rng)
-                        clips = video.frames(indices.ravel().tolist()).unflatten(0, indices.shape)
+                    video, clips = read_clips(records[index], views, reader, rng, timed)
                 except VideoError:
                     unreadable += 1
                     continue
+                if isinstance(video, VideoFile) and is_decoded_from_start(video):
+                    single += video.seek != "none"
+                    unproven += video.seek == "none"
                 with timed("views"):
                     made, label = views(clips, records[index].label, rng)
                     samples.append({"views": made, "label": label, "index": index})
