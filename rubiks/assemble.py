@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from rubiks import trainers
 from rubiks.data.datamodule import VideoDataModule
 from rubiks.data.records import VideoRecord
 from rubiks.data.sampling import Sampling
@@ -14,6 +19,8 @@ from rubiks.errors import InputError
 from rubiks.evaluation.protocols import FrameOrder, Protocol
 from rubiks.experiment import Evaluation, Experiment, Training
 from rubiks.files import check_writable
+from rubiks.runs import Run
+from rubiks.stopping import Stop
 from rubiks.training.mixing import Mixing
 
 
@@ -64,6 +71,25 @@ def evaluation_data(settings: Evaluation, videos: Sequence[VideoRecord], views: 
     """The data loader for evaluation."""
     size, loading = settings.batch_size, settings.data.loading
     return VideoDataModule([], videos, views, views, size, size, loading, settings.seed, settings.local_processes)
+
+
+def trainer(settings: Experiment, callbacks: list[Callback], stop: Stop, **extra: Any) -> pl.Trainer:
+    """Lightning's Trainer, without loggers; `extra` are further arguments of it."""
+    return trainers.trainer(
+        settings.trainer,
+        settings.on_gpu,
+        settings.precision,
+        settings.process_timeout,
+        callbacks,
+        stop,
+        **extra,
+    )
+
+
+def training_callbacks(settings: Training, run: Run, stop: Stop, keep_best: bool = True) -> list[Callback]:
+    """What happens during training besides the steps; for `keep_best` see `Checkpoints`."""
+    limit = settings.trainer.limit()
+    return trainers.training_callbacks(run, stop, settings.checkpoint, settings.patience, limit, keep_best)
 
 
 def mixing(settings: Training, num_classes: int) -> Mixing | None:

@@ -44,9 +44,14 @@ def presets() -> Path:
     return next(place for place in (package / "conf", package.parent / "conf") if place.is_dir())
 
 
+def text_of(value: object) -> str:
+    """A value as it is written on a command line and in YAML."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def setting(key: str, value: object) -> str:
     """key=value as a choice that Hydra understands, quoted if the value has spaces, braces and the like."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = text_of(value)
     if re.fullmatch(r"[\w./+-]+", text):
         return f"{key}={text}"
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')

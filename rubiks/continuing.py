@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 
-from rubiks.choices import program, setting
+from rubiks.choices import program, setting, text_of
 from rubiks.data.datamodule import VideoDataModule
 from rubiks.errors import InputError
 from rubiks.models.checkpoint import SavedNetwork
@@ -83,7 +83,7 @@ class Change(NamedTuple):
     now: Any
 
     def __str__(self) -> str:
-        return _NAMES.get(self.key) or f"{self.key}: {_text(self.before)} -> {_text(self.now)}"
+        return _NAMES.get(self.key) or f"{self.key}: {text_of(self.before)} -> {text_of(self.now)}"
 
 
 def check(run: Run, saved: SavedNetwork, now: dict[str, Any], asked: list[str]) -> list[Change]:
@@ -215,7 +215,3 @@ def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

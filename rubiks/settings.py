@@ -71,21 +71,21 @@ class Settings(BaseModel):
 
 
 def defaults(model: type[Settings]) -> dict[str, Any]:
-    """The defaults of a model as plain configuration values, nested sections included."""
+    """The defaults of a model as a configuration has them, including those of its sections."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        kind, default = field.annotation, field.default
-        if isinstance(default, Settings):
-            found[name] = defaults(type(default))
-        elif isinstance(kind, type) and issubclass(kind, Settings):
-            found[name] = defaults(kind)
-        elif not field.is_required() and not _has_section(kind):
+        section, default = section_of(field), field.default
+        if section is not None and default is not None:
+            found[name] = defaults(section)
+        elif section is None and not field.is_required():
             found[name] = list(default) if isinstance(default, tuple) else default
     return found
 
 
-def _has_section(kind: Any) -> bool:
-    return any(isinstance(one, type) and issubclass(one, Settings) for one in get_args(kind))
+def section_of(field: FieldInfo) -> type[Settings] | None:
+    """The model of a field that is a section; None for any other field."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
 
 
 def taken(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,9 +106,14 @@ def expectation(field: FieldInfo, value: Any = None) -> str:
 def unknown(section: str, name: str, known: Sequence[str]) -> str:
     """The message for an unknown key of a section, with the key that was probably meant and all valid ones."""
     prefix = f"{section}." if section else ""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {prefix}{near[0]}?" if near else ""
+    hint = did_you_mean(name, known, prefix)
     return f"{prefix}{name} is unknown.{hint} {section or 'The configuration'} has {', '.join(known)}"
+
+
+def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """A question, after a space, about the known name that is most like a wrong one; empty if none is like it."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _sentence(model: type[Settings], values: Mapping[str, Any], error: ValidationError) -> str:

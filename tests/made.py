@@ -8,7 +8,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
-from rubiks import assemble, trainers, weights
+from rubiks import assemble, weights
 from rubiks.cli.entry import plain
 from rubiks.data import videos
 from rubiks.experiment import Training
@@ -72,20 +72,9 @@ class Made:
 
     @cached_property
     def trainer(self) -> pl.Trainer:
-        settings = self.settings
-        stop, max_steps = Stop(timeout=settings.process_timeout), settings.trainer.limit()
-        callbacks = trainers.training_callbacks(
-            Run(Path("outputs/x")), stop, settings.checkpoint, settings.patience, max_steps
-        )
-        return trainers.trainer(
-            settings.trainer,
-            settings.on_gpu,
-            settings.precision,
-            settings.process_timeout,
-            callbacks,
-            stop,
-            max_epochs=3,
-        )
+        stop = Stop(timeout=self.settings.process_timeout)
+        callbacks = assemble.training_callbacks(self.settings, Run(Path("outputs/x")), stop)
+        return assemble.trainer(self.settings, callbacks, stop, max_epochs=3)
 
     def everything(self) -> None:
         """Make all but the network, which takes long: what is wrong is found then."""

@@ -63,15 +63,7 @@ def _evaluate(settings: Evaluation, command: CommandLine, run: runs.Run, stop: S
     data = assemble.evaluation_data(settings, listed, protocol)
 
     predictions = CollectPredictions()
-    trainer = trainers.trainer(
-        settings.trainer,
-        settings.on_gpu,
-        settings.precision,
-        settings.process_timeout,
-        [predictions],
-        stop,
-        enable_checkpointing=False,
-    )
+    trainer = assemble.trainer(settings, [predictions], stop, enable_checkpointing=False)
     if trainers.starts_processes(trainer):  # everything has been checked, once
         devices, nodes, timeout = trainer.num_devices, trainer.num_nodes, settings.process_timeout
         parent.run("eval", devices, nodes, run.folder, command.choices, timeout)

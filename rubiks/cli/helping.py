@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from rubiks.choices import program
+from rubiks.choices import program, text_of
 from rubiks.data.catalog import SOURCES
 from rubiks.experiment import Evaluation, Training
-from rubiks.settings import Settings, expectation
+from rubiks.settings import Settings, expectation, section_of
 
 
 def print_help(about: str, model: type[Training | Evaluation], config: Mapping[str, Any], folder: Path) -> None:
@@ -33,7 +33,7 @@ def print_help(about: str, model: type[Training | Evaluation], config: Mapping[s
     print("\nValues, KEY=VALUE; shown as they are with the other choices of this command line")
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
     for key, field in _fields(model, config):
-        print(f"  {key}={_shown(_value(config, key))}")
+        print(f"  {key}={text_of(_value(config, key))}")
         text = str(field.description) + ("" if field.annotation is Any else f" [{expectation(field)}]")
         print(textwrap.fill(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
 
@@ -42,7 +42,7 @@ def _fields(model: type[Settings], config: Mapping[str, Any]) -> Iterator[tuple[
     """Every key that the configuration has with its field; the keys of the root first, then section by section."""
     sections: list[tuple[str, type[Settings]]] = []
     for name, field in model.model_fields.items():
-        section = _section(field)
+        section = section_of(field)
         if name == "data":
             source = SOURCES[config["data"]["format"]]
             sections += [("data", part) for part in (source, *model.DATA)]  # type: ignore[attr-defined]
@@ -55,17 +55,7 @@ def _fields(model: type[Settings], config: Mapping[str, Any]) -> Iterator[tuple[
             yield from ((key, field) for key, field in _fields(section, config[name]) if not key.endswith(".format"))
 
 
-def _section(field: FieldInfo) -> type[Settings] | None:
-    """The model of a field that is a section; None for any other field."""
-    kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
-
-
 def _value(config: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         config = config[part]
     return config
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rubiks.errors import InputError
+from rubiks.settings import did_you_mean
 
 
 def check_signs(choices: list[str], config_folder: Path, config_name: str) -> None:
@@ -74,10 +74,8 @@ def explain(error: Exception, config_folder: Path, config_name: str, choices: li
 def _unknown(key: str, known: list[str]) -> str:
     """The message for an unknown key, with a similar key and the valid keys of its section."""
     section = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
     listed = ", ".join(sorted(section or {other.partition(".")[0] for other in known}))
-    return f"{key} is not a key of the configuration.{hint} The choices are {listed}"
+    return f"{key} is not a key of the configuration.{did_you_mean(key, known)} The choices are {listed}"
 
 
 def _known(config_folder: Path, config_name: str, choices: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ import gc
 import json
 import logging
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ import yaml
 from rubiks import assemble, continuing, launched, naming, parent, processes, runs, tracking, trainers, weights
 from rubiks.choices import CommandLine, program, setting
 from rubiks.data import videos
+from rubiks.data.records import VideoRecord
 from rubiks.experiment import Training
 from rubiks.files import write_atomically, write_lines
+from rubiks.models import RubiksNet
 from rubiks.stopping import Interrupted, Stop
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import describe_groups
@@ -94,25 +97,16 @@ def _train(
     net.recorder.enabled = settings.cuda_graphs
 
     other_score = any(continuing.within(change.key, continuing.SCORE) for change in found)
-    max_steps = settings.trainer.limit()
-    callbacks = (
-        []
-        if rehearsal
-        else trainers.training_callbacks(
-            run, stop, settings.checkpoint, settings.patience, max_steps, keep_best=not other_score
-        )
-    )
-    trainer = trainers.trainer(
-        settings.trainer,
-        settings.on_gpu,
-        settings.precision,
-        settings.process_timeout,
+    callbacks = [] if rehearsal else assemble.training_callbacks(settings, run, stop, keep_best=not other_score)
+    trainer = assemble.trainer(
+        settings,
         callbacks,
         stop,
         max_epochs=recipe.epochs,
         accumulate_grad_batches=recipe.accumulate,
         enable_checkpointing=not rehearsal,
     )
+    max_steps = settings.trainer.limit()
     start = Position() if resume is None else continuing.start(resume, trainer, data, recipe.epochs, max_steps)
     data.start_at(start.epoch, start.videos)
     mixing = assemble.mixing(settings, len(classes))
@@ -132,15 +126,7 @@ def _train(
             write_atomically(run.config, lambda path: path.write_text(text, encoding="utf-8"))
             write_lines(run.choices, command.choices)
     if trainer.is_global_zero:
-        sampling = settings.data.sampling
-        print(net)
-        print(
-            f"{source.name}: {len(train_videos):,} training and {len(val_videos):,} validation videos, "
-            f"{len(classes)} classes, {sampling.num_frames} frames of {sampling.size} pixels"
-        )
-        print(describe_groups(net, recipe, trainer.world_size))
-        if settings.aq is not None:
-            print(settings.aq)
+        _describe(settings, net, train_videos, val_videos, len(classes), trainer.world_size)
         for change in found:
             if not continuing.within(change.key, continuing.SILENT):
                 print(f"Changed since the run was last started: {change}")
@@ -161,6 +147,26 @@ def _train(
         gc.unfreeze()
     if trainer.is_global_zero and not rehearsal:
         _finish(settings, command, run, trainer, module.position or start)
+
+
+def _describe(
+    settings: Training,
+    net: RubiksNet,
+    train: Sequence[VideoRecord],
+    val: Sequence[VideoRecord],
+    num_classes: int,
+    processes: int,
+) -> None:
+    """Print what is trained: the network, the data, and the learning rates."""
+    sampling = settings.data.sampling
+    print(net)
+    print(
+        f"{settings.data.source.name}: {len(train):,} training and {len(val):,} validation videos, "
+        f"{num_classes} classes, {sampling.num_frames} frames of {sampling.size} pixels"
+    )
+    print(describe_groups(net, settings.recipe, processes))
+    if settings.aq is not None:
+        print(settings.aq)
 
 
 def _finish(settings: Training, command: CommandLine, run: runs.Run, trainer: pl.Trainer, position: Position) -> None:
