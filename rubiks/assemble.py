@@ -12,11 +12,10 @@ from pytorch_lightning.callbacks import Callback
 from rubiks import trainers
 from rubiks.data.datamodule import VideoDataModule
 from rubiks.data.records import VideoRecord
-from rubiks.data.sampling import Sampling
 from rubiks.data.videos import mirrored
 from rubiks.data.views import TrainingViews
 from rubiks.errors import InputError
-from rubiks.evaluation.protocols import FrameOrder, Protocol
+from rubiks.evaluation.protocols import Protocol
 from rubiks.experiment import Evaluation, Experiment, Training
 from rubiks.files import check_writable
 from rubiks.runs import Run
@@ -38,15 +37,6 @@ def training_views(settings: Training, classes: Sequence[str]) -> TrainingViews:
     )
 
 
-def protocol(settings: Experiment, sampling: Sampling, frame_order: FrameOrder = "natural") -> Protocol:
-    """The views that are scored, for clips sampled this way."""
-    settings.check_protocol(sampling)
-    chosen = settings.protocol
-    return Protocol(
-        chosen.name, chosen.clips, chosen.crops, sampling.num_frames, sampling.size, frame_order, sampling.span
-    )
-
-
 def training_data(
     settings: Training, train: Sequence[VideoRecord], val: Sequence[VideoRecord], views: TrainingViews
 ) -> VideoDataModule:
@@ -57,7 +47,7 @@ def training_data(
         train,
         val,
         views,
-        protocol(settings, settings.data.sampling),
+        settings.protocol_for(settings.data.sampling),
         batch_size,
         batch_size,
         loading,

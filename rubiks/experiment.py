@@ -13,7 +13,8 @@ from rubiks.data.catalog import Data, data_settings
 from rubiks.data.datamodule import Loading, TrainingLoading
 from rubiks.data.sampling import AsTrained, Sampling, TrainingSampling
 from rubiks.errors import InputError
-from rubiks.evaluation.protocols import FrameOrder, ProtocolSettings
+from rubiks.evaluation.protocols import Protocol, ProtocolSettings
+from rubiks.evaluation.scorer import FrameOrder
 from rubiks.models import TIERS, VARIANTS
 from rubiks.models.inflation import RULES
 from rubiks.models.rubiksnet import STRIDE
@@ -64,13 +65,35 @@ class Experiment(Settings):
         devices = self.trainer.devices if isinstance(self.trainer.devices, int) else torch.cuda.device_count()
         return max(1, devices)
 
-    def check_protocol(self, sampling: Sampling) -> None:
-        """Raise InputError if the protocol has more clips than this sampling."""
-        if sampling.span is None and self.protocol.clips > 2:
-            raise InputError(
-                f"protocol.clips must be 1 or 2 with data.sampling=uniform, got {self.protocol.clips}; choose another "
-                "protocol, or data.sampling=dense, which has any number"
+    def protocol_for(self, sampling: Sampling) -> Protocol:
+        """The protocol for a network whose clips are sampled this way.
+
+        Raises:
+            InputError: they do not fit together.
+        """
+        chosen = self.protocol
+        size = chosen.crop_size or sampling.size
+        if chosen.sampling is not None:
+            sampling = Sampling(
+                **{**sampling.model_dump(include=set(Sampling.model_fields)), "sampling": chosen.sampling}
             )
+        if sampling.span is None and chosen.clips > 2:
+            raise InputError(
+                f"protocol.clips must be 1 or 2 with uniform sampling, got {chosen.clips}; choose another protocol, or "
+                "protocol.sampling=dense, which has any number"
+            )
+        if chosen.short_side is not None and chosen.short_side < size:
+            raise chosen.wrong("short_side", f"at least data.size={size}, the side of the crops")
+        return Protocol(
+            chosen.label,
+            chosen.clips,
+            chosen.crops,
+            sampling.num_frames,
+            size,
+            sampling.span,
+            chosen.short_side,
+            chosen.mean,
+        )
 
 
 class Training(Experiment):
@@ -106,7 +129,7 @@ class Training(Experiment):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         sampling = self.data.sampling
-        self.check_protocol(sampling)
+        self.protocol_for(sampling)
         if sampling.span is None and self.augment.temporal_jitter:
             raise InputError(
                 "augment.temporal_jitter=true is for data.sampling=dense; uniform sampling takes a random frame of "
@@ -144,9 +167,24 @@ class Evaluation(Experiment):
     data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, *Evaluation.DATA))]
     ckpt: Name | None = Field("latest", description="a checkpoint, ours or official, a run's folder, or latest")
     batch_size: Count = Field(16, description="videos at a time")
-    frame_order: FrameOrder = Field(
-        "natural", description="reversed or shuffled: to see how much the network uses the order of frames"
+    frame_order: FrameOrder = Field("natural", description="order of the frames in time; another one is no score")
+    temporal: bool = Field(
+        False,
+        description="also score each video with its frames reversed and shuffled: how much of the score is time?",
     )
     save_predictions: Annotated[str, Expected("the name of an .npz file, for example scores.npz")] | None = Field(
         None, description="FILE.npz to write: logits (videos, classes), labels, and names as in the list"
     )
+
+    @property
+    def orders(self) -> tuple[FrameOrder, ...]:
+        """The orders of frames in which videos are scored; the first gives the score."""
+        return ("natural", "reversed", "shuffled") if self.temporal else (self.frame_order,)
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        if self.temporal and self.frame_order != "natural":
+            raise InputError(
+                f"temporal=true scores frames in all orders, and frame_order={self.frame_order} in one; leave one out"
+            )
+        return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -44,6 +45,15 @@ def check_writable(path: str | os.PathLike) -> None:
         trial.unlink()
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
 
 
 def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:

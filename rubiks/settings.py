@@ -16,6 +16,7 @@ from rubiks.errors import InputError
 MOST = 2**32 - 1  # the limit of whole numbers in settings without a smaller one
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
+Side = Annotated[int, Field(ge=16, le=MOST)]  # of images, in pixels
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -56,7 +56,7 @@ class Made:
 
     @cached_property
     def protocol(self):
-        return assemble.protocol(self.settings, self.settings.data.sampling)
+        return self.settings.protocol_for(self.settings.data.sampling)
 
     @cached_property
     def data(self):

@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import Timer
 from test_optimisation import CLASSES, Data, make_trainer, network, rates, videos
-from torch.utils.data import DataLoader
 from written_out import Rows, Training, assert_same, exact_losses, one_hot, pixels
 
 from rubiks import RubiksNet
-from rubiks.ops import fused
 from rubiks.runs import Run
 from rubiks.training.aq import AttentionSchedule
 from rubiks.training.checkpointing import Checkpoints
@@ -150,64 +148,6 @@ def test_what_is_logged_does_not_wait_for_a_gpu():
     assert isinstance(rate, torch.Tensor)
     assert rate.device.type == "cpu"
     assert rate == 0.25
-
-
-# ---- scoring
-
-
-@pytest.mark.parametrize("precision", ["32-true", "64-true"])
-def test_predictions_are_the_mean_of_the_views_of_every_video(precision):
-    net = network().eval()
-    kept = videos(5, views=3)
-    for number, video in enumerate(kept):
-        video["label"], video["index"] = torch.full((3,), number % 3), 10 + number
-    module = VideoClassifier(net)
-    trainer = make_trainer(recipe(), logger=False, precision=precision)
-    parts = trainer.predict(module, DataLoader(kept, batch_size=2))
-    with torch.no_grad():
-        each = torch.stack([net.double()(pixels(torch.stack([video["views"][i] for video in kept]))) for i in range(3)])
-    torch.testing.assert_close(
-        torch.cat([part["logits"] for part in parts]).double(), each.mean(0), rtol=1e-4, atol=1e-5
-    )
-    assert [len(part["logits"]) for part in parts] == [2, 2, 1]
-    assert torch.cat([part["label"] for part in parts]).tolist() == [0, 1, 2, 0, 1]
-    assert torch.cat([part["index"] for part in parts]).tolist() == [10, 11, 12, 13, 14]
-    assert {name.partition(".")[0] for name in module.state_dict()} == {"net"}  # what it scored with is gone
-
-
-def test_prediction_uses_the_fast_form_of_the_network_and_knows_empty_batches():
-    module = alone(network())
-    module._trainer.precision = "32-true"
-    module.on_predict_start()
-    assert type(module.scorer) is type(module.net.optimize_for_inference())
-    empty = torch.empty(0, dtype=torch.int64)
-    views = torch.empty(0, 3, 2, 3, 32, 32, dtype=torch.uint8)
-    predictions = module.predict_step({"views": views, "label": empty, "index": empty}, 0)
-    assert {name: tuple(value.shape) for name, value in predictions.items()} == {
-        "logits": (0, CLASSES), "label": (0,), "index": (0,),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("device", "kernels", "precision", "converted"),
-    [
-        ("cuda", True, "bf16-mixed", [torch.bfloat16]),
-        ("cuda", True, "bf16-true", [torch.bfloat16]),
-        ("cuda", True, "16-mixed", None),
-        ("cuda", False, "bf16-mixed", None),
-        ("cpu", True, "bf16-mixed", []),
-    ],
-)
-def test_what_scores_on_which_device(device, kernels, precision, converted, monkeypatch):
-    asked = []
-    monkeypatch.setattr(fused, "available", lambda where: kernels and where.type == "cuda")
-    monkeypatch.setattr(VideoClassifier, "device", torch.device(device))
-    monkeypatch.setattr(RubiksNet, "optimize_for_inference", lambda net, *dtype: asked.append([*dtype]) or net.backbone)
-    module = alone(network())
-    module._trainer.precision = precision
-    module.on_predict_start()
-    assert asked == ([] if converted is None else [converted])
-    assert module.scorer is (module.net if converted is None else module.net.backbone)
 
 
 # ---- the best checkpoint

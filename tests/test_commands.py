@@ -27,6 +27,7 @@ from rubiks.cli.entry import training
 from rubiks.data import builtin, videos
 from rubiks.data.augment import NOTHING
 from rubiks.data.decode import VideoFile
+from rubiks.evaluation.scorer import Scorer
 from rubiks.models import TIERS, VARIANTS
 from rubiks.training.module import VideoClassifier
 
@@ -91,7 +92,7 @@ def test_evaluation_finds_the_newest_run_and_writes_results(trained, builtin_dat
     assert "2 clips x 3 crops" in output
     results = json.loads((tmp_path / "outputs/scores/results.json").read_text())
     assert results["checkpoint"] == "outputs/first/checkpoints/best.ckpt"
-    assert (results["videos"], results["left_out"], results["size"], results["num_frames"]) == (8, 0, 32, 4)
+    assert (results["videos"], results["left_out"], results["crop_size"], results["num_frames"]) == (8, 0, 32, 4)
     saved = np.load(tmp_path / "deep/scores.npz")
     assert saved["logits"].shape == (8, 8)
     assert len(set(saved["names"])) == 8
@@ -272,8 +273,8 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(VideoFile, "frames", read)
 
-    def noting(step):
-        function = getattr(VideoClassifier, step)
+    def noting(owner, step):
+        function = getattr(owner, step)
 
         def note(self, batch, *others):
             seen.batches.append((step, tuple(batch["views"].shape)))
@@ -281,8 +282,9 @@ def seen(monkeypatch):
 
         return functools.wraps(function)(note)
 
-    for step in ("training_step", "validation_step", "predict_step"):
-        monkeypatch.setattr(VideoClassifier, step, noting(step))
+    steps = ((VideoClassifier, "training_step"), (VideoClassifier, "validation_step"), (Scorer, "predict_step"))
+    for owner, step in steps:
+        monkeypatch.setattr(owner, step, noting(owner, step))
     return seen
 
 
@@ -305,6 +307,8 @@ def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(bui
     validated = ("validation_step", (8, 1, 4, 3, 32, 32))
     assert seen.batches == [validated, *[("training_step", (8, 2, 4, 3, 32, 32))] * 3, validated]
 
+    ten = ("protocol=dense_10x3", "protocol.crop_size=null", "protocol.short_side=null")
+
     def evaluated(*arguments):
         seen.frames.clear()
         seen.batches.clear()
@@ -313,8 +317,16 @@ def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(bui
 
     (line,) = [line for line in output.splitlines() if line.startswith("To evaluate: python eval.py ")]
     for arguments in ((builtin_data, *SMALL[:2]), line.split()[5:]):
-        results = evaluated(*arguments, "protocol=ten_clip", "run=dense")
-        told = {"sampling": "dense", "window": 13, "clips": 10, "crops": 3, "num_frames": 4, "size": 32, "videos": 8}
+        results = evaluated(*arguments, *ten, "run=dense")
+        told = {
+            "sampling": "dense",
+            "window": 13,
+            "clips": 10,
+            "crops": 3,
+            "num_frames": 4,
+            "crop_size": 32,
+            "videos": 8,
+        }
         assert told.items() <= results.items()
         assert len(seen.frames) == 8
         for length, numbers in seen.frames:

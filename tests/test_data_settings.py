@@ -117,7 +117,7 @@ def test_each_setting_of_training_arrives(loaded):
     assert jitter.brightness == jitter.contrast == jitter.saturation == (0.7, 1.3)
     assert (rand.num_ops, rand.magnitude, erasing.p) == (2, 7, 0.25)
     assert (val.name, val.clips, val.crops, val.size, val.num_frames) == ("two_clip", 2, 3, 48, 5)
-    assert (val.window, val.frame_order) == (None, "natural")
+    assert val.window is None
     assert (data.batch_size, data.eval_batch_size, data.workers) == (3, 3, 1)
     assert (data.loading.on_error, data.loading.max_bad) == ("raise", 0.2)
     for loader in (data.train_dataloader(), data.val_dataloader()):
@@ -143,7 +143,8 @@ def dense(tmp_path_factory):
         ([], [[8, 10, 12, 14, 16]], 1, 48),  # as it was trained
         (["protocol.clips=3"], [[0, 2, 4, 6, 8], [8, 10, 12, 14, 16], [17, 19, 21, 23, 25]], 1, 48),
         (["protocol=two_clip"], [[0, 2, 4, 6, 8], [17, 19, 21, 23, 25]], 3, 48),
-        (["frame_order=reversed"], [[16, 14, 12, 10, 8]], 1, 48),
+        (["protocol=dense_10x3", "protocol.clips=1", "protocol.crops=1"], [[8, 10, 12, 14, 16]], 1, 256),
+        (["protocol.sampling=uniform", "protocol.crop_size=33"], [[3, 9, 15, 21, 27]], 1, 33),
         (["data.sampling=uniform"], [[3, 9, 15, 21, 27]], 1, 48),
         (["data.sampling=uniform", "protocol=two_clip"], [[3, 9, 15, 21, 27], [0, 6, 12, 18, 24]], 3, 48),
         (["data.window=20"], [[5, 9, 13, 17, 21]], 1, 48),
@@ -163,11 +164,3 @@ def test_evaluation_shows_what_was_trained_unless_told_otherwise(loaded, dense, 
     ]
     shown = [[1] * (len(clips) * crops)]  # a video's class for each of its views
     assert [batch["label"].tolist() for batch in found] == [shown * 2, shown]
-
-
-@pytest.mark.parametrize("seed", [0, 7])
-def test_frames_are_shuffled_by_the_seed(loaded, dense, read, seed):
-    loader = loaded(dense, "data.sampling=uniform", "frame_order=shuffled", f"seed={seed}", name="eval")
-    list(loader.predict_dataloader())
-    rngs = [np.random.default_rng((seed, 0, index, 0)) for index in range(3)]
-    assert read == [rng.permuted([3, 9, 15, 21, 27]).tolist() for rng in rngs]

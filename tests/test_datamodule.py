@@ -82,7 +82,7 @@ class Numbers(Dataset):
             return VideoError(f"{number}.mp4", "broken")
         side = 16 if number < 60 else 32
         views = torch.full((1, 2, side, side, 3), number, dtype=torch.uint8).movedim(-1, 2)
-        return {"views": views, "label": [number], "index": number}
+        return {"views": views, "label": [number], "index": number, "reader": "none"}
 
 
 def numbers(collate_fn, workers: int = 2, prefetch: int = 2) -> DataLoader:

@@ -249,7 +249,7 @@ def test_the_smallest_clips_are_trained_validated_and_evaluated(data, files, com
     for checkpoint in ("outputs/small", files["small", "rubiks3d"], files["tiny", "rubiks3d-aq"]):
         commands.evaluate(*tiny, "batch_size=7", f"ckpt={checkpoint}", "run=scores")
         results = json.loads((tmp_path / "outputs/scores/results.json").read_text())
-        assert (results["size"], results["num_frames"], results["videos"]) == (16, 1, 8)
+        assert (results["crop_size"], results["num_frames"], results["videos"]) == (16, 1, 8)
 
 
 # ---- what is written
@@ -308,8 +308,8 @@ def test_a_folder_without_permission_is_told_before_the_evaluation(data, files, 
 @pytest.mark.parametrize(
     ("number", "place", "workers", "status", "name"),
     [
-        (signal.SIGINT, "rubiks.training.module.VideoClassifier.predict_step", 2, 130, "SIGINT"),
-        (signal.SIGTERM, "rubiks.training.module.VideoClassifier.predict_step", 2, 143, "SIGTERM"),
+        (signal.SIGINT, "rubiks.evaluation.scorer.Scorer.predict_step", 2, 130, "SIGINT"),
+        (signal.SIGTERM, "rubiks.evaluation.scorer.Scorer.predict_step", 2, 143, "SIGTERM"),
         (signal.SIGINT, "rubiks.data.videos.manifest_of", 0, 130, "SIGINT"),
         (signal.SIGTERM, "rubiks.data.videos.manifest_of", 0, 143, "SIGTERM"),
     ],

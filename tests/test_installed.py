@@ -71,7 +71,7 @@ def test_the_version_is_told(run):
     [
         ("rubiks ch", ["check "]),
         ("rubiks train tier=", ["tier=large", "tier=medium", "tier=small", "tier=tiny"]),
-        ("rubiks eval protocol=t", ["protocol=ten_clip", "protocol=two_clip"]),
+        ("rubiks eval protocol=t", ["protocol=two_clip "]),
     ],
 )
 def test_a_shell_completes_commands_and_presets(line, wanted, run, tmp_path):

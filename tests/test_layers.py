@@ -15,12 +15,13 @@ ALLOWED = {
     "errors": set(),
     "settings": {"errors"},
     "files": {"errors"},
+    "pages": {"errors", "files"},
     "ops": set(),
     "nn": {"ops"},
     "models": {"ops", "nn", "errors"},
-    "data": {"files", "errors", "settings"},
+    "data": {"files", "errors", "pages", "settings"},
     "training": {"ops", "nn", "models", "files", "errors", "runs", "settings", "stopping"},
-    "evaluation": {"files", "errors", "settings"},
+    "evaluation": {"ops", "nn", "models", "files", "errors", "pages", "settings"},
     "runs": {"models", "errors"},
     "stopping": set(),
     "choices": set(),
@@ -58,6 +59,8 @@ ALLOWED_IN_MODELS = {
         "training_path",
     },
     "inflation": {"block_plan", "rubiksnet"},
+    "scoring": set(),
+    "activation_maps": {"clips", "rubiksnet"},
 }
 
 

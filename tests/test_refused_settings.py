@@ -174,12 +174,26 @@ def test_a_key_that_a_file_of_ones_own_has_too_much_is_named(section, settings, 
 def test_uniform_sampling_has_two_clips_and_no_jitter():
     uniform = Sampling(num_frames=8, size=32)
     for clips in (1, 2):
-        assert assemble.protocol(training(protocol__clips=clips), uniform).clips == clips
-    words = "protocol.clips must be 1 or 2 with data.sampling=uniform, got 3"
+        assert training(protocol__clips=clips).protocol_for(uniform).clips == clips
+    words = "protocol.clips must be 1 or 2 with uniform sampling, got 3"
     assert_rejected(lambda: training(protocol__clips=3), words)
     dense = training(protocol__clips=3, data__sampling="dense")
-    assert_rejected(lambda: assemble.protocol(dense, uniform), words)  # as for a network that was trained so
+    assert_rejected(lambda: dense.protocol_for(uniform), words)  # as for a network that was trained so
+    assert training(protocol__clips=3, protocol__sampling="dense").protocol_for(uniform).window == 64
     assert_rejected(lambda: training(augment__temporal_jitter=True), "augment.temporal_jitter=true", "dense")
+
+
+def test_crops_fit_into_the_resized_frames():
+    assert_rejected(
+        lambda: training(protocol__crop_size=100, protocol__short_side=99),
+        "protocol.short_side must be at least protocol.crop_size=100, got 99",
+    )
+    assert_rejected(
+        lambda: training(protocol__short_side=40, data__size=48),
+        "protocol.short_side must be at least data.size=48, the side of the crops, got 40",
+    )
+    whole = training(protocol__crop_size=40, protocol__short_side=40).protocol_for(Sampling(num_frames=8, size=32))
+    assert (whole.size, whole.resized) == (40, 40)
 
 
 @pytest.mark.parametrize("value", [0, MOST + 1, *NO_WHOLE_NUMBERS])

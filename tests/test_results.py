@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import hashlib
 import json
 import os
 import signal
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +18,17 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from commands import BASE
-from conftest import watch_flushes
+from conftest import assert_rejected, watch_flushes
+from test_train_settings import list_digest
 
 import rubiks
 from rubiks import RubiksNet, parent, trainers
 from rubiks.data.datamodule import Loading
 from rubiks.data.manifest import Entry, Manifest
+from rubiks.evaluation import metrics, results
 from rubiks.evaluation.collect import CollectPredictions
+from rubiks.evaluation.predictions import Predictions
+from rubiks.evaluation.protocols import Protocol
 from rubiks.experiment import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -57,8 +64,13 @@ def predicts(monkeypatch):
         calls.during()
         (collected,) = trainer.callbacks
         assert isinstance(collected, CollectPredictions)
-        collected.logits, collected.indices = torch.from_numpy(LOGITS), torch.tensor(SCORED)
+        collected.indices = torch.tensor(SCORED)
+        # In other orders of frames, fewer are right.
+        orders = [torch.from_numpy(LOGITS).roll(2 * order, dims=1) for order in range(len(module.orders))]
+        collected.logits = torch.stack(orders, dim=1)
         collected.labels = torch.tensor([data.records["val"][index].label for index in SCORED])
+        collected.readers = {"decord": 3, "pyav": 1}
+        collected.bad = {"videos/v4.mp4": "is broken"}
 
     monkeypatch.setattr(pl.Trainer, "predict", predict)
     return calls
@@ -107,41 +119,59 @@ def test_every_number_and_name_that_is_written_is_true(listed, commands, predict
         "data.reader=pyav", "data.timeout=44", "data.workers=3", "save_predictions=deep/scores.npz",
     )  # fmt: skip
 
-    results = written(tmp_path)
-    date = datetime.datetime.fromisoformat(results.pop("date"))
+    numbers = written(tmp_path)
+    date = datetime.datetime.fromisoformat(numbers.pop("date"))
     assert before <= date <= datetime.datetime.now(datetime.timezone.utc)
     assert date.utcoffset() == datetime.timedelta(0)
     labels = np.array([6, 0, 1, 6])
-    assert results == {
+    names = ["v0.mp4", "v1.mp4", "v3.mp4", "v5.mp4"]
+    scored = Predictions(names, labels, LOGITS, [str(label) for label in range(7)])
+    curve = numbers.pop("reliability")
+    assert {name: len(values) for name, values in curve.items()} == {"counts": 15, "confidence": 15, "accuracy": 15}
+    assert numbers.pop("calibration_error") == pytest.approx(metrics.reliability(scored).error)
+    assert numbers == {
         "top1": 100 * np.mean(LOGITS.argmax(1) == labels),
         "top5": 100 * np.mean([label in np.argsort(-row)[:5] for row, label in zip(LOGITS, labels, strict=True)]),
+        "mean_class_accuracy": pytest.approx(100 * (0.5 + 0 + 0) / 3),
+        "intervals": metrics.intervals(scored),
         "data": "csv",
+        "list_sha256": list_digest([(f"v{number}.mp4", label) for number, label in enumerate(LABELS) if number != 2]),
         "manifest_sha256": hashlib.sha256(b"v1.mp4\t0\tcd\t9\n").hexdigest(),
-        "protocol": "two_clip",
+        "protocol": "custom",
         "clips": 2,
         "crops": 1,
+        "crop_size": 40,
+        "short_side": 46,
+        "mean": "logits",
         "frame_order": "reversed",
         "sampling": "uniform",
         "window": None,
         "num_frames": 3,
-        "size": 40,
         "videos": 4,
         "listed": 6,
         "left_out": 2,
+        "skipped": [
+            {"video": "videos/v2.mp4", "reason": "is missing"},
+            {"video": "videos/v4.mp4", "reason": "is broken"},
+        ],
+        "readers": {"decord": 3, "pyav": 1},
         "tier": "tiny",
         "variant": "rubiks3d-aq",
         "num_classes": 7,
         "temporal_share": 357 / 2862,
         "checkpoint": "net.pth.tar",
+        "checkpoint_sha256": hashlib.sha256((tmp_path / "net.pth.tar").read_bytes()).hexdigest(),
         "epoch": None,
         "seconds": 12.35,
         "device": "cpu",
         "precision": "bf16-mixed",
-        "versions": {"rubiks": rubiks.__version__, "torch": torch.__version__},
+        "versions": {"rubiks": rubiks.__version__, "torch": torch.__version__}
+        | {"decord": version("decord"), "pyav": version("av")},
     }
-    assert (results["top1"], results["top5"]) == (25.0, 75.0)
+    assert (numbers["top1"], numbers["top5"]) == (25.0, 75.0)
     saved = np.load(tmp_path / "deep/scores.npz")
-    assert saved["names"].tolist() == ["v0.mp4", "v1.mp4", "v3.mp4", "v5.mp4"]
+    assert saved["names"].tolist() == names
+    assert saved["classes"].tolist() == scored.classes
     assert saved["labels"].tolist() == labels.tolist()
     assert np.array_equal(saved["logits"], LOGITS)
 
@@ -155,19 +185,20 @@ def test_every_number_and_name_that_is_written_is_true(listed, commands, predict
     ):
         assert line in output
     assert any(text.endswith("Evaluating net.pth.tar on 5 videos\n") for text in flushed)
-    row = next(line for line in output.splitlines() if "tiny" in line)
-    assert [cell.strip() for cell in row.replace("│", "|").strip("|").split("|")] == [
-        "tiny", "rubiks3d-aq", "2 clips x 1 crop", "4", "25.00", "75.00",
-    ]  # fmt: skip
+    assert "rubiks3d-aq tiny on csv, custom (2 clips x 1 crop), 4 videos\n" in output
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if "│" in line]
+    assert rows == [
+        ["top-1", "25.00", "0.00 to 75.00"],
+        ["top-5", "75.00", "25.00 to 100.00"],
+        ["mean class accuracy", "16.67", "0.00 to 50.00"],
+    ]
 
     # What was handed on to that end.
     (call,) = predicts
     assert (call.seed, os.environ["PL_GLOBAL_SEED"]) == (9, "9")
     assert call.options == {"return_predictions": False}
-    assert vars(call.data.views["val"]) == {
-        "name": "two_clip", "clips": 2, "crops": 1, "num_frames": 3, "size": 40, "frame_order": "reversed",
-        "window": None,
-    }  # fmt: skip
+    assert call.data.views["val"] == Protocol("custom", 2, 1, 3, 40)
+    assert (call.module.orders, call.module.mean, call.module.seed) == (("reversed",), "logits", 9)
     assert [record.name for record in call.data.records["val"]] == PRESENT
     assert [record.name for record in call.data.records["val"] if record.checked is not None] == ["v1.mp4"]
     assert list(call.data.records["train"]) == []
@@ -177,6 +208,107 @@ def test_every_number_and_name_that_is_written_is_true(listed, commands, predict
         assert torch.equal(call.module.net.state_dict()[name], tensor), name
     assert call.trainer.checkpoint_callback is None
     assert call.trainer.loggers == []
+
+
+def test_what_the_other_files_hold(listed, commands, predicts, tmp_path):
+    save(tmp_path / "net.pth.tar")
+    names = [f'{name} "quoted", in {name}' for name in "abcdefg"]
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    output = commands.evaluate(*listed, "data.labels=names.txt", "ckpt=net.pth.tar", "temporal=true")
+    labels, predicted = [6, 0, 1, 6], [6, 3, 6, 0]
+
+    def rows(name: str) -> list[list[str]]:
+        with open(tmp_path / "outputs/scores" / name, encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))
+
+    header, *classes = rows("per_class.csv")
+    assert header == ["class", "support", "predicted", "precision", "recall", "f1"]
+    assert [row[0] for row in classes] == names
+    assert [list(map(int, row[1:3])) for row in classes] == [
+        [labels.count(label), predicted.count(label)] for label in range(7)
+    ]
+    assert [row[3:] for row in classes] == [
+        ["0.0", "0.0", "0.0"], ["", "0.0", "0.0"], ["", "", ""], ["0.0", "", "0.0"], ["", "", ""], ["", "", ""],
+        ["50.0", "50.0", "50.0"],
+    ]  # fmt: skip
+    header, *confusion = rows("confusion.csv")
+    assert header == ["label", *names]
+    counts = np.zeros((7, 7), dtype=int)
+    np.add.at(counts, (labels, predicted), 1)
+    assert [[int(cell) for cell in row[1:]] for row in confusion] == counts.tolist()
+    header, *videos = rows("predictions.csv")
+    assert header[:6] == ["name", "label", "predicted", "correct", "class1", "score1"]
+    assert len(header) == 14
+    for video, row in enumerate(videos):
+        odds = np.exp(LOGITS[video].astype(float))
+        best = sorted(range(7), key=lambda label: (-odds[label], label))[:5]
+        assert row[:4] == [
+            f"v{(0, 1, 3, 5)[video]}.mp4", names[labels[video]], names[predicted[video]], ["no", "yes"][video == 0],
+        ]  # fmt: skip
+        assert row[4::2] == [names[label] for label in best]
+        assert [float(score) for score in row[5::2]] == pytest.approx(odds[best] / odds.sum(), rel=1e-5)
+
+    # They are read as they were written.
+    read = results.read(tmp_path / "outputs/scores")
+    assert read.numbers == written(tmp_path)
+    assert np.array_equal(read.confusion, counts)
+    assert [(own.name, own.support, own.recall) for own in read.classes[5:]] == [(names[5], 0, None), (names[6], 2, 50)]
+    assert [(video.name, video.correct) for video in read.predictions] == [
+        ("v0.mp4", True), ("v1.mp4", False), ("v3.mp4", False), ("v5.mp4", False),
+    ]  # fmt: skip
+    assert results.read(tmp_path / "outputs/scores/results.json").numbers == read.numbers
+
+    # With frames in other orders, whose scores are known too.
+    top1 = [100 * np.mean(np.roll(LOGITS, 2 * order, 1).argmax(1) == labels) for order in range(3)]
+    assert read.numbers["temporal"] == dict(zip(("natural", "reversed", "shuffled"), top1, strict=True))
+    assert read.numbers["frame_order"] == "natural"
+    assert f"│ top-1, frames reversed │ {top1[1]:.2f}" in output
+    refused = commands.refused("eval", *listed, "ckpt=net.pth.tar", "temporal=true", "frame_order=reversed")
+    assert "temporal=true scores frames in all orders, and frame_order=reversed in one" in refused
+
+
+def change(name: str, edit: Callable[[str], str]) -> Callable[[Path], None]:
+    """Changes the text of a file in a folder."""
+
+    def apply(folder: Path) -> None:
+        content = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(edit(content), encoding="utf-8")
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "results.json").unlink(), "holds no results.json"),
+        (change("results.json", lambda text: text[: len(text) // 2]), "results.json cannot be read: "),
+        (change("results.json", lambda text: "[]"), "results.json has no top1"),
+        (change("results.json", lambda text: text.replace('"top5"', '"top6"')), "results.json has no top5"),
+        (lambda folder: (folder / "predictions.csv").unlink(), "predictions.csv cannot be read: No such file"),
+        (lambda folder: (folder / "predictions.csv").write_bytes(b"\xff\xfe\x00"), "predictions.csv cannot be read: "),
+        (change("predictions.csv", lambda text: text[:-40]), "predictions.csv, row 5: expected 14 cells, got "),
+        (change("predictions.csv", lambda text: text.splitlines()[0]), "predictions.csv holds no videos"),
+        (change("predictions.csv", lambda text: text.replace(",0.", ",x", 1)), "row 2: could not convert string"),
+        (change("predictions.csv", lambda text: ""), "predictions.csv does not begin with the columns name, label"),
+        (change("per_class.csv", lambda text: text.replace("support", "count")), "per_class.csv does not begin with"),
+        (change("confusion.csv", lambda text: text.rsplit("\n", 2)[0]), "are of different evaluations"),
+        (change("predictions.csv", lambda text: text.rsplit("\n", 2)[0]), "are of different evaluations"),
+    ],
+)
+def test_damaged_files_are_named(damage, words, listed, commands, predicts, tmp_path):
+    save(tmp_path / "net.pth.tar")
+    commands.evaluate(*listed, "ckpt=net.pth.tar")
+    folder = tmp_path / "outputs/scores"
+    damage(folder)
+    assert_rejected(lambda: results.read(folder), str(folder), words)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_no_result(value, listed, commands, predicts, tmp_path, monkeypatch):
+    save(tmp_path / "net.pth.tar")
+    monkeypatch.setitem(globals(), "LOGITS", np.where(np.arange(7) == 2, np.float32(value), LOGITS))
+    message = commands.refused("eval", *listed, "ckpt=net.pth.tar")
+    assert "net.pth.tar gives scores that are not finite for 4 of 4 videos, the first is v0.mp4" in message
 
 
 DENSE = {"data": {"size": 40, "sampling": "dense", "window": 12}}
@@ -203,10 +335,10 @@ def test_clips_are_as_the_network_was_trained_unless_others_are_chosen(
     described = {} if config is None else {"config": config, "epoch": 4}
     save(tmp_path / "net.ckpt", **described)
     commands.evaluate(*listed, *choices, "ckpt=net.ckpt")
-    results = written(tmp_path)
-    assert tuple(results[key] for key in ("size", "num_frames", "sampling", "window")) == expected
-    assert results["epoch"] == described.get("epoch")
-    assert (results["variant"], "temporal_share" in results) == ("rubiks3d", False)
+    numbers = written(tmp_path)
+    assert tuple(numbers[key] for key in ("crop_size", "num_frames", "sampling", "window")) == expected
+    assert numbers["epoch"] == described.get("epoch")
+    assert (numbers["variant"], "temporal_share" in numbers) == ("rubiks3d", False)
     protocol = predicts[0].data.views["val"]
     assert (protocol.size, protocol.num_frames, protocol.window) == (*expected[:2], expected[3])
 
@@ -246,10 +378,10 @@ def test_a_gpu_is_named_and_a_soft_network_has_no_share(listed, commands, predic
     monkeypatch.setattr(trainers, "trainer", on_a_cpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "the name of a GPU")
     commands.evaluate(*listed, "ckpt=net.pth.tar")
-    results = written(tmp_path)
-    assert (results["device"], results["precision"], told) == ("the name of a GPU", "32-true", [True])
-    assert results["temporal_share"] is None
-    assert results["versions"]["torch"].split(".")[0].isdigit()
+    numbers = written(tmp_path)
+    assert (numbers["device"], numbers["precision"], told) == ("the name of a GPU", "32-true", [True])
+    assert numbers["temporal_share"] is None
+    assert numbers["versions"]["torch"].split(".")[0].isdigit()
 
 
 def test_a_parent_starts_its_processes_and_scores_nothing(listed, commands, predicts, tmp_path, monkeypatch):

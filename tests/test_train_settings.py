@@ -58,9 +58,10 @@ EVERYTHING = (
     "data.train_videos=24", "data.val_videos=8", "data.size=48", "data.num_frames=3", "data.workers=2",
     "data.sampling=dense", "data.window=12", "data.clips_per_video=2", "data.balanced=true", "data.flip=auto",
     "data.on_error=raise", "data.max_bad=0.25", "data.reader=pyav", "data.timeout=33", "data.manifest=known.jsonl",
-    "variant=rubiks3d-aq", "protocol=ten_clip", "protocol.clips=5", "protocol.crops=3", "seed=7", "device=cpu",
-    "precision=bf16-mixed", "process_timeout=17", "cuda_graphs=false", "patience=5", "checkpoint.every_n_steps=4",
-    "checkpoint.every_n_epochs=2", "trainer.max_steps=9", "trainer.log_every_n_steps=3", "trainer.max_time=00:01:00:00",
+    "variant=rubiks3d-aq", "protocol=dense_10x3", "protocol.clips=5", "protocol.mean=probabilities", "seed=7",
+    "device=cpu", "precision=bf16-mixed", "process_timeout=17", "cuda_graphs=false", "patience=5",
+    "checkpoint.every_n_steps=4", "checkpoint.every_n_epochs=2", "trainer.max_steps=9", "trainer.log_every_n_steps=3",
+    "trainer.max_time=00:01:00:00",
     "trainer.limit_train_batches=5", "trainer.limit_val_batches=0.5", "trainer.check_val_every_n_epoch=2",
     "augment.random_resized_crop=[0.25,0.75]", "augment.color_jitter=0.5", "augment.rand_augment=2",
     "augment.rand_augment_magnitude=5", "augment.random_erasing=0.125", "augment.temporal_jitter=true",
@@ -137,8 +138,10 @@ def test_every_setting_reaches_what_it_is_for(builtin_data, commands, fits, tmp_
     assert views._random_resized_crop.scale == [0.25, 0.75] or views._random_resized_crop.scale == (0.25, 0.75)
     assert [type(step) for step in views._transforms] == [v2.ColorJitter, v2.RandAugment, v2.RandomErasing]
     assert vars(protocol) == {
-        "name": "ten_clip", "clips": 5, "crops": 3, "num_frames": 3, "size": 48, "frame_order": "natural", "window": 12,
+        "name": "custom", "clips": 5, "crops": 3, "num_frames": 3, "size": 256, "window": 12, "short_side": 256,
+        "mean": "probabilities",
     }  # fmt: skip
+    assert module.mean == "probabilities"
 
     # Lightning's trainer and what it does besides.
     assert attributes(

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Callback
 from test_training import frozen_statistics
 from written_out import Training, one_hot
 
-from rubiks import RubiksNet, assemble
+from rubiks import RubiksNet
 from rubiks.cli import entry
 from rubiks.data import builtin, videos
 from rubiks.data.dataset import VideoDataset
@@ -28,7 +28,7 @@ from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import running_statistics
 
 SMALL = ("data.size=32", "data.num_frames=4", "trainer.log_every_n_steps=1")
-DDP = ("trainer=ddp", "trainer.devices=2", "process_timeout=60")
+DDP = ("trainer=ddp", "process_timeout=60")
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,32 +44,38 @@ pytestmark = [
 
 @pytest.fixture
 def together(commands, tmp_path, monkeypatch):
-    """Runs train.py or eval.py in two processes, as torchrun starts them; the output of rank 0."""
+    """Runs train.py or eval.py in two processes or more, as torchrun starts them; the output of rank 0."""
 
-    def run(name: str, *choices: str) -> str:
+    def run(name: str, *choices: str, processes: int = 2) -> str:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        shared = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+        count, ddp = str(processes), (*DDP, f"trainer.devices={processes}")
+        shared = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": "0"}
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        other = start(tmp_path, name, *choices, *DDP, **shared, RANK="1", LOCAL_RANK="1")
+        others = [
+            start(tmp_path, name, *choices, *ddp, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+            for rank in range(1, processes)
+        ]
         try:
             with monkeypatch.context() as patch:
                 for key, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
                     patch.setenv(key, value)
                 more = ("logger=csv",) if name == "train" else ()
-                status, out, err = commands.run(name, (*BASE, *more, *choices, *DDP))
+                status, out, err = commands.run(name, (*BASE, *more, *choices, *ddp))
                 assert status == 0, err
         except BaseException:
-            other.kill()
-            print(other.stderr.read())
+            for other in others:
+                other.kill()
+                print(other.stderr.read())
             raise
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
-            status, out_of_other, err = end(other, timeout=30)
-        assert status == 0, err
-        assert out_of_other == ""  # what there is to tell is told once
+            ends = [end(other, timeout=30) for other in others]
+        for status, out_of_other, err in ends:
+            assert status == 0, err
+            assert out_of_other == ""  # what there is to tell is told once
         return out
 
     yield run
@@ -148,7 +154,7 @@ def scores(net: RubiksNet, folder) -> tuple[torch.Tensor, torch.Tensor]:
     settings = entry.training([*LISTS, *SMALL, f"data.root={folder}", "tier=tiny"])
     chosen = settings.data
     records, _ = videos.records(chosen.source.ready(), chosen.loading, "val", 8, videos.manifest_of(chosen.source))
-    samples = VideoDataset(records, assemble.protocol(settings, Sampling(num_frames=4, size=32)), seed=0)
+    samples = VideoDataset(records, settings.protocol_for(Sampling(num_frames=4, size=32)), seed=0)
     views = torch.stack([samples[0, index, 0]["views"] for index in range(len(records))])
     with torch.no_grad():
         logits = net.eval()(Normalize()(views.flatten(0, 1))).unflatten(0, views.shape[:2]).mean(1)

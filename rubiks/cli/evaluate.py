@@ -3,13 +3,14 @@
 rubiks eval protocol=two_clip                  the newest run on the built-in data set
 rubiks eval run=NAME                           the best checkpoint of a run; results beside it
 rubiks eval data=ssv2 data.root=/data/ssv2 protocol=two_clip ckpt=ssv2_large.pth.tar
-rubiks eval frame_order=shuffled               how much does the network use the order of frames?
+rubiks eval temporal=true                      how much does the network use the order of frames?
 rubiks eval save_predictions=scores.npz        logits (videos, classes), labels and names
 """
 
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import time
 from typing import Any
 
@@ -19,13 +20,18 @@ import torch
 from rubiks import __version__, assemble, naming, parent, runs, trainers, weights
 from rubiks.choices import CommandLine
 from rubiks.data import videos
-from rubiks.evaluation import report
+from rubiks.evaluation import metrics, results
 from rubiks.evaluation.collect import CollectPredictions
+from rubiks.evaluation.predictions import Predictions
+from rubiks.evaluation.scorer import Scorer
+from rubiks.evaluation.table import print_results
 from rubiks.experiment import Evaluation
-from rubiks.files import check_writable
+from rubiks.files import check_writable, sha256
 from rubiks.models import RubiksNet
+from rubiks.models.checkpoint import SavedNetwork
 from rubiks.stopping import Interrupted, Stop
-from rubiks.training.module import VideoClassifier
+
+PACKAGES = {"pyav": "av"}  # of the libraries that read videos, where the name differs
 
 
 def evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine) -> None:
@@ -47,23 +53,21 @@ def evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine)
 
 
 def _evaluate(settings: Evaluation, command: CommandLine, run: runs.Run, stop: Stop) -> None:
-    results_file = run.folder / "results.json"
-    check_writable(results_file)
-    predictions_file = assemble.predictions_file(settings)
+    check_writable(run.folder / results.RESULTS)
+    scores_file = assemble.predictions_file(settings)
     pl.seed_everything(settings.seed)
     saved = weights.evaluated(settings, command)
     net = RubiksNet.from_saved(saved)
-    sampling = settings.data.sampling.resolve(saved.config.get("data", {}), saved.num_frames)
+    protocol = settings.protocol_for(settings.data.sampling.resolve(saved.config.get("data", {}), saved.num_frames))
 
     manifest, source = videos.manifest_of(settings.data.source), settings.data.source.ready()
     classes = videos.class_names(source, saved.classes, saved.num_classes)
     weights.check_same_classes(saved, classes)
     listed, missing = videos.records(source, settings.data.loading, "val", len(classes), manifest)
-    protocol = assemble.protocol(settings, sampling, settings.frame_order)
     data = assemble.evaluation_data(settings, listed, protocol)
 
-    predictions = CollectPredictions()
-    trainer = assemble.trainer(settings, [predictions], stop, enable_checkpointing=False)
+    collected = CollectPredictions()
+    trainer = assemble.trainer(settings, [collected], stop, enable_checkpointing=False)
     if trainers.starts_processes(trainer):  # everything has been checked, once
         devices, nodes, timeout = trainer.num_devices, trainer.num_nodes, settings.process_timeout
         parent.run("eval", devices, nodes, run.folder, command.choices, timeout)
@@ -71,43 +75,74 @@ def _evaluate(settings: Evaluation, command: CommandLine, run: runs.Run, stop: S
     if trainer.is_global_zero:
         print(f"Evaluating {saved.path} on {len(listed):,} videos", flush=True)
     start = time.perf_counter()
-    trainer.predict(VideoClassifier(net), data, return_predictions=False)
+    scorer = Scorer(net, protocol.mean, settings.orders, settings.seed)
+    trainer.predict(scorer, data, return_predictions=False)
     seconds = time.perf_counter() - start
     if not trainer.is_global_zero:
         return
 
-    scored = len(predictions.indices)
-    results = {
-        **report.accuracies(predictions.logits, predictions.labels),
+    names, labels = [listed[index].name for index in collected.indices.tolist()], collected.labels.numpy()
+    by_order = [Predictions(names, labels, logits.numpy(), classes) for logits in collected.logits.unbind(1)]
+    predictions = by_order[0]
+    predictions.check(saved.path)
+    numbers = {
+        **results.measured(predictions),
+        **_temporal(settings, by_order),
         "data": source.name,
+        "list_sha256": videos.digest(listed),
         "manifest_sha256": manifest.digest,
-        "protocol": protocol.name,
-        "clips": protocol.clips,
-        "crops": protocol.crops,
-        "frame_order": protocol.frame_order,
-        "sampling": sampling.sampling,
-        "window": sampling.span,
-        "num_frames": sampling.num_frames,
-        "size": sampling.size,
-        "videos": scored,
-        "listed": len(listed) + len(missing),
-        "left_out": len(listed) + len(missing) - scored,
+        **protocol.facts(),
+        "frame_order": settings.orders[0],
+        **_counts(predictions, missing, collected),
+        **_network(saved, net),
+        "seconds": round(seconds, 2),
+        "device": torch.cuda.get_device_name() if settings.on_gpu else "cpu",
+        "precision": trainer.precision,
+        "versions": _versions(collected.readers),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    print_results(numbers)
+    results.write(run.folder, numbers, predictions)
+    print(f"Results in {run.folder / results.RESULTS}")
+    if scores_file is not None:
+        results.write_scores(scores_file, predictions)
+        print(f"Predictions in {scores_file}")
+
+
+def _temporal(settings: Evaluation, by_order: list[Predictions]) -> dict[str, Any]:
+    """Top-1 with the frames in other orders."""
+    if not settings.temporal:
+        return {}
+    return {
+        "temporal": {order: metrics.scores(own)["top1"] for order, own in zip(settings.orders, by_order, strict=True)}
+    }
+
+
+def _counts(predictions: Predictions, missing: list[str], collected: CollectPredictions) -> dict[str, Any]:
+    """How many videos were scored, and which were not."""
+    skipped = [*((path, "is missing") for path in missing), *collected.bad.items()]
+    return {
+        "videos": len(predictions),
+        "listed": len(predictions) + len(skipped),
+        "left_out": len(skipped),
+        "skipped": [{"video": path, "reason": reason} for path, reason in skipped],
+        "readers": collected.readers,
+    }
+
+
+def _network(saved: SavedNetwork, net: RubiksNet) -> dict[str, Any]:
+    return {
         "tier": net.tier,
         "variant": net.variant,
         "num_classes": net.num_classes,
         **({"temporal_share": net.temporal_share()} if net.attention_shifts() else {}),
         "checkpoint": saved.path,
+        "checkpoint_sha256": sha256(saved.path),
         "epoch": saved.epoch,
-        "seconds": round(seconds, 2),
-        "device": torch.cuda.get_device_name() if settings.on_gpu else "cpu",
-        "precision": trainer.precision,
-        "versions": {"rubiks": __version__, "torch": torch.__version__},
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    report.print_table(results)
-    report.write_results(results_file, results)
-    print(f"Results in {results_file}")
-    if predictions_file is not None:
-        names = [listed[index].name for index in predictions.indices.tolist()]
-        report.write_predictions(predictions_file, predictions.logits, predictions.labels, names)
-        print(f"Predictions in {predictions_file}")
+
+
+def _versions(readers: dict[str, int]) -> dict[str, str]:
+    """Versions of this package, of PyTorch and of the libraries that read the videos."""
+    libraries = {name: importlib.metadata.version(PACKAGES.get(name, name)) for name in readers}
+    return {"rubiks": __version__, "torch": torch.__version__, **libraries}

@@ -110,7 +110,9 @@ def _train(
     start = Position() if resume is None else continuing.start(resume, trainer, data, recipe.epochs, max_steps)
     data.start_at(start.epoch, start.videos)
     mixing = assemble.mixing(settings, len(classes))
-    module = VideoClassifier(net, recipe, classes, content, settings.aq, mixing, settings.seed, start)
+    module = VideoClassifier(
+        net, recipe, classes, content, settings.aq, mixing, settings.seed, start, settings.protocol.mean
+    )
     if trainers.starts_processes(trainer):  # everything has been checked, once
         stop.signal = parent.run(
             "train", trainer.num_devices, trainer.num_nodes, run.folder, command.choices, settings.process_timeout

@@ -23,8 +23,8 @@ Sample = dict[str, Any] | VideoError
 
 
 def collate(samples: list[Sample], stack: Callable[[list[Tensor]], Tensor] = default_collate) -> dict[str, Any]:
-    """Batch: views uint8 (B, V, T, 3, H, W), label int64 (B, V), index int64 (B,), and the videos
-    that could not be read.
+    """Batch: views uint8 (B, V, T, 3, H, W), label int64 (B, V), index int64 (B,), the libraries that read the videos
+    (reader), and the videos that could not be read (bad).
 
     Unreadable videos make the batch smaller; nothing takes their place. If none could be read, `views` is [].
 
@@ -41,6 +41,7 @@ def collate(samples: list[Sample], stack: Callable[[list[Tensor]], Tensor] = def
         "views": stack(views).movedim(-1, 3) if views else [],
         "label": torch.tensor([sample["label"] for sample in good], dtype=torch.int64),
         "index": torch.tensor([sample["index"] for sample in good], dtype=torch.int64),
+        "reader": [sample["reader"] for sample in good],
         "bad": [(sample.path, sample.reason) for sample in samples if isinstance(sample, VideoError)],
     }
 

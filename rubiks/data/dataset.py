@@ -89,23 +89,22 @@ class VideoDataset(Dataset):
         record = self.records[index]
         rng = np.random.default_rng((self.seed, epoch, index, repeat))
         try:
-            clips = self._read(record, rng) if self.timeout is None else self._read_in_time(record, rng)
+            video, clips = self._read(record, rng) if self.timeout is None else self._read_in_time(record, rng)
         except VideoError as error:
             return error
         views, label = self.views(clips, record.label, rng)
-        return {"views": views, "label": label, "index": index}
+        return {"views": views, "label": label, "index": index, "reader": video.reader}
 
-    def _read(self, record: VideoRecord, rng: np.random.Generator) -> Tensor:
-        """Decoded frames uint8 (clips, T, 3, H, W)."""
-        return read_clips(record, self.views, self.reader, rng)[1]
+    def _read(self, record: VideoRecord, rng: np.random.Generator) -> tuple[OpenVideo, Tensor]:
+        return read_clips(record, self.views, self.reader, rng)
 
-    def _read_in_time(self, record: VideoRecord, rng: np.random.Generator) -> Tensor:
+    def _read_in_time(self, record: VideoRecord, rng: np.random.Generator) -> tuple[OpenVideo, Tensor]:
         """`_read` in a thread that can be abandoned, as neither a stuck decoder nor a stuck disk can be interrupted.
 
         Raises:
             VideoError: also if it takes longer than `timeout`.
         """
-        outcome: list[Tensor | Exception] = []
+        outcome: list[tuple[OpenVideo, Tensor] | Exception] = []
 
         def work() -> None:
             try:

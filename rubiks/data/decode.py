@@ -78,6 +78,7 @@ class VideoFile(OpenVideo):
         else:
             self.seek, self.key_frames, self._length = self._look()
         self._library = seeking_reader(reader, self._file(), self._length) if self.seek == "any" else None
+        self._library_name = "decord" if reader == "auto" else reader
         if self._library is not None:
             self._close_container()
 
@@ -112,7 +113,10 @@ class VideoFile(OpenVideo):
             # decord fails on some intact videos, for example very narrow ones, with undocumented errors (RuntimeError,
             # DECORDError, DECORDLimitReachedError); PyAV then decides.
             with contextlib.suppress(Exception):
-                return as_tensor(self._library(indices))
+                frames = as_tensor(self._library(indices))
+                self.reader = self._library_name
+                return frames
+        self.reader = "pyav"
         if self.seek != "none":
             # If packets have moved or are damaged, decoding in order reports it.
             with contextlib.suppress(av.FFmpegError, LookupError, ValueError):

@@ -72,6 +72,8 @@ class JpegVideo(OpenVideo):
         VideoError: it is damaged or cut off.
     """
 
+    reader = "simplejpeg"
+
     def __init__(self, path: str, file: BinaryIO, offset: int, size: int) -> None:
         self.path = path
         self._file = file

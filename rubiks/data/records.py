@@ -87,7 +87,13 @@ Opened = TypeVar("Opened", bound="OpenVideo")
 
 
 class OpenVideo:
-    """An open record of any kind: a context manager with `frames` and a length."""
+    """An open record of any kind: a context manager with `frames` and a length.
+
+    Attributes:
+        reader: the library that reads it; for video files, the one that has read the latest frames.
+    """
+
+    reader = "pillow"
 
     def close(self) -> None:
         """Release what is open; the object cannot be used afterwards. Here nothing stays open between reads."""

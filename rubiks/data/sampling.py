@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from rubiks.settings import MOST, Count, Settings
+from rubiks.settings import Count, Settings, Side
 
-Side = Annotated[int, Field(ge=16, le=MOST)]
 Window = Annotated[int, Field(ge=1, le=1_000_000)]
 Flip = Literal[True, False, "auto"]
 

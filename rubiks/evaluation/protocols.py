@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
+from typing_extensions import Self
 
-from rubiks.settings import Count, Expected, Settings
-
-FrameOrder = Literal["natural", "reversed", "shuffled"]
+from rubiks.models.scoring import Mean
+from rubiks.settings import Count, Expected, Settings, Side
 
 
 def _one_or_three(number: int) -> int:
@@ -24,17 +25,46 @@ def _one_or_three(number: int) -> int:
 class ProtocolSettings(Settings, section="protocol"):
     """Which views of a video are scored."""
 
-    name: str = Field(description="names the protocol in results")
+    name: str = Field(description="names the protocol in results; if a preset's values are changed: custom")
     clips: Count = Field(description="clips of a video; uniform sampling allows 1 or 2, dense sampling any number")
     crops: Annotated[int, AfterValidator(_one_or_three), Expected("1 or 3")] = Field(
         description="1: the centre; 3: left, right and centre"
     )
+    crop_size: Side | None = Field(None, description="side of the square crops, in pixels; null: data.size")
+    short_side: Side | None = Field(
+        None, description="pixels of the short side to which frames are resized; null: 256/224 of the crop"
+    )
+    sampling: Literal["uniform", "dense"] | None = Field(
+        None, description="how a clip's frames are chosen; null: data.sampling"
+    )
+    mean: Mean = Field("logits", description="what is averaged over a video's views: logits or probabilities")
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Self:
+        if self.crop_size is not None and self.short_side is not None and self.short_side < self.crop_size:
+            raise self.wrong("short_side", f"at least protocol.crop_size={self.crop_size}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name, or custom if it is a standard protocol's but the values are not."""
+        return self.name if STANDARD.get(self.name, self) == self else "custom"
 
 
+# As in conf/protocol.
+STANDARD = {
+    known.name: known
+    for known in (
+        ProtocolSettings(name="one_clip", clips=1, crops=1),
+        ProtocolSettings(name="two_clip", clips=2, crops=3),
+        ProtocolSettings(name="dense_10x3", clips=10, crops=3, crop_size=256, short_side=256, sampling="dense"),
+    )
+}
+
+
+@dataclass(frozen=True)
 class Protocol:
     """The views whose mean score is a video's score.
-
-    Frames are resized so that the short side has size * 256 / 224 pixels (bilinear, antialiased), then cropped.
 
     Args:
         name: one_clip, two_clip, ...
@@ -43,49 +73,60 @@ class Protocol:
         crops: 1, the centre; or 3, left, right and centre.
         num_frames: T.
         size: side of the square crops, in pixels.
-        frame_order: natural; reversed or shuffled (differently for each video) to see how much a network uses time.
         window: frames that a clip spans in dense sampling; None for uniform sampling.
+        short_side: pixels of the short side to which frames are resized before cropping (bilinear, antialiased);
+            None: size * 256 / 224.
+        mean: what is averaged over the views.
     """
 
-    def __init__(
-        self,
-        name: str,
-        clips: int,
-        crops: int,
-        num_frames: int,
-        size: int,
-        frame_order: FrameOrder = "natural",
-        window: int | None = None,
-    ) -> None:
-        self.name = name
-        self.clips = clips
-        self.crops = crops
-        self.num_frames = num_frames
-        self.size = size
-        self.frame_order = frame_order
-        self.window = window
+    name: str
+    clips: int
+    crops: int
+    num_frames: int
+    size: int
+    window: int | None = None
+    short_side: int | None = None
+    mean: Mean = "logits"
 
     @property
     def num_views(self) -> int:
         return self.clips * self.crops
 
+    @property
+    def resized(self) -> int:
+        """Pixels of the short side before cropping."""
+        return self.short_side or round(self.size * 256 / 224)
+
+    @property
+    def central_view(self) -> int:
+        """Which view is the first clip's centre crop."""
+        return self.crops - 1
+
+    def facts(self) -> dict[str, Any]:
+        """The protocol as results state it."""
+        return {
+            "protocol": self.name,
+            "clips": self.clips,
+            "crops": self.crops,
+            "crop_size": self.size,
+            "short_side": self.resized,
+            "mean": self.mean,
+            "sampling": "uniform" if self.window is None else "dense",
+            "window": self.window,
+            "num_frames": self.num_frames,
+        }
+
     def frame_indices(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """(clips, T) frame numbers for a video of `length` frames."""
-        if self.window is None:
-            choices = (segment_centres, segment_starts)[: self.clips]
-            indices = np.stack([choose(length, self.num_frames) for choose in choices])
-        else:
-            indices = spread_windows(length, self.num_frames, self.window, self.clips)
-        if self.frame_order == "reversed":
-            indices = indices[:, ::-1]
-        elif self.frame_order == "shuffled":
-            indices = rng.permuted(indices, axis=1)
-        return indices
+        if self.window is not None:
+            return spread_windows(length, self.num_frames, self.window, self.clips)
+        choices = (segment_centres, segment_starts)[: self.clips]
+        return np.stack([choose(length, self.num_frames) for choose in choices])
 
     def __call__(self, clips: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, list[int]]:
         """Decoded frames uint8 (clips, T, 3, H, W) -> views uint8 (V, T, 3, size, size), a clip's crops together, and
         the label for each of them."""
-        frames = tv.resize(clips.flatten(0, 1), [round(self.size * 256 / 224)], antialias=True)
+        frames = tv.resize(clips.flatten(0, 1), [self.resized], antialias=True)
         frames = frames.unflatten(0, clips.shape[:2])
         size = self.size
         if self.crops == 1:

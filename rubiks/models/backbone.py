@@ -52,8 +52,12 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, frames: int) -> Tensor:
         """(N*T, 3, H, W), clip after clip -> features (N*T, C)."""
+        return self.feature_maps(images, frames).mean((2, 3))
+
+    def feature_maps(self, images: Tensor, frames: int) -> Tensor:
+        """(N*T, 3, H, W), clip after clip -> (N*T, C, H / 32, W / 32), rounded up."""
         x = self.conv1(images)
         for layer in self.layers():
             for block in layer:
                 x = block(x, frames)
-        return F.relu(self.bn_last(x), inplace=True).mean((2, 3))
+        return F.relu(self.bn_last(x), inplace=True)

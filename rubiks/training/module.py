@@ -1,4 +1,4 @@
-"""Training and scoring of RubiksNet as a LightningModule."""
+"""Training and validation of RubiksNet as a LightningModule."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from rubiks.errors import InputError
 from rubiks.models import RubiksNet
 from rubiks.models.checkpoint import META_KEY
+from rubiks.models.scoring import Mean, score_videos
 from rubiks.nn import Normalize
-from rubiks.ops import fused
 from rubiks.training import optim, shifts
 from rubiks.training.aq import Annealing, AttentionSchedule
 from rubiks.training.checkpointing import forget_best
@@ -32,7 +32,7 @@ STATISTICS = "statistics"  # the checkpoint's key for the running statistics of 
 
 
 class VideoClassifier(pl.LightningModule):
-    """Trains a RubiksNet on batches of views, and scores videos by the mean of the logits of their views.
+    """Trains a RubiksNet on batches of views, and validates it by the mean over a video's views.
 
     Args:
         net: the network.
@@ -43,6 +43,7 @@ class VideoClassifier(pl.LightningModule):
         mixing: what mixes the clips of a training batch; None for nothing.
         seed: seed of what is random in a step (dropout).
         start: where training begins, with `Checkpoints`; None for Lightning's own counting.
+        mean: what validation averages over a video's views, logits or probabilities.
 
     Attributes:
         position: where training stands, for the checkpoint that is about to be written; `Checkpoints` sets it.
@@ -60,6 +61,7 @@ class VideoClassifier(pl.LightningModule):
         mixing: Mixing | None = None,
         seed: int = 0,
         start: Position | None = None,
+        mean: Mean = "logits",
     ) -> None:
         super().__init__()
         self.net = net
@@ -69,6 +71,7 @@ class VideoClassifier(pl.LightningModule):
         self.annealing = None if attention is None else Annealing(net, attention)
         self.mixing = mixing
         self.seed = seed
+        self.mean: Mean = mean
         self.start = start
         self.position = start
         self.finite_losses: list[Tensor] | None = None
@@ -89,13 +92,8 @@ class VideoClassifier(pl.LightningModule):
         return self._recipe
 
     def forward(self, views: Tensor) -> Tensor:
-        """Score videos: views uint8 (B, V, T, 3, H, W) -> logits (B, num_classes), the mean over the views."""
-        return self._score(self.net, views)
-
-    def _score(self, net: nn.Module, views: Tensor) -> Tensor:
-        # One view at a time: the activations of all views at once would need several times the memory.
-        logits = [net(self.normalize(view)).float() for view in views.unbind(1)]
-        return torch.stack(logits).mean(0)
+        """Score videos: views uint8 (B, V, T, 3, H, W) -> logits (B, num_classes)."""
+        return score_videos(self.net, self.normalize, views, self.mean)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         # Every view becomes a clip with its label: the first views of all videos, then the second ones, so that clips
@@ -136,23 +134,6 @@ class VideoClassifier(pl.LightningModule):
         self.val_loss.update(F.cross_entropy(logits, label), len(label))
         self.log("val/loss", self.val_loss)
         self.log_dict(self.val_accuracy)
-
-    def on_predict_start(self) -> None:
-        self.scorer: nn.Module = self.net
-        if self.device.type == "cpu":
-            self.scorer = self.net.optimize_for_inference()
-        elif fused.available(self.device) and str(self.trainer.precision).startswith("bf16"):
-            self.scorer = self.net.optimize_for_inference(torch.bfloat16)
-
-    def on_predict_end(self) -> None:
-        del self.scorer  # a checkpoint holds only the network
-
-    def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor]:
-        if len(batch["label"]):
-            logits, label = self._score(self.scorer, batch["views"]), batch["label"][:, 0]
-        else:  # no video of the batch could be read
-            logits, label = torch.empty(0, self.net.num_classes), batch["label"].flatten()
-        return {"logits": logits.cpu(), "label": label.cpu(), "index": batch["index"].cpu()}
 
     # ---- optimisation
 
