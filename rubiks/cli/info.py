@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +57,16 @@ def run(arguments: argparse.Namespace) -> None:
         if file is None:
             raise InputError("--shifts needs one checkpoint: rubiks info CKPT --shifts")
         shifts.describe(str(file), Path(arguments.out))
-    elif arguments.what:
-        facts = _network(arguments.what)
-        print(json.dumps(facts, indent=2)) if arguments.json else _print_network(facts)
-    else:
-        from rubiks.cli.facts import collect  # imports PyTorch, which takes seconds
+        return
+    from rubiks.cli.facts import collect  # imports PyTorch, which takes seconds
 
-        installation = collect()
-        print(json.dumps(installation, indent=2)) if arguments.json else _print_installation(installation)
+    facts = _network(arguments.what) if arguments.what else collect()
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    elif arguments.what:
+        _print_network(facts)
+    else:
+        _print_installation(facts)
 
 
 def _checkpoint(what: list[str]) -> Path | None:
@@ -135,8 +138,6 @@ def _numbers(net: RubiksNet, frames: int, size: int, budget: tuple[float, bool] 
 
 
 def _print_network(facts: dict[str, Any]) -> None:
-    from math import prod
-
     from rich.console import Console
     from rich.table import Table
 
@@ -174,7 +175,7 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _print_installation(facts: dict[str, dict[str, str | list[str]]]) -> None:
+def _print_installation(facts: dict[str, Any]) -> None:
     for title, entries in facts.items():
         print(title)
         for name, value in entries.items():
