@@ -26,7 +26,7 @@ class CommandLine:
 
     def for_evaluation(self) -> list[str]:
         """The choices of a training command that evaluating its run also needs."""
-        shared = ("data", "device", "precision")  # tier and variant come from the checkpoint
+        shared = ("data", "device", "experiment", "precision")  # tier and variant come from the checkpoint
         training = ("data.clips_per_video", "data.balanced")  # keys that eval.py does not have
         keys = [(choice, choice.split("=")[0].lstrip("+")) for choice in self.choices]
         return [choice for choice, key in keys if key.split(".")[0] in shared and key not in training]

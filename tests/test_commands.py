@@ -536,8 +536,8 @@ def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, comm
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["tier=huge"], ["tier/huge", "large", "medium", "small", "tiny"]),
-        (["variant=rubiks4d"], ["rubiks3d", "rubiks3d-aq"]),
+        (["tier=huge"], ["tier=huge", "large", "medium", "small", "tiny"]),
+        (["variant=rubiks4d"], ["variant=rubiks4d", "Did you mean rubiks3d?", "rubiks3d-aq"]),
         (["data=imagenet"], ["builtin", "csv", "hmdb51", "images", "jester", "kinetics", "ssv1", "ssv2", "ucf101"]),
         (["data=images", "data.root=nowhere"], ["nowhere/train", "data.root"]),
         (["recipe.learning_rate=1"], ["recipe.learning_rate", "recipe.lr", "recipe.momentum"]),

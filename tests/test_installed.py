@@ -99,6 +99,12 @@ def test_a_data_set_of_ones_own_is_checked(run):
     assert "rubiks-manifest.jsonl" in output
 
 
+def test_published_networks_are_known_and_have_presets(installed, run):
+    assert (installed / "rubiks/evaluation/zoo.csv").read_bytes() == (ROOT / "rubiks/evaluation/zoo.csv").read_bytes()
+    facts = json.loads(run("info", "experiment=kinetics_tiny", "--json"))
+    assert (facts["tier"], facts["num_classes"]) == ("tiny", 400)
+
+
 def test_help_and_mistakes(run):
     assert "rubiks train tier=large" in run("train", "--help")
     assert run("train", "tier=huge", status=2).startswith("error: ")

@@ -48,6 +48,7 @@ ALLOWED_IN_MODELS = {
     "training_path": {"backbone", "block_plan", "cuda_graphs", "geometry", "training_block", "training_support"},
     "inference_cpu": {"backbone", "block_plan", "clips"},
     "inference_cuda": {"backbone", "block_plan", "clips", "cuda_graphs", "geometry"},
+    "cost": {"rubiksnet"},
     "rubiksnet": {
         "backbone",
         "checkpoint",

@@ -21,6 +21,8 @@ from rubiks.data.check import check, official_total
 from rubiks.data.manifest import Manifest
 from rubiks.data.sources import HMDB51, UCF101, TwentyBNFrames
 from rubiks.errors import InputError
+from rubiks.evaluation import published
+from rubiks.experiment import Evaluation
 
 CLASSES = {"ssv1": 174, "ssv2": 174, "jester": 27, "ucf101": 101, "hmdb51": 51, "kinetics": 400}
 
@@ -45,6 +47,55 @@ def test_every_preset_composes(name):
     assert (source.format, sampling.num_frames, sampling.size) == (name, 8, 224)
     assert settings.recipe.epochs > 0
     assert official_total(source.name, CLASSES[name], "train") > official_total(source.name, CLASSES[name], "val")
+
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").iterdir())
+
+
+def test_every_published_network_can_be_trained_by_a_preset():
+    names = {f"{row.data}_{row.tier}{'_aq' if row.variant == 'rubiks3d-aq' else ''}" for row in published.rows()}
+    assert names == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_the_published_network(name):
+    data, tier, *aq = name.split("_")
+    settings = training(f"experiment={name}", data__root="somewhere")
+    assert (settings.tier.name, settings.variant.name) == (tier, "rubiks3d-aq" if aq else "rubiks3d")
+    assert (settings.aq and settings.aq.budget) == (0.125 if aq else None)
+    assert (settings.data.source.format, settings.protocol.name) == (data, "one_clip")
+    assert settings.recipe == training(f"data={data}", data__root="somewhere").recipe
+
+    evaluation = Evaluation(**entry.plain(entry.compose([f"experiment={name}", "data.root=x", "ckpt=x"], "eval")))
+    assert (evaluation.data.source.format, evaluation.protocol.name) == (data, "one_clip")
+    assert (evaluation.tier, evaluation.variant) == (None, None)  # from the checkpoint
+
+
+def test_other_choices_go_before_those_of_an_experiment():
+    settings = training(
+        "experiment=ssv2_large_aq", "tier=small", "data=ssv1", "protocol=two_clip", "aq.budget=0.5", data__root="x"
+    )
+    found = settings.tier.name, settings.data.source.format, settings.protocol.name, settings.aq.budget
+    assert found == ("small", "ssv1", "two_clip", 0.5)
+
+
+def test_the_recipe_of_choices():
+    lists = "data.train_list=a", "data.val_list=b"
+    assert entry.recipe_name(["data=csv", *lists]) == "csv"
+    assert entry.recipe_name(["data=csv", *lists, "recipe=finetune"]) == "finetune"
+    assert entry.recipe_name(["experiment=kinetics_tiny", "data.root=x"]) == "kinetics"
+    assert entry.recipe_name([]) == "builtin"
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_an_unknown_experiment(command, rubiks_command):
+    status, _, err = rubiks_command(command, "experiment=ssv2_tinny", "data.root=x")
+    assert status == 2
+    assert err.startswith(
+        "error: experiment=ssv2_tinny: there is no such preset. Did you mean ssv2_tiny? The choices are "
+    )
+    assert err.count("\n") == 1
+    assert all(name in err for name in EXPERIMENTS)
 
 
 def test_splits_have_names_of_their_own_and_there_are_three():

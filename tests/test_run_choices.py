@@ -127,6 +127,7 @@ def test_the_choices_are_those_of_the_command_line(extra, expected, monkeypatch)
         ("data@extra=csv", False),
         ("device=cpu", True),
         ("precision=32-true", True),
+        ("experiment=ssv2_tiny", True),
         ("data.clips_per_video=2", False),
         ("++data.clips_per_video=2", False),
         ("data.balanced=true", False),

@@ -99,8 +99,8 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
 
 def recipe_name(choices: list[str]) -> str:
     """The recipe that train.py would use with these choices: the one chosen, else the data set's."""
-    chosen = dict(choice.split("=", 1) for choice in choices if choice.startswith(("data=", "recipe=")))
-    return chosen.get("recipe", chosen.get("data", "builtin"))
+    with hydra.initialize_config_dir(str(presets()), version_base="1.3"):
+        return hydra.compose("train", choices, return_hydra_config=True).hydra.runtime.choices["recipe"]
 
 
 def training(choices: list[str]) -> Training:

@@ -29,7 +29,7 @@ def print_help(about: str, model: type[Training | Evaluation], config: Mapping[s
     print(re.sub(r"rubiks (train|eval)", lambda found: " ".join(program(found[1])), about.strip()))
     print("\nChoices, GROUP=CHOICE; each is a file with comments, GROUP/CHOICE.yaml in", folder)
     for group in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "hydra"):
-        print(f"  {group.name + ':':10}", ", ".join(sorted(path.stem for path in group.glob("*.yaml"))))
+        print(f"  {group.name + ':':12}", ", ".join(sorted(path.stem for path in group.glob("*.yaml"))))
     print("\nValues, KEY=VALUE; shown as they are with the other choices of this command line")
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
     for key, field in _fields(model, config):

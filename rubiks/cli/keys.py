@@ -8,7 +8,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -53,7 +53,11 @@ def _parts(choice: str) -> tuple[str, str, str]:
 
 
 def explain(error: Exception, config_folder: Path, config_name: str, choices: list[str]) -> str:
-    """Hydra's message, and for an unknown key the valid keys."""
+    """Hydra's message; for an unknown key or choice of a group, one that names the valid ones."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        listed = ", ".join(error.options)
+        return f"{group}={name}: there is no such preset.{did_you_mean(name, error.options)} The choices are {listed}"
     lines = [line for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.msg and cause.msg.splitlines()[0] not in lines[0]:

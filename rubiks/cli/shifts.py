@@ -1,4 +1,4 @@
-"""`rubiks info --shifts`: what the shifts of a checkpoint have learned."""
+"""`rubiks info CKPT --shifts`: what the shifts of a checkpoint have learned."""
 
 from __future__ import annotations
 
