@@ -212,3 +212,16 @@ def test_steps_do_not_wait_for_the_gpu(variant, name):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert watch.done
+
+
+@pytest.mark.parametrize("variant", ["rubiks3d", "rubiks3d-aq"])
+@pytest.mark.parametrize(("tier", "size"), [("tiny", 64), ("small", 112), ("large", 224)])
+def test_scores_do_not_depend_on_the_batch(tier, variant, size, fused_kernels):
+    net = RubiksNet(tier, 174, variant).cuda().eval()
+    net.new_fc.weight.data.mul_(20)
+    fast = net.optimize_for_inference(torch.bfloat16)
+    clips = torch.randn(16, 8, 3, size, size, device="cuda")
+    one, *others = (torch.cat([fast(part).clone() for part in clips.split(count)]) for count in (1, 3, 16))
+    assert one.dtype == torch.float32
+    for other in others:
+        assert torch.equal(one, other)

@@ -131,7 +131,7 @@ class CudaInferenceNet(nn.Module):
         scale, bias = norm_affine(last.weight, last.bias, running_statistics(last))
         self.register_buffer("scale", scale[:, None].to(exact))
         self.register_buffer("bias", bias[:, None].to(exact))
-        self.fc = copy.deepcopy(classifier).to(exact)
+        self.fc = copy.deepcopy(classifier).double()
         self.graphs = InferenceGraphs()
         self.requires_grad_(False)
         self.eval()
@@ -160,8 +160,9 @@ class CudaInferenceNet(nn.Module):
         x, _ = pointwise(stem_columns(clips.flatten(0, 1), geometry.frames, self.dtype), self.stem, early=True)
         for block in self.blocks:
             x, geometry = block(x, geometry, frames)
-        features = torch.addcmul(self.bias, x, self.scale).relu_().view(len(x), batch, -1).mean(2)
-        return self.fc(features.t()).to(self.dtype)
+        # In float64, so that the order of the sums, which depends on the size of the batch, cannot be seen.
+        activations = torch.addcmul(self.bias, x, self.scale).relu_().view(len(x), batch, -1)
+        return self.fc(activations.mean(2, dtype=torch.float64).t()).to(self.scale.dtype)
 
     # Graphs read the weights at the addresses where they were recorded.
 
