@@ -67,7 +67,15 @@ SILENT = (
     "val_sha256",
 )
 # What a validation score depends on, besides the network.
-SCORE = ("protocol", "data.size", "data.sampling", "data.window", "trainer.limit_val_batches", "val_sha256")
+SCORE = (
+    "recipe.ema_decay",
+    "protocol",
+    "data.size",
+    "data.sampling",
+    "data.window",
+    "trainer.limit_val_batches",
+    "val_sha256",
+)
 
 _NAMES = {
     "train_sha256": "the training list (videos, labels or their order)",

@@ -112,6 +112,11 @@ class Training(Experiment):
                 "augment.temporal_jitter=true is for data.sampling=dense; uniform sampling takes a random frame of "
                 "each segment anyway. Leave one of them out"
             )
+        if self.recipe.ema_decay is not None and str(self.precision) in ("16-true", "bf16-true"):
+            raise InputError(
+                f"recipe.ema_decay needs weights of 32 bits, as precision=bf16-mixed has them, got "
+                f"precision={self.precision}, in which the small steps of the average would be rounded away"
+            )
         return self
 
     def check_batch_statistics(self, videos: int) -> None:

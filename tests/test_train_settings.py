@@ -48,7 +48,7 @@ RECIPE = {
     "epochs": 7, "batch_size": 6, "accumulate": 3, "optimizer": "sgd", "lr": 0.25, "lr_batch": 36, "momentum": 0.75,
     "weight_decay": 0.125, "shift_lr_scale": 0.5, "attention_lr_scale": 2.0, "classifier_lr_scale": 4.0,
     "schedule": "step", "milestones": [2, 5], "warmup_epochs": 1.5, "label_smoothing": 0.0625, "dropout": 0.375,
-    "clip_grad_norm": 3.0, "crop_scales": [1.0, 0.5],
+    "clip_grad_norm": 3.0, "ema_decay": 0.75, "crop_scales": [1.0, 0.5],
 }  # fmt: skip
 ATTENTION = {
     "budget": 0.25, "per_layer": True, "soft": 0.75, "start": 3.0, "end": 0.5, "shape": "cosine",

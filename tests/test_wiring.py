@@ -51,6 +51,7 @@ TABLE = {
     "recipe.label_smoothing": (0.15, lambda made: made.settings.recipe.label_smoothing),
     "recipe.dropout": (0.35, lambda made: same(made.settings.recipe.dropout, made.net.dropout.p)),
     "recipe.clip_grad_norm": (11, lambda made: made.settings.recipe.clip_grad_norm),
+    "recipe.ema_decay": (0.995, lambda made: made.settings.recipe.ema_decay),
     "recipe.crop_scales": ([0.9, 0.7], lambda made: list(made.views.crop_scales)),
     "aq.budget": (0.25, lambda made: made.settings.aq.budget),
     "aq.per_layer": (True, lambda made: made.settings.aq.per_layer),
