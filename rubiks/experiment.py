@@ -87,7 +87,11 @@ class Training(Experiment):
     augment: Augment = Augment()
     logger: LoggerSettings = LoggerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    patience: Count | None = Field(None, description="stop when validation top-1 has not risen for this many epochs")
+    patience: Count | None = Field(
+        None,
+        description="stop when validation top-1 has not risen for this many validations in a row; with aq, those after "
+        "the choice count",
+    )
     init: Name | None = Field(
         None,
         description="checkpoint to start from, ours or official; gets a new classifier if the classes differ",

@@ -397,6 +397,8 @@ def test_a_checkpoint_describes_its_network_and_its_training(tmp_path):
     module.position = Position(3, 8, 40)
     described = saved()["rubiks"]
     assert described["epoch"] == 4  # begun
-    assert described["position"] == {"epoch": 3, "videos": 8, "steps": 40, "validation_due": False}
+    assert described["position"] == {
+        "epoch": 3, "videos": 8, "steps": 40, "validation_due": False, "validation_due_within": False,
+    }  # fmt: skip
     assert VideoClassifier(net).config == {}
     assert VideoClassifier(net, start=Position(2)).position == Position(2)  # until training has moved on

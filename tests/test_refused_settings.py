@@ -32,6 +32,7 @@ from rubiks.errors import InputError
 from rubiks.experiment import Evaluation, Training
 from rubiks.models.checkpoint import SavedNetwork
 from rubiks.trainers import TrainerSettings
+from rubiks.training.patience import Patience
 
 NO_WHOLE_NUMBERS = (True, 2.5, "3", "many")
 MOST = 2**32 - 1  # what seeds and sizes are kept within
@@ -70,6 +71,8 @@ VALUES = {
     "checkpoint.every_n_steps": ([0, *NO_WHOLE_NUMBERS], [1, None]),
     "checkpoint.every_n_epochs": ([0, *NO_WHOLE_NUMBERS], [1, None]),
     "trainer.max_steps": ([0, -2, *NO_WHOLE_NUMBERS], [1, -1, None]),
+    "trainer.check_val_every_n_epoch": ([0, None, *NO_WHOLE_NUMBERS], [1, 9]),
+    "trainer.val_check_interval": ([0, 0.0, 1.5, -1, True, None, "often"], [1, 40, 0.01, 1.0]),
     "trainer.num_nodes": ([0, -1, True, "3"], [1]),
 }
 
@@ -421,10 +424,12 @@ def test_predictions_go_where_they_can_be_written(tmp_path):
 
 def test_why_training_has_stopped_is_told_as_a_key():
     settings = training(trainer__max_steps=5, trainer__max_time="00:00:01:00", patience=2).trainer
-    for steps, stopped, words in ((5, 0, "trainer.max_steps=5"), (6, 3, "max_steps=5"), (4, 3, "patience=2")):
-        early = SimpleNamespace(stopped_epoch=stopped, patience=2)
+    early = Patience(2)
+    for steps, waited, words in ((5, 0, "trainer.max_steps=5"), (6, 2, "max_steps=5"), (4, 2, "patience=2")):
+        early.wait_count = waited
         trainer = SimpleNamespace(global_step=steps, early_stopping_callback=early)
         assert words in trainers.reason(settings, trainer)
-    trainer = SimpleNamespace(global_step=4, early_stopping_callback=None)
-    assert trainers.reason(settings, trainer) == " (trainer.max_time=00:00:01:00)"
+    for early in (None, Patience(2)):
+        trainer = SimpleNamespace(global_step=4, early_stopping_callback=early)
+        assert trainers.reason(settings, trainer) == " (trainer.max_time=00:00:01:00)"
     assert trainers.reason(TrainerSettings(), trainer) == ""

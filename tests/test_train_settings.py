@@ -62,6 +62,7 @@ EVERYTHING = (
     "precision=bf16-mixed", "process_timeout=17", "cuda_graphs=false", "patience=5", "checkpoint.every_n_steps=4",
     "checkpoint.every_n_epochs=2", "trainer.max_steps=9", "trainer.log_every_n_steps=3", "trainer.max_time=00:01:00:00",
     "trainer.limit_train_batches=5", "trainer.limit_val_batches=0.5", "trainer.check_val_every_n_epoch=2",
+    "trainer.val_check_interval=0.5",
     "augment.random_resized_crop=[0.25,0.75]", "augment.color_jitter=0.5", "augment.rand_augment=2",
     "augment.rand_augment_magnitude=5", "augment.random_erasing=0.125", "augment.temporal_jitter=true",
     "augment.mixup=0.5", "augment.cutmix=2.0", "logger=csv", "logger.tensorboard=true", "run=all",
@@ -150,8 +151,8 @@ def test_every_setting_reaches_what_it_is_for(builtin_data, commands, fits, tmp_
         "max_steps": -1,  # by `Checkpoints`
     }  # fmt: skip
     kept = trainer.checkpoint_callback
-    assert attributes(kept, "every_n_steps", "every_n_epochs", "max_steps", "keep_best") == {
-        "every_n_steps": 4, "every_n_epochs": 2, "max_steps": 9, "keep_best": True,
+    assert attributes(kept, "every_n_steps", "every_n_epochs", "max_steps", "keep_best", "val_check_interval") == {
+        "every_n_steps": 4, "every_n_epochs": 2, "max_steps": 9, "keep_best": True, "val_check_interval": 0.5,
     }  # fmt: skip
     assert str(kept.run.folder) == "outputs/all"
     assert (kept.stop._quiet, kept.stop._timeout, kept.stop._beat) == (False, datetime.timedelta(seconds=17), None)

@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from rubiks import tracking, trainers
 from rubiks.runs import Run
 from rubiks.stopping import Stop
+from rubiks.trainers import TrainerSettings
 from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
 
 
@@ -94,7 +95,7 @@ def test_steps_do_not_end_training_for_lightning_which_would_schedule_otherwise(
 def test_callbacks_know_the_run_and_the_signals(tmp_path):
     saving, stop, run = training(checkpoint__every_n_steps=None).checkpoint, Stop(), Run(tmp_path)
     for keep_best in (True, False):
-        callbacks = trainers.training_callbacks(run, stop, saving, keep_best=keep_best)
+        callbacks = trainers.training_callbacks(run, stop, saving, TrainerSettings(), keep_best=keep_best)
         (found,) = [callback for callback in callbacks if isinstance(callback, Checkpoints)]
         assert (found.run, found.stop, found.keep_best) == (run, stop, keep_best)
         assert (found.every_n_steps, found.every_n_epochs) == (None, None)
@@ -104,7 +105,7 @@ def test_callbacks_know_the_run_and_the_signals(tmp_path):
 
 def test_patience_is_with_the_validation_top1():
     (early,) = [c for c in trainer_of(patience=4).callbacks if isinstance(c, EarlyStopping)]
-    assert (early.monitor, early.mode, early.patience) == ("val/top1", "max", 4)
+    assert (early.monitor, early.mode, early.patience, early.keep_best) == ("val/top1", "max", 4, True)
 
 
 @pytest.mark.parametrize(("csv", "tensorboard"), [(True, False), (False, True), (True, True), (False, False)])

@@ -1,12 +1,18 @@
-"""What is off by default in training: averaged weights."""
+"""What is off by default in training: averaged weights, validation within epochs, early stopping."""
 
 from __future__ import annotations
 
 import copy
+import csv
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from commands import BASE, SMALL_RUNS
 from configurations import training
 from conftest import assert_rejected
 from test_optimisation import CLASSES, Data, make_trainer, network, videos
@@ -17,6 +23,7 @@ from rubiks import RubiksNet
 from rubiks.models import checkpoint
 from rubiks.training.aq import AttentionSchedule
 from rubiks.training.module import VideoClassifier
+from rubiks.training.patience import Patience
 from rubiks.training.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -115,3 +122,133 @@ def test_a_run_may_go_on_with_an_average_that_it_did_not_have_and_without_the_on
 def test_an_average_needs_weights_of_32_bits():
     training(recipe__ema_decay=0.99, precision="bf16-mixed")
     assert_rejected(lambda: training(recipe__ema_decay=0.99, precision="bf16-true"), "recipe.ema_decay", "bf16-true")
+
+
+# ---- validation within epochs
+
+# Six batches of four, and as many optimiser steps, an epoch.
+QUICK = (
+    "data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4", "recipe.batch_size=4",
+    "recipe.epochs=2", "trainer.log_every_n_steps=1",
+)  # fmt: skip
+
+
+def validated(run: Path) -> dict[int, str]:
+    """The optimiser steps of an epoch's start that were validated, with their scores, from all parts of the run."""
+    found = {}
+    for path in run.glob("csv/version_*/metrics.csv"):
+        with path.open() as file:
+            for row in csv.DictReader(file):
+                if row.get("val/loss"):
+                    step = int(row["step"]) + 1
+                    assert step not in found, "validated twice"
+                    found[step] = row["val/loss"]
+    return dict(sorted(found.items()))
+
+
+@pytest.mark.parametrize(
+    ("choices", "steps"),
+    [
+        (("trainer.val_check_interval=4",), [4, 6, 10, 12]),
+        (("trainer.val_check_interval=0.5",), [3, 6, 9, 12]),
+        (("trainer.val_check_interval=0.01", "trainer.limit_train_batches=2"), [1, 2, 3, 4]),
+        (("trainer.val_check_interval=6",), [6, 12]),
+        (("trainer.val_check_interval=1", "recipe.accumulate=4"), [1, 2, 3, 4]),  # steps of four and of two batches
+        (("trainer.val_check_interval=0.5", "recipe.accumulate=4"), [1, 2, 3, 4]),
+        (("trainer.val_check_interval=4", "trainer.check_val_every_n_epoch=2", "recipe.epochs=3"), [10, 12, 16, 18]),
+    ],
+)
+@SMALL_RUNS
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
+def test_when_a_run_is_validated(choices, steps, builtin_data, commands, tmp_path):
+    commands.train(builtin_data, *QUICK, *choices, "run=often")
+    assert list(validated(tmp_path / "outputs/often")) == steps
+
+
+def test_an_interval_longer_than_an_epoch_is_refused(builtin_data, commands, fits):
+    message = commands.refused("train", builtin_data, *QUICK, "logger=csv", "trainer.val_check_interval=7")
+    assert "trainer.val_check_interval must be at most the 6 optimiser steps of an epoch, got 7" in message
+    assert "trainer.check_val_every_n_epoch" in message
+    commands.train(builtin_data, *QUICK, "trainer.val_check_interval=7", "trainer.fast_dev_run=true")
+
+
+@SMALL_RUNS
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
+def test_a_run_in_parts_is_validated_as_one_in_a_piece(builtin_data, commands, tmp_path, monkeypatch):
+    choices = (builtin_data, *QUICK, "trainer.val_check_interval=2", "recipe.ema_decay=0.9")
+    whole, parts = tmp_path / "outputs/whole", tmp_path / "outputs/parts"
+    commands.train(*choices, "run=whole")
+    for place, step in (("training_step", 0), ("validation_step", 4), ("training_step", 6), ("training_step", 7)):
+        original = getattr(VideoClassifier, place)
+
+        def interrupted(self, batch, index, original=original, place=place, step=step):
+            if self.global_step == step and (index == 0 or place == "training_step"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, batch, index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(VideoClassifier, place, interrupted)
+            status, _, err = commands.run("train", (*BASE, "logger=csv", *choices, "run=parts"))
+        assert (status, "interrupted by SIGTERM" in err) == (143, True)
+    commands.train(*choices, "run=parts")
+    assert list(validated(whole)) == [2, 4, 6, 8, 10, 12]
+    assert validated(parts) == validated(whole)
+    for name in ("best.ckpt", "last.ckpt"):
+        ours, reference = (
+            torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"] for run in (parts, whole)
+        )
+        assert all(torch.equal(ours[key], value) for key, value in reference.items())
+
+
+# ---- early stopping
+
+
+def watched(early: Patience, scores: list[float], hard: list[bool] | None = None) -> int | None:
+    """After which of these validations it stops training."""
+    for number, score in enumerate(scores):
+        trainer = SimpleNamespace(
+            callback_metrics={"val/top1": torch.tensor(score)}, should_stop=False, fast_dev_run=False,
+            sanity_checking=False, current_epoch=0, state=SimpleNamespace(fn="fit"),
+            strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
+        )  # fmt: skip
+        annealing = None if hard is None else SimpleNamespace(hard=hard[number])
+        early.on_validation_end(trainer, SimpleNamespace(annealing=annealing))
+        if trainer.should_stop:
+            return number
+    return None
+
+
+def test_patience_counts_validations_without_a_better_top1():
+    assert watched(Patience(2), [0.1, 0.2, 0.2, 0.1, 0.3]) == 3
+    assert watched(Patience(2), [0.1, 0.05, 0.2, 0.1, 0.3, 0.3]) is None
+    # Soft networks do not count: they are not what the training is for.
+    hard = [False] * 4 + [True] * 4
+    assert watched(Patience(2), [0.9, 0.8, 0.7, 0.6, 0.2, 0.3, 0.3, 0.3], hard) == 7
+
+
+@pytest.mark.parametrize(("patience", "keep_best", "stops"), [(2, True, 0), (3, True, 1), (1, False, 1)])
+def test_a_resumed_run_keeps_waiting_with_its_current_patience(patience, keep_best, stops):
+    before = Patience(2)
+    assert watched(before, [0.5, 0.4]) is None
+    after = Patience(patience, keep_best)
+    after.load_state_dict(before.state_dict())
+    assert watched(after, [0.4, 0.3, 0.3]) == stops
+
+
+@SMALL_RUNS
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
+def test_a_run_in_parts_stops_early_where_one_in_a_piece_does(builtin_data, commands, tmp_path):
+    choices = (builtin_data, *QUICK, "recipe.lr=0.0", "recipe.epochs=9", "patience=3", "trainer.val_check_interval=0.5")
+    outputs = [commands.train(*choices, "run=whole")]
+    commands.train(*choices, "run=parts", "trainer.max_steps=6")
+    outputs.append(commands.train(*choices, "run=parts"))
+    for output in outputs:  # the first is the best, and three more follow
+        assert "(patience=3: validation top-1 has not risen for so many validations)" in output
+    steps = [
+        torch.load(tmp_path / f"outputs/{run}/checkpoints/last.ckpt", weights_only=True)["global_step"]
+        for run in ("whole", "parts")
+    ]
+    assert steps == [12, 12]

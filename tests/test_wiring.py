@@ -103,6 +103,7 @@ TABLE = {
     "trainer.limit_train_batches": (0.6, lambda made: made.trainer.limit_train_batches),
     "trainer.limit_val_batches": (0.7, lambda made: made.trainer.limit_val_batches),
     "trainer.check_val_every_n_epoch": (8, lambda made: made.trainer.check_val_every_n_epoch),
+    "trainer.val_check_interval": (0.35, lambda made: made.callback(Checkpoints).val_check_interval),
     "trainer.max_steps": (90, lambda made: made.callback(Checkpoints).max_steps),
     "trainer.max_time": ("00:01:00:30", lambda made: clock(made.callback(Timer).time_remaining())),
     "precision": ("bf16-mixed", lambda made: made.trainer.precision),

@@ -34,7 +34,7 @@ from rubiks.models import RubiksNet
 from rubiks.stopping import Interrupted, Stop
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import describe_groups
-from rubiks.training.position import Position
+from rubiks.training.position import Position, epoch_of
 
 
 def train(settings: Training, config: dict[str, Any], command: CommandLine) -> None:
@@ -106,6 +106,8 @@ def _train(
         accumulate_grad_batches=recipe.accumulate,
         enable_checkpointing=not rehearsal,
     )
+    if not rehearsal:
+        settings.trainer.check_interval(epoch_of(trainer, data).steps)
     max_steps = settings.trainer.limit()
     start = Position() if resume is None else continuing.start(resume, trainer, data, recipe.epochs, max_steps)
     data.start_at(start.epoch, start.videos)
