@@ -30,6 +30,7 @@ FIXED = (
     "data.num_classes",
     "data.balanced",
     "recipe.optimizer",
+    "recipe.freeze",
     "init_temporal",
     "train_sha256",
     "manifest_sha256",

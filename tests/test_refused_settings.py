@@ -60,6 +60,7 @@ VALUES = {
     "protocol.crops": ([0, 2, 4, None, "3", True], [1, 3]),
     "recipe.epochs": ([0, "few"], [1]),
     "recipe.milestones": ([5, None, "5"], [[], [5]]),
+    "recipe.freeze": (["layer9", 3, True], ["stem", "layer4", "backbone", None]),
     "recipe.ema_decay": ([0, 1, "slow", True], [0.5, None]),
     "recipe.crop_scales": ([0.5, None], [[0.5]]),
     "augment.random_resized_crop": ([0.5, [0.5]], [[0.5, 1], None]),

@@ -1,4 +1,4 @@
-"""What is off by default in training: averaged weights, validation within epochs, early stopping."""
+"""What is off by default in training: averaged weights, frozen stages, validation within epochs, early stopping."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ import torch
 from commands import BASE, SMALL_RUNS
 from configurations import training
 from conftest import assert_rejected
-from test_optimisation import CLASSES, Data, make_trainer, network, videos
+from test_optimisation import CLASSES, Data, make_trainer, network, rates, videos
 from torch import Tensor
-from written_out import Rows, cross_entropy, exact_losses, one_hot, pixels
+from written_out import Rows, Training, assert_same, cross_entropy, exact_losses, one_hot, pixels
 
 from rubiks import RubiksNet
 from rubiks.models import checkpoint
 from rubiks.training.aq import AttentionSchedule
 from rubiks.training.module import VideoClassifier
+from rubiks.training.optim import describe_groups
 from rubiks.training.patience import Patience
 from rubiks.training.recipe import Recipe
 
@@ -124,13 +125,123 @@ def test_an_average_needs_weights_of_32_bits():
     assert_rejected(lambda: training(recipe__ema_decay=0.99, precision="bf16-true"), "recipe.ema_decay", "bf16-true")
 
 
-# ---- validation within epochs
+# ---- frozen stages
 
 # Six batches of four, and as many optimiser steps, an epoch.
 QUICK = (
     "data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4", "recipe.batch_size=4",
     "recipe.epochs=2", "trainer.log_every_n_steps=1",
 )  # fmt: skip
+
+PARTS = {"stem": "conv1", **{f"layer{stage}": f"layer{stage}" for stage in range(5)}, "backbone": "bn_last"}
+frozen_is_meant = pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
+
+
+def frozen_parts(last: str) -> list[str]:
+    """Prefixes of the names in a network's state that belong to what is frozen."""
+    names = list(PARTS)
+    return [f"backbone.{PARTS[name]}." for name in names[: names.index(last) + 1]]
+
+
+@frozen_is_meant
+@pytest.mark.parametrize(
+    ("last", "optimizer"), [("stem", "sgd"), ("layer1", "adamw"), ("layer4", "sgd"), ("backbone", "adamw")]
+)
+def test_frozen_stages_stay_and_the_others_take_the_steps_of_the_formulas(last, optimizer):
+    settings = recipe(freeze=last, optimizer=optimizer, momentum=0.8, weight_decay=0.1, shift_lr_scale=0.5)
+    net = network().double()
+    before = copy.deepcopy(net.state_dict())
+    decays = {"weights": 0.1, "classifier": 0.1}
+    expected = Training(net, rates(0.003, 0.0015), decays, 0.8 if optimizer == "sgd" else None)
+    net.backbone.freeze(last)
+    module, data = VideoClassifier(net, settings), Data(videos(8), 3)
+    trainer = make_trainer(settings, logger=False)
+    with exact_losses():
+        trainer.fit(module, data)
+
+    still = [name for name, _ in net.named_parameters() if name.startswith(tuple(frozen_parts(last)))]
+    for _ in range(2):
+        for batch in data.train_dataloader():
+            expected.net.train()
+            for name, norm in expected.net.named_modules():  # frozen by hand
+                if isinstance(norm, torch.nn.BatchNorm2d) and f"{name}.".startswith(tuple(frozen_parts(last))):
+                    norm.eval()
+            expected.batch(pixels(batch["views"][:, 0]), one_hot(batch["label"][:, 0], CLASSES))
+            expected.step(1.0, still)
+    assert_same(net, expected.net, before)
+    for name, value in net.state_dict().items():
+        frozen = name.startswith(tuple(frozen_parts(last)))
+        assert torch.equal(value, before[name]) == frozen, name
+    trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    for name, parameter in net.named_parameters():
+        assert (name in still) == (parameter.grad is None and not parameter.requires_grad), name
+        assert (name in still) == (id(parameter) not in trained), name
+
+
+@frozen_is_meant
+def test_attention_of_frozen_stages_is_not_trained_but_cools_and_is_chosen_with_the_rest():
+    net = network("rubiks3d-aq").double()
+    net.backbone.freeze("layer1")
+    frozen, trained = net.attention_shifts()[:2], net.attention_shifts()[2:]
+    before = [shift.weight.detach().clone() for shift in frozen]
+    temperatures = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if not frozen[0].hard:
+                assert all(torch.equal(shift.weight, own) for shift, own in zip(frozen, before, strict=True))
+            temperatures.append([shift.T.item() for shift in (*frozen, *trained)])
+
+    module = VideoClassifier(net, recipe(epochs=2), attention=BUDGET)
+    make_trainer(module.recipe, logger=False, callbacks=[Watch()]).fit(module, Data(videos(8), 3))
+    assert [len(set(own)) for own in temperatures] == [1] * 6
+    assert temperatures[0][0] > temperatures[2][0] > temperatures[3][0] == 0
+    assert net.temporal_share() <= 0.25
+    for shift, own in zip(frozen, before, strict=True):
+        moved = torch.cat([shift.back, shift.ahead])
+        assert torch.equal(shift.weight[moved].argmax(1), own[moved].argmax(1))
+
+
+def test_the_table_of_groups_shows_what_is_frozen():
+    net = RubiksNet("tiny", 5)
+    rows = describe_groups(net, recipe(), 1).splitlines()
+    net.backbone.freeze("layer0")
+    frozen = sum(p.numel() for name, p in net.named_parameters() if name.startswith(tuple(frozen_parts("layer0"))))
+    assert f"  frozen          {frozen:>12,}" in describe_groups(net, recipe(), 1).splitlines()
+    assert not any("frozen" in row for row in rows)
+
+
+@SMALL_RUNS
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
+def test_a_run_with_frozen_stages_in_parts_ends_as_one_in_a_piece(builtin_data, commands, tmp_path):
+    given = RubiksNet("tiny", 5, "rubiks3d-aq")
+    given.save_pretrained(tmp_path / "given.pth.tar")
+    choices = (builtin_data, *QUICK, "variant=rubiks3d-aq", "aq.budget=0.25", "recipe.ema_decay=0.9")
+    init, freeze = f"init={tmp_path}/given.pth.tar", "recipe.freeze=layer2"
+    commands.train(*choices, init, freeze, "run=whole")
+    output = commands.train(*choices, init, freeze, "run=parts", "trainer.max_steps=4")
+    assert "  frozen  " in output
+    message = commands.refused("train", "logger=csv", *choices, "recipe.freeze=layer1", "run=parts")
+    assert "recipe.freeze: layer2 -> layer1" in message
+    commands.train(*choices, freeze, "run=parts")  # without init=, the weights are the run's own
+    ours, reference = (
+        torch.load(tmp_path / f"outputs/{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in ("parts", "whole")
+    )
+    assert all(torch.equal(ours[name], value) for name, value in reference.items())
+    for name, value in given.state_dict().items():
+        if name.startswith(tuple(frozen_parts("layer2"))) and "conv2.0." not in name:
+            assert torch.equal(ours[f"net.{name}"], value), name
+            assert torch.equal(ours[f"average.{name}"], value), name
+
+
+def test_random_weights_are_not_frozen(builtin_data, commands, fits):
+    message = commands.refused("train", builtin_data, *QUICK, "recipe.freeze=layer1")
+    assert "recipe.freeze=layer1 would keep random weights; give the weights to start from, init=FILE" in message
+
+
+# ---- validation within epochs
 
 
 def validated(run: Path) -> dict[int, str]:

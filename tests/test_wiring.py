@@ -125,6 +125,7 @@ ELSEWHERE = {
     "cuda_graphs": "handed on by train.py",
     "init": "test_starting_weights.py",
     "init_temporal": "test_starting_weights.py",
+    "recipe.freeze": "test_training_options.py",
     "run": "test_run_choices.py",
     "logger.csv": "test_trainers.py",
     "logger.tensorboard": "test_trainers.py",

@@ -134,6 +134,9 @@ def describe_groups(net: RubiksNet, recipe: Recipe, processes: int) -> str:
     for group in parameter_groups(net, recipe, recipe.scaled_lr(processes)):
         count = sum(parameter.numel() for parameter in group["params"])
         lines.append(f"  {group['name']:<16}{count:>12,}{group['lr']:>12.3g}{group['weight_decay']:>14.3g}")
+    frozen = sum(parameter.numel() for parameter in net.parameters() if not parameter.requires_grad)
+    if frozen:
+        lines.append(f"  {'frozen':<16}{frozen:>12,}")
     if recipe.ema_decay is not None:
         lines.append(
             f"  validation and evaluation use the average of the weights (recipe.ema_decay={recipe.ema_decay:g})"

@@ -39,6 +39,11 @@ class Recipe(Settings, section="recipe"):
     label_smoothing: Part = Field(0.0, description="share of the label to spread over all classes")
     dropout: Part = Field(0.0, description="dropout before the classifier")
     clip_grad_norm: Rate = Field(0.0, description="largest norm of the gradient, shifts excluded; 0: no limit")
+    freeze: Literal["stem", "layer0", "layer1", "layer2", "layer3", "layer4", "backbone"] | None = Field(
+        None,
+        description="for init: do not train the network from the input up to and including this part, named as in the "
+        "printed network; backbone: all but the classifier. Frozen batch norms keep their running statistics",
+    )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="decay of an exponential moving average of the weights, per optimiser step, for example 0.9998; "
