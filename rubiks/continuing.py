@@ -65,6 +65,7 @@ SILENT = (
     "trainer.max_steps",
     "trainer.max_time",
     "trainer.log_every_n_steps",
+    "trainer.profiler",
     "val_sha256",
 )
 # What a validation score depends on, besides the network.

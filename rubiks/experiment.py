@@ -159,3 +159,9 @@ class Evaluation(Experiment):
     save_predictions: Annotated[str, Expected("the name of an .npz file, for example scores.npz")] | None = Field(
         None, description="FILE.npz to write: logits (videos, classes), labels, and names as in the list"
     )
+
+    @model_validator(mode="after")
+    def _has_no_profile(self) -> Self:
+        if self.trainer.profiler is not None:
+            raise InputError(f"trainer.profiler={self.trainer.profiler} is for training; leave it out")
+        return self

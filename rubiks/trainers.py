@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import inspect
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pydantic import ConfigDict, Field, model_validator
 from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
@@ -25,13 +27,16 @@ from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from rubiks.training.nonfinite import SkipNonFinite
 from rubiks.training.patience import Patience
 from rubiks.training.pictures import ShiftPictures
+from rubiks.training.profiling import StepProfile
+
+PROFILE = "profile"  # the folder within a run's
 
 # Lightning's arguments that other keys set.
 _ELSEWHERE = ("self", "accelerator", "callbacks", "logger", "max_epochs", "precision", "plugins")
 
 
 class TrainerSettings(Settings, section="trainer"):
-    """Arguments of Lightning's Trainer. Others can be added: +trainer.profiler=simple"""
+    """Arguments of Lightning's Trainer. Others can be added: +trainer.detect_anomaly=true"""
 
     model_config = ConfigDict(extra="allow")
 
@@ -55,6 +60,11 @@ class TrainerSettings(Settings, section="trainer"):
     max_time: Any = Field(None, description="stop after this time, counted from each start: DD:HH:MM:SS")
     sync_batchnorm: Any = Field(False, description="true: batch statistics over all processes")
     deterministic: Any = Field(False, description="true: only deterministic algorithms")
+    profiler: Literal["simple", "advanced", "pytorch"] | None = Field(
+        None,
+        description="where the time goes, in profile/ of the run's folder. simple: steps and hooks; advanced: Python "
+        "functions; pytorch: operators and kernels of a few training batches, and a trace for ui.perfetto.dev",
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -98,6 +108,7 @@ def trainer(
     process_timeout: float,
     callbacks: list[Callback],
     stop: Stop,
+    folder: Path | None = None,
     **extra: Any,
 ) -> pl.Trainer:
     """Lightning's Trainer, without loggers.
@@ -109,12 +120,14 @@ def trainer(
         process_timeout: seconds that processes wait for one another.
         callbacks: Lightning callbacks.
         stop: handles the signals.
+        folder: of the run, for its profile; None: there is none.
         extra: further arguments of the Trainer.
     """
     arguments = dict(settings)
     # By `Checkpoints`: Lightning's own max_steps changes its schedule, and its interval may end within a step.
     for name in ("max_steps", "val_check_interval"):
         arguments.pop(name, None)
+    arguments["profiler"] = _profiler(settings, folder)
     several = arguments["num_nodes"] > 1 or _several(arguments["devices"], gpu)
     if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and several):
         # Each process keeps its own batch statistics; validation uses those of the first (VideoClassifier).
@@ -152,6 +165,17 @@ def trainer(
     made._signal_connector.register_signal_handlers = stop.install  # type: ignore[method-assign]
     made.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return made
+
+
+def _profiler(settings: TrainerSettings, folder: Path | None) -> Profiler | None:
+    """Lightning's own profilers; `StepProfile` is a callback."""
+    kind = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}.get(settings.profiler or "")
+    return None if kind is None or folder is None else kind(folder / PROFILE, settings.profiler)
+
+
+def profiles(folder: Path) -> list[Path]:
+    """The tables that profilers have written in a run's folder, one for each process and kind."""
+    return sorted((folder / PROFILE).glob("*.txt"))
 
 
 def _several(devices: Any, gpu: bool) -> bool:
@@ -209,6 +233,8 @@ def training_callbacks(
             **dict(saving),
         ),
     ]
+    if settings.profiler == "pytorch":
+        callbacks.append(StepProfile(run.folder / PROFILE))
     if patience is not None:
         callbacks.append(Patience(patience, keep_best))
     return callbacks

@@ -74,6 +74,7 @@ VALUES = {
     "trainer.max_steps": ([0, -2, *NO_WHOLE_NUMBERS], [1, -1, None]),
     "trainer.check_val_every_n_epoch": ([0, None, *NO_WHOLE_NUMBERS], [1, 9]),
     "trainer.val_check_interval": ([0, 0.0, 1.5, -1, True, None, "often"], [1, 40, 0.01, 1.0]),
+    "trainer.profiler": (["fast", True, 1], ["simple", "advanced", "pytorch", None]),
     "trainer.num_nodes": ([0, -1, True, "3"], [1]),
 }
 
@@ -217,7 +218,7 @@ def test_a_gpu_that_is_not_there(monkeypatch):
         ({"trainer__devices": "many"}, ["trainer", "devices"]),
         ({"trainer__limit_val_batches": 1.5}, ["limit_val_batches", "1.5"]),
         ({"trainer__max_time": "soon"}, ["trainer", "soon"]),
-        ({"trainer__nonsense": 1}, ["trainer.nonsense is unknown", "profiler"]),
+        ({"trainer__nonsense": 1}, ["trainer.nonsense is unknown", "barebones"]),
         ({"trainer__max_epochs": 9}, ["trainer.max_epochs is unknown", "max_steps"]),
         ({"trainer__accelerator": "cpu"}, ["trainer.accelerator is unknown", "devices"]),
     ],

@@ -11,7 +11,6 @@ from configurations import configuration, training
 from made import Made
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.profilers import SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 
 from rubiks import tracking, trainers
@@ -62,7 +61,7 @@ def test_batch_norm_is_synchronised_only_if_asked_for():
 
 
 def test_other_arguments_of_lightning_can_be_added():
-    assert isinstance(trainer_of("+trainer.profiler=simple").profiler, SimpleProfiler)
+    assert trainer_of("+trainer.detect_anomaly=true")._detect_anomaly
 
 
 @pytest.mark.parametrize(

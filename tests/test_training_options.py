@@ -1,9 +1,11 @@
-"""What is off by default in training: averaged weights, frozen stages, validation within epochs, early stopping."""
+"""What is off by default in training: averaged weights, frozen stages, validation within epochs, early stopping,
+profiles."""
 
 from __future__ import annotations
 
 import copy
 import csv
+import json
 import os
 import signal
 from pathlib import Path
@@ -363,3 +365,41 @@ def test_a_run_in_parts_stops_early_where_one_in_a_piece_does(builtin_data, comm
         for run in ("whole", "parts")
     ]
     assert steps == [12, 12]
+
+
+# ---- profiles
+
+
+@SMALL_RUNS
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("simple", "fit-simple.txt", ["Mean duration", "run_training_batch", "Checkpoints.on_train_epoch_end"]),
+        ("advanced", "fit-advanced.txt", ["cumtime", "(training_step)"]),
+        ("pytorch", "pytorch.txt", ["Self CPU", "aten::convolution_backward"]),
+    ],
+)
+def test_a_profile_is_in_the_runs_folder(kind, name, words, builtin_data, commands, tmp_path, monkeypatch):
+    choices = (builtin_data, *QUICK, f"trainer.profiler={kind}")
+    output = commands.train(*choices, "run=watched")
+    assert f"Profile: outputs/watched/profile/{name}\n" in output
+    table = (tmp_path / "outputs/watched/profile" / name).read_text()
+    assert all(word in table for word in words)
+    if kind == "pytorch":
+        trace = json.loads((tmp_path / "outputs/watched/profile/pytorch.json").read_text())
+        names = {event["name"] for event in trace["traceEvents"] if "name" in event}
+        assert {"ProfilerStep#7", "ProfilerStep#8", "ProfilerStep#9"} <= names
+        assert "ProfilerStep#10" not in names
+        output = commands.train(*choices, "recipe.epochs=1", "run=short")
+        assert "trainer.profiler=pytorch: nothing recorded" in output
+        assert "Profile:" not in output
+        monkeypatch.chdir(tmp_path / "outputs")
+        commands.train(*choices, "trainer.fast_dev_run=true")
+        assert not (tmp_path / "outputs/outputs").exists()
+
+
+def test_an_evaluation_has_no_profile(commands, builtin_data):
+    message = commands.refused("eval", builtin_data, "trainer.profiler=simple")
+    assert message == "error: trainer.profiler=simple is for training; leave it out\n"

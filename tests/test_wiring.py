@@ -122,6 +122,7 @@ ELSEWHERE = {
     "trainer.sync_batchnorm": "test_trainers.py",
     "trainer.deterministic": "test_trainers.py",
     "trainer.fast_dev_run": "test_trainers.py",
+    "trainer.profiler": "test_training_options.py",
     "cuda_graphs": "handed on by train.py",
     "init": "test_starting_weights.py",
     "init_temporal": "test_starting_weights.py",

@@ -105,6 +105,7 @@ def _train(
         max_epochs=recipe.epochs,
         accumulate_grad_batches=recipe.accumulate,
         enable_checkpointing=not rehearsal,
+        folder=None if rehearsal else run.folder,
     )
     if not rehearsal:
         settings.trainer.check_interval(epoch_of(trainer, data).steps)
@@ -182,6 +183,9 @@ def _finish(settings: Training, command: CommandLine, run: runs.Run, trainer: pl
         write_atomically(run.finished, lambda path: path.write_text(json.dumps(result) + "\n"))
     if best is not None:
         print(f"Best validation top-1: {best:.1%}, in {run.best}")
+    profiles = trainers.profiles(run.folder)
+    if settings.trainer.profiler is not None and profiles:
+        print(f"Profile: {', '.join(map(str, profiles))}")
     choices = [*command.for_evaluation(), setting("ckpt", run.folder)]
     print("To evaluate:", shlex.join([*program("eval"), "protocol=two_clip", *choices]))
     tracking.end(run)
