@@ -89,8 +89,8 @@ class Training(Experiment):
     checkpoint: CheckpointSettings = CheckpointSettings()
     patience: Count | None = Field(
         None,
-        description="stop when validation top-1 has not risen for this many validations in a row; with aq, those after "
-        "the choice count",
+        description="stop when validation top-1 has not risen for this many validations in a row; with aq, only those "
+        "after the choice count",
     )
     init: Name | None = Field(
         None,

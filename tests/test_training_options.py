@@ -17,6 +17,7 @@ import torch
 from commands import BASE, SMALL_RUNS
 from configurations import training
 from conftest import assert_rejected
+from forked import end, start
 from test_optimisation import CLASSES, Data, make_trainer, network, rates, videos
 from torch import Tensor
 from written_out import Rows, Training, assert_same, cross_entropy, exact_losses, one_hot, pixels
@@ -236,6 +237,31 @@ def test_a_run_with_frozen_stages_in_parts_ends_as_one_in_a_piece(builtin_data, 
         if name.startswith(tuple(frozen_parts("layer2"))) and "conv2.0." not in name:
             assert torch.equal(ours[f"net.{name}"], value), name
             assert torch.equal(ours[f"average.{name}"], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
+def test_two_processes_go_on_with_frozen_stages_and_average(builtin_data, tmp_path):
+    """Each has its own running statistics; the average that is validated and kept is that of the first."""
+    RubiksNet("tiny", 5).save_pretrained(tmp_path / "given.pth.tar")
+    choices = (
+        builtin_data, *QUICK, "recipe.batch_size=2", "trainer=ddp", "trainer.devices=2", "trainer.val_check_interval=4",
+        f"init={tmp_path}/given.pth.tar", "recipe.freeze=layer0", "recipe.ema_decay=0.9",
+    )  # fmt: skip
+    for run in (("run=whole",), ("run=parts", "trainer.max_steps=10"), ("run=parts",)):
+        if (tmp_path / "outputs/parts").is_dir():
+            choices = [choice for choice in choices if not choice.startswith("init=")]
+        status, _, err = end(start(tmp_path, "train", *choices, *run))
+        assert status == 0, err
+    for name in ("best.ckpt", "last.ckpt"):
+        ours, reference = (
+            torch.load(tmp_path / "outputs" / run / "checkpoints" / name, weights_only=True)
+            for run in ("parts", "whole")
+        )
+        assert all(torch.equal(ours["state_dict"][key], value) for key, value in reference["state_dict"].items())
+        own, other = reference["statistics"]
+        assert not torch.equal(own, other)
+        assert all(map(torch.equal, ours["statistics"], reference["statistics"]))
 
 
 def test_random_weights_are_not_frozen(builtin_data, commands, fits):
