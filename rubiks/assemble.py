@@ -78,8 +78,7 @@ def trainer(settings: Experiment, callbacks: list[Callback], stop: Stop, **extra
 
 def training_callbacks(settings: Training, run: Run, stop: Stop, keep_best: bool = True) -> list[Callback]:
     """What happens during training besides the steps; for `keep_best` see `Checkpoints`."""
-    limit = settings.trainer.limit()
-    return trainers.training_callbacks(run, stop, settings.checkpoint, settings.patience, limit, keep_best)
+    return trainers.training_callbacks(run, stop, settings.checkpoint, settings.trainer, settings.patience, keep_best)
 
 
 def mixing(settings: Training, num_classes: int) -> Mixing | None:

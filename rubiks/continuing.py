@@ -30,6 +30,7 @@ FIXED = (
     "data.num_classes",
     "data.balanced",
     "recipe.optimizer",
+    "recipe.freeze",
     "init_temporal",
     "train_sha256",
     "manifest_sha256",
@@ -64,10 +65,19 @@ SILENT = (
     "trainer.max_steps",
     "trainer.max_time",
     "trainer.log_every_n_steps",
+    "trainer.profiler",
     "val_sha256",
 )
 # What a validation score depends on, besides the network.
-SCORE = ("protocol", "data.size", "data.sampling", "data.window", "trainer.limit_val_batches", "val_sha256")
+SCORE = (
+    "recipe.ema_decay",
+    "protocol",
+    "data.size",
+    "data.sampling",
+    "data.window",
+    "trainer.limit_val_batches",
+    "val_sha256",
+)
 
 _NAMES = {
     "train_sha256": "the training list (videos, labels or their order)",

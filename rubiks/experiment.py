@@ -110,7 +110,11 @@ class Training(Experiment):
     augment: Augment = Augment()
     logger: LoggerSettings = LoggerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    patience: Count | None = Field(None, description="stop when validation top-1 has not risen for this many epochs")
+    patience: Count | None = Field(
+        None,
+        description="stop when validation top-1 has not risen for this many validations in a row; with aq, only those "
+        "after the choice count",
+    )
     init: Name | None = Field(
         None,
         description="checkpoint to start from, ours or official; gets a new classifier if the classes differ",
@@ -134,6 +138,11 @@ class Training(Experiment):
             raise InputError(
                 "augment.temporal_jitter=true is for data.sampling=dense; uniform sampling takes a random frame of "
                 "each segment anyway. Leave one of them out"
+            )
+        if self.recipe.ema_decay is not None and str(self.precision) in ("16-true", "bf16-true"):
+            raise InputError(
+                f"recipe.ema_decay needs weights of 32 bits, as precision=bf16-mixed has them, got "
+                f"precision={self.precision}, in which the small steps of the average would be rounded away"
             )
         return self
 
@@ -182,9 +191,11 @@ class Evaluation(Experiment):
         return ("natural", "reversed", "shuffled") if self.temporal else (self.frame_order,)
 
     @model_validator(mode="after")
-    def _one_question(self) -> Self:
+    def _fit_together(self) -> Self:
         if self.temporal and self.frame_order != "natural":
             raise InputError(
                 f"temporal=true scores frames in all orders, and frame_order={self.frame_order} in one; leave one out"
             )
+        if self.trainer.profiler is not None:
+            raise InputError(f"trainer.profiler={self.trainer.profiler} is for training; leave it out")
         return self

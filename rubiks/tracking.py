@@ -54,13 +54,17 @@ class WandbSettings(Settings, section="logger.wandb"):
 
 
 class LoggerSettings(Settings, section="logger"):
-    """Where the training curves go."""
+    """Where the training curves go: any of these, or several together."""
 
     csv: bool = Field(True, description="csv/version_0/metrics.csv in the run's folder")
     wandb: Annotated[WandbSettings | None, Expected("null or a section with project, entity, tags, mode")] = Field(
         WandbSettings(), description="Weights & Biases; null: off"
     )
-    tensorboard: bool = Field(False, description="for `tensorboard --logdir outputs` (pip install tensorboard)")
+    tensorboard: bool = Field(
+        False,
+        description="for `tensorboard --logdir outputs` (pip install tensorboard); csv, wandb and this can be on "
+        "together",
+    )
 
 
 def loggers(settings: LoggerSettings, run: Run, config: dict[str, Any], leader: bool) -> list[Logger]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import inspect
 import sys
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pydantic import ConfigDict, Field, model_validator
-from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
@@ -18,19 +20,23 @@ from typing_extensions import Self
 from rubiks import launched, processes
 from rubiks.errors import InputError
 from rubiks.runs import Run
-from rubiks.settings import Count, Settings, unknown
+from rubiks.settings import Count, Expected, Settings, unknown
 from rubiks.stopping import Stop
 from rubiks.training.callbacks import ProgressLines, Throughput
 from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from rubiks.training.nonfinite import SkipNonFinite
+from rubiks.training.patience import Patience
 from rubiks.training.pictures import ShiftPictures
+from rubiks.training.profiling import StepProfile
+
+PROFILE = "profile"  # the folder within a run's
 
 # Lightning's arguments that other keys set.
 _ELSEWHERE = ("self", "accelerator", "callbacks", "logger", "max_epochs", "precision", "plugins")
 
 
 class TrainerSettings(Settings, section="trainer"):
-    """Arguments of Lightning's Trainer. Others can be added: +trainer.profiler=simple"""
+    """Arguments of Lightning's Trainer. Others can be added: +trainer.detect_anomaly=true"""
 
     model_config = ConfigDict(extra="allow")
 
@@ -41,11 +47,24 @@ class TrainerSettings(Settings, section="trainer"):
     log_every_n_steps: Any = Field(10, description="optimiser steps between points of the curves")
     limit_train_batches: Any = Field(1.0, description="share or number of an epoch's batches to train on")
     limit_val_batches: Any = Field(1.0, description="the same for validation")
-    check_val_every_n_epoch: Any = Field(1, description="epochs between validations")
+    check_val_every_n_epoch: Count = Field(1, description="epochs between validations; the last epoch is validated too")
+    val_check_interval: Annotated[
+        Count | Annotated[float, Field(gt=0, le=1)],
+        Expected("a number of optimiser steps, or a share of an epoch above 0 and at most 1.0"),
+    ] = Field(
+        1.0,
+        description="validate within an epoch too: every so many optimiser steps (a whole number), or after this share "
+        "of it (0.25: four times); 1.0: at its end only",
+    )
     max_steps: Literal[-1] | Count | None = Field(-1, description="stop after this many optimiser steps; -1: no limit")
     max_time: Any = Field(None, description="stop after this time, counted from each start: DD:HH:MM:SS")
     sync_batchnorm: Any = Field(False, description="true: batch statistics over all processes")
     deterministic: Any = Field(False, description="true: only deterministic algorithms")
+    profiler: Literal["simple", "advanced", "pytorch"] | None = Field(
+        None,
+        description="where the time goes, in profile/ of the run's folder. simple: steps and hooks; advanced: Python "
+        "functions; pytorch: operators and kernels of a few training batches, and a trace for ui.perfetto.dev",
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -54,6 +73,14 @@ class TrainerSettings(Settings, section="trainer"):
             if key not in known:
                 raise InputError(unknown(self.section, key, known))
         return self
+
+    def check_interval(self, steps: int) -> None:
+        """Raise InputError if validation would wait for more optimiser steps than an epoch has."""
+        if isinstance(self.val_check_interval, int) and self.val_check_interval > steps:
+            raise InputError(
+                f"trainer.val_check_interval must be at most the {steps:,} optimiser steps of an epoch, got "
+                f"{self.val_check_interval}; to validate less often, set trainer.check_val_every_n_epoch"
+            )
 
     def limit(self) -> int | None:
         """Optimiser steps after which training stops."""
@@ -81,6 +108,7 @@ def trainer(
     process_timeout: float,
     callbacks: list[Callback],
     stop: Stop,
+    folder: Path | None = None,
     **extra: Any,
 ) -> pl.Trainer:
     """Lightning's Trainer, without loggers.
@@ -92,10 +120,14 @@ def trainer(
         process_timeout: seconds that processes wait for one another.
         callbacks: Lightning callbacks.
         stop: handles the signals.
+        folder: of the run, for its profile; None: there is none.
         extra: further arguments of the Trainer.
     """
     arguments = dict(settings)
-    arguments.pop("max_steps", None)  # `Checkpoints` stops training; Lightning would schedule differently
+    # By `Checkpoints`: Lightning's own max_steps changes its schedule, and its interval may end within a step.
+    for name in ("max_steps", "val_check_interval"):
+        arguments.pop(name, None)
+    arguments["profiler"] = _profiler(settings, folder)
     several = arguments["num_nodes"] > 1 or _several(arguments["devices"], gpu)
     if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and several):
         # Each process keeps its own batch statistics; validation uses those of the first (VideoClassifier).
@@ -135,6 +167,17 @@ def trainer(
     return made
 
 
+def _profiler(settings: TrainerSettings, folder: Path | None) -> Profiler | None:
+    """Lightning's own profilers; `StepProfile` is a callback."""
+    kind = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}.get(settings.profiler or "")
+    return None if kind is None or folder is None else kind(folder / PROFILE, settings.profiler)
+
+
+def profiles(folder: Path) -> list[Path]:
+    """The tables that profilers have written in a run's folder, one for each process and kind."""
+    return sorted((folder / PROFILE).glob("*.txt"))
+
+
 def _several(devices: Any, gpu: bool) -> bool:
     """Whether trainer.devices means more than one, in any form that Lightning accepts."""
     if devices in ("auto", -1, "-1"):
@@ -160,8 +203,8 @@ def training_callbacks(
     run: Run,
     stop: Stop,
     saving: CheckpointSettings,
+    settings: TrainerSettings,
     patience: int | None = None,
-    max_steps: int | None = None,
     keep_best: bool = True,
 ) -> list[Callback]:
     """The callbacks of a training.
@@ -170,8 +213,8 @@ def training_callbacks(
         run: the run.
         stop: handles the signals.
         saving: when the state is saved.
-        patience: epochs without a better validation after which training stops; None: no limit.
-        max_steps: optimiser steps after which it stops; None: no limit.
+        settings: when training stops, and when it is validated.
+        patience: validations in a row without a better one after which training stops; None: no limit.
         keep_best: see `Checkpoints`.
     """
     non_finite = SkipNonFinite()
@@ -180,10 +223,20 @@ def training_callbacks(
         ProgressLines(bar=sys.stdout.isatty()),
         ShiftPictures(run.folder / "shifts"),
         non_finite,
-        Checkpoints(run, stop, non_finite, max_steps=max_steps, keep_best=keep_best, **dict(saving)),
+        Checkpoints(
+            run,
+            stop,
+            non_finite,
+            max_steps=settings.limit(),
+            val_check_interval=settings.val_check_interval,
+            keep_best=keep_best,
+            **dict(saving),
+        ),
     ]
+    if settings.profiler == "pytorch":
+        callbacks.append(StepProfile(run.folder / PROFILE))
     if patience is not None:
-        callbacks.append(EarlyStopping("val/top1", mode="max", patience=patience, verbose=False))
+        callbacks.append(Patience(patience, keep_best))
     return callbacks
 
 
@@ -200,6 +253,6 @@ def reason(settings: TrainerSettings, trainer: pl.Trainer) -> str:
     if limit is not None and trainer.global_step >= limit:
         return f" (trainer.max_steps={limit})"
     early = trainer.early_stopping_callback
-    if early is not None and early.stopped_epoch:
-        return f" (patience={early.patience}: validation top-1 has not risen for so many epochs)"
+    if isinstance(early, Patience) and early.exhausted:
+        return f" (patience={early.patience}: validation top-1 has not risen for so many validations)"
     return "" if settings.max_time is None else f" (trainer.max_time={settings.max_time})"

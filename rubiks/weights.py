@@ -18,7 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def network(settings: Training, classes: Sequence[str], use_init: bool = True) -> RubiksNet:
-    """A new network, or one that starts from the weights of `init`."""
+    """A new network, or one that starts from the weights of `init`; frozen as far as the recipe says."""
+    freeze = settings.recipe.freeze
+    if freeze is not None and use_init and settings.init is None:
+        raise InputError(f"recipe.freeze={freeze} would keep random weights; give the weights to start from, init=FILE")
     tier, variant = settings.tier.name, settings.variant.name
     net = RubiksNet(tier, len(classes), variant, settings.data.sampling.num_frames, settings.recipe.dropout)
     if use_init and settings.init is not None:
@@ -37,6 +40,8 @@ def network(settings: Training, classes: Sequence[str], use_init: bool = True) -
             log.info("init: weights of %s, with a new classifier for %d classes", settings.init, len(classes))
         else:
             log.info("init: weights of %s, with its classifier", settings.init)
+    if freeze is not None:
+        net.backbone.freeze(freeze)
     return net
 
 

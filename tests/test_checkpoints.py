@@ -22,7 +22,7 @@ def hooks(tmp_path, monkeypatch):
         made = Checkpoints(Run(tmp_path), Stop(), SimpleNamespace(check=lambda *_: None), **settings)
         made.saved = []
 
-        def save(trainer, module, epoch_over=False):
+        def save(trainer, module, epoch_over=False, validates=False):
             made.saved.append(trainer.global_step)
             made._saved_at = trainer.global_step
 
@@ -30,6 +30,9 @@ def hooks(tmp_path, monkeypatch):
         return made
 
     return make
+
+
+MODULE = SimpleNamespace(start=None)
 
 
 def state(**values) -> SimpleNamespace:
@@ -85,7 +88,7 @@ def test_an_error_in_saving_does_not_hide_the_first(hooks, monkeypatch):
 
 def test_the_state_is_saved_every_so_many_steps_at_the_beginning_of_a_step(hooks):
     made = hooks(every_n_steps=3)
-    made.on_train_start(state(global_step=100), None)
+    made.on_train_start(state(global_step=100), MODULE)
     for batch in range(20):  # two batches a step
         made.on_train_batch_start(state(global_step=100 + batch // 2), None, None, batch)
     assert made.saved == [103, 106, 109]
@@ -97,7 +100,7 @@ def test_the_state_is_saved_every_so_many_steps_at_the_beginning_of_a_step(hooks
 
 def test_a_signal_waits_for_the_step(hooks):
     made = hooks()
-    made.on_train_start(state(), None)
+    made.on_train_start(state(), MODULE)
     assert made.stop.patient is True  # signals are noted from here on
     made.stop.signal = signal.SIGTERM
     made.on_train_batch_start(state(), None, None, 3)  # within a step of two batches
@@ -149,5 +152,5 @@ def test_training_stops_at_the_end_of_a_step(hooks):
 def test_the_last_epoch_is_validated(epoch, every, hooks):
     for hook in ("on_train_start", "on_train_epoch_start"):
         trainer = state(current_epoch=epoch)
-        getattr(hooks(), hook)(trainer, None)
+        getattr(hooks(), hook)(trainer, MODULE)
         assert trainer.check_val_every_n_epoch == every

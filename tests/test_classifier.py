@@ -21,7 +21,8 @@ from rubiks.training.aq import AttentionSchedule
 from rubiks.training.checkpointing import Checkpoints
 from rubiks.training.module import VideoClassifier
 from rubiks.training.nonfinite import SkipNonFinite
-from rubiks.training.position import Epoch, Position
+from rubiks.training.optim import change_settings
+from rubiks.training.position import Position
 from rubiks.training.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings(
@@ -240,18 +241,13 @@ def test_a_run_goes_on_with_the_settings_of_its_last_start(name, tmp_path):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_the_count_of_steps_lies_where_the_optimiser_wants_it(fused, monkeypatch):
+def test_the_count_of_steps_lies_where_the_optimiser_wants_it(fused):
     """A fused optimiser has it on the device of the parameter, another one on the CPU."""
-    module = alone(network())
     adam, plain = (torch.nn.Parameter(torch.empty(2, device="meta")) for _ in range(2))
     state = {adam: {"step": torch.tensor(7.0)}, plain: {"momentum_buffer": torch.zeros(2)}}
     optimizer = SimpleNamespace(param_groups=[{"params": [adam, plain], "lr": 9.0, "fused": not fused}], state=state)
     schedule = SimpleNamespace(lr_lambdas=[lambda step: 0.5**step])
-    module._trainer.optimizers = [optimizer]
-    module._settings = [{"initial_lr": 0.8, "fused": fused}]
-    monkeypatch.setattr(VideoClassifier, "schedule", schedule)
-    monkeypatch.setattr(VideoClassifier, "epoch", Epoch(videos=8, batch_size=2))
-    module._use_own_settings(Position(0, 4, 2))
+    change_settings(optimizer, schedule, [{"initial_lr": 0.8, "fused": fused}], done=2)
     assert state[adam]["step"].device.type == ("meta" if fused else "cpu")
     assert state[plain].keys() == {"momentum_buffer"}
     assert optimizer.param_groups[0] == {"params": [adam, plain], "lr": 0.2, "fused": fused, "initial_lr": 0.8}
@@ -260,7 +256,8 @@ def test_the_count_of_steps_lies_where_the_optimiser_wants_it(fused, monkeypatch
 
 def test_the_limit_of_time_is_for_each_start():
     module = alone(RubiksNet("tiny", 3))
-    checkpoint = {"rubiks": {}, "callbacks": {Timer(datetime.timedelta(1)).state_key: {}, "other": 1}, "loops": {}}
+    timer = Timer(datetime.timedelta(1))
+    checkpoint = {"rubiks": {}, "callbacks": {timer.state_key: {}, "other": 1}, "loops": {}, "state_dict": {}}
     module.on_load_checkpoint(checkpoint)
     assert checkpoint["callbacks"] == {"other": 1}
     module.on_load_checkpoint(checkpoint)
@@ -273,7 +270,8 @@ def test_statistics_of_processes_are_each_ones_own_or_their_mean_where_there_are
     module = alone(RubiksNet("tiny", 3), rank=1)
     module._trainer.world_size = processes
     count = sum(buffer.numel() for name, buffer in module.net.named_buffers() if "running" in name)
-    checkpoint = {"rubiks": {}, "callbacks": {}, "statistics": [torch.zeros(count), torch.ones(count)]}
+    statistics = [torch.zeros(count), torch.ones(count)]
+    checkpoint = {"rubiks": {}, "callbacks": {}, "state_dict": {}, "statistics": statistics}
     module.on_load_checkpoint(checkpoint)
     for _ in range(2):
         module.on_train_start()
@@ -339,6 +337,8 @@ def test_a_checkpoint_describes_its_network_and_its_training(tmp_path):
     module.position = Position(3, 8, 40)
     described = saved()["rubiks"]
     assert described["epoch"] == 4  # begun
-    assert described["position"] == {"epoch": 3, "videos": 8, "steps": 40, "validation_due": False}
+    assert described["position"] == {
+        "epoch": 3, "videos": 8, "steps": 40, "validation_due": False, "validation_due_within": False,
+    }  # fmt: skip
     assert VideoClassifier(net).config == {}
     assert VideoClassifier(net, start=Position(2)).position == Position(2)  # until training has moved on

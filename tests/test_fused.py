@@ -148,6 +148,45 @@ def test_frozen_parameters_and_accumulated_gradients():
     assert all(parameter.grad is None for parameter in nets[0].parameters() if not parameter.requires_grad)
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("variant", "last"),
+    [(variant, "layer1") for variant in VARIANTS] + [("rubiks3d-aq", last) for last in ("stem", "layer0", "layer3")],
+)
+def test_frozen_stages(variant, last, size):
+    """Against the modules, frozen by hand."""
+    net, clips = shaken(RubiksNet("tiny", 5, variant)), torch.randn(size, dtype=torch.float64)
+    expected = copy.deepcopy(net)
+    names = ["conv1", "layer0", "layer1", "layer2", "layer3"][
+        : 1 + ["stem", "layer0", "layer1", "", "layer3"].index(last)
+    ]
+    for name in names:
+        getattr(expected.backbone, name).requires_grad_(False).eval()
+    net.backbone.freeze(last)
+    before = copy.deepcopy(dict(net.named_buffers()))
+    assert supports(net.backbone)
+    ours = run_fused(net.train(), clips)
+    close(ours, run_modules(expected, clips), 1e-9)
+    assert f"gradient of {names[-1]}.0.bn1.weight" not in ours
+    assert "gradient of layer4.0.bn1.weight" in ours
+    for name, value in before.items():
+        if ".bn" in name:
+            frozen = name.startswith(tuple(f"backbone.{part}." for part in names))
+            assert torch.equal(ours[name.removeprefix("backbone.")], value) == frozen, name
+
+
+def test_frozen_stages_may_be_anything():
+    net = RubiksNet("tiny", 5)
+    net.backbone.layer0[0].register_forward_hook(hook)
+    net.backbone.layer1[0] = nn.Sequential(net.backbone.layer1[0])
+    assert not supports(net.backbone)
+    net.backbone.freeze("layer1")
+    assert supports(net.backbone)
+    for last in ("layer4", "backbone"):  # nothing is left to do
+        net.backbone.freeze(last)
+        assert not supports(net.backbone)
+
+
 def test_which_backbones_it_replaces():
     assert supports(RubiksNet("tiny", 5).backbone)
     assert supports(RubiksNet("small", 5).backbone)

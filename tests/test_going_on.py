@@ -147,6 +147,7 @@ def test_what_a_run_takes_up_is_trained_as_printed(name, data, commands, tmp_pat
     assert state["global_step"] == STEPS + epochs * per_epoch - done
     assert state["rubiks"]["position"] == {
         "epoch": epochs, "videos": 0, "steps": state["global_step"], "validation_due": False,
+        "validation_due_within": False,
     }  # fmt: skip
 
     rate, decay = row(output, "weights")

@@ -184,13 +184,27 @@ class NoWaiting(pl.Callback):
             self.done = True
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Synchronization debug mode is a prototype")
-@pytest.mark.parametrize(("variant", "name"), [("rubiks3d", "sgd"), ("rubiks3d-aq", "adamw")])
-def test_steps_do_not_wait_for_the_gpu(variant, name):
-    recipe = Recipe(epochs=1, batch_size=2, lr=0.01, lr_batch=2, optimizer=name, clip_grad_norm=20)
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:Synchronization debug mode is a prototype",
+    "ignore:.*in eval mode at the start of training",
+)
+@pytest.mark.parametrize(
+    ("variant", "name", "options"),
+    [
+        ("rubiks3d", "sgd", {}),
+        ("rubiks3d-aq", "adamw", {}),
+        ("rubiks3d", "sgd", {"ema_decay": 0.99, "freeze": "layer1"}),
+        ("rubiks3d-aq", "adamw", {"ema_decay": 0.99, "freeze": "layer1"}),
+    ],
+)
+def test_steps_do_not_wait_for_the_gpu(variant, name, options):
+    recipe = Recipe(epochs=1, batch_size=2, lr=0.01, lr_batch=2, optimizer=name, clip_grad_norm=20, **options)
     attention = AttentionSchedule(budget=0.125, soft=0.99) if variant == "rubiks3d-aq" else None
     net = RubiksNet("tiny", 7, variant)
     net.recorder.enabled = False  # making a recording waits, once
+    if recipe.freeze is not None:
+        net.backbone.freeze(recipe.freeze)
     module = VideoClassifier(net, recipe, attention=attention, mixing=Mixing(0.2, 1.0, 7, seed=0))
     watch = NoWaiting()
     trainer = pl.Trainer(

@@ -67,10 +67,15 @@ def assert_same(a: RubiksNet, b: RubiksNet) -> None:
         assert value is None or torch.equal(value, other), name
 
 
-@pytest.mark.parametrize(("tier", "variant"), NETWORKS)
-def test_steps_are_the_same(tier, variant):
+@pytest.mark.parametrize(
+    ("tier", "variant", "freeze"),
+    [(*network, None) for network in NETWORKS] + [(*NETWORKS[1], last) for last in ("stem", "layer1")],
+)
+def test_steps_are_the_same(tier, variant, freeze):
     nets = pair(variant, tier)
     for net in nets:
+        if freeze is not None:
+            net.backbone.freeze(freeze)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
         for batch in batches(CALLS_BEFORE_RECORDING + 4):
             optimizer.zero_grad()

@@ -32,6 +32,7 @@ from rubiks.errors import InputError
 from rubiks.experiment import Evaluation, Training
 from rubiks.models.checkpoint import SavedNetwork
 from rubiks.trainers import TrainerSettings
+from rubiks.training.patience import Patience
 
 NO_WHOLE_NUMBERS = (True, 2.5, "3", "many")
 MOST = 2**32 - 1  # what seeds and sizes are kept within
@@ -59,6 +60,8 @@ VALUES = {
     "protocol.crops": ([0, 2, 4, None, "3", True], [1, 3]),
     "recipe.epochs": ([0, "few"], [1]),
     "recipe.milestones": ([5, None, "5"], [[], [5]]),
+    "recipe.freeze": (["layer9", 3, True], ["stem", "layer4", "backbone", None]),
+    "recipe.ema_decay": ([0, 1, "slow", True], [0.5, None]),
     "recipe.crop_scales": ([0.5, None], [[0.5]]),
     "augment.random_resized_crop": ([0.5, [0.5]], [[0.5, 1], None]),
     "augment.mixup": ([-1, "much"], [0, 0.001]),
@@ -69,6 +72,9 @@ VALUES = {
     "checkpoint.every_n_steps": ([0, *NO_WHOLE_NUMBERS], [1, None]),
     "checkpoint.every_n_epochs": ([0, *NO_WHOLE_NUMBERS], [1, None]),
     "trainer.max_steps": ([0, -2, *NO_WHOLE_NUMBERS], [1, -1, None]),
+    "trainer.check_val_every_n_epoch": ([0, None, *NO_WHOLE_NUMBERS], [1, 9]),
+    "trainer.val_check_interval": ([0, 0.0, 1.5, -1, True, None, "often"], [1, 40, 0.01, 1.0]),
+    "trainer.profiler": (["fast", True, 1], ["simple", "advanced", "pytorch", None]),
     "trainer.num_nodes": ([0, -1, True, "3"], [1]),
 }
 
@@ -226,7 +232,7 @@ def test_a_gpu_that_is_not_there(monkeypatch):
         ({"trainer__devices": "many"}, ["trainer", "devices"]),
         ({"trainer__limit_val_batches": 1.5}, ["limit_val_batches", "1.5"]),
         ({"trainer__max_time": "soon"}, ["trainer", "soon"]),
-        ({"trainer__nonsense": 1}, ["trainer.nonsense is unknown", "profiler"]),
+        ({"trainer__nonsense": 1}, ["trainer.nonsense is unknown", "barebones"]),
         ({"trainer__max_epochs": 9}, ["trainer.max_epochs is unknown", "max_steps"]),
         ({"trainer__accelerator": "cpu"}, ["trainer.accelerator is unknown", "devices"]),
     ],
@@ -434,10 +440,12 @@ def test_predictions_go_where_they_can_be_written(tmp_path):
 
 def test_why_training_has_stopped_is_told_as_a_key():
     settings = training(trainer__max_steps=5, trainer__max_time="00:00:01:00", patience=2).trainer
-    for steps, stopped, words in ((5, 0, "trainer.max_steps=5"), (6, 3, "max_steps=5"), (4, 3, "patience=2")):
-        early = SimpleNamespace(stopped_epoch=stopped, patience=2)
+    early = Patience(2)
+    for steps, waited, words in ((5, 0, "trainer.max_steps=5"), (6, 2, "max_steps=5"), (4, 2, "patience=2")):
+        early.wait_count = waited
         trainer = SimpleNamespace(global_step=steps, early_stopping_callback=early)
         assert words in trainers.reason(settings, trainer)
-    trainer = SimpleNamespace(global_step=4, early_stopping_callback=None)
-    assert trainers.reason(settings, trainer) == " (trainer.max_time=00:00:01:00)"
+    for early in (None, Patience(2)):
+        trainer = SimpleNamespace(global_step=4, early_stopping_callback=early)
+        assert trainers.reason(settings, trainer) == " (trainer.max_time=00:00:01:00)"
     assert trainers.reason(TrainerSettings(), trainer) == ""

@@ -71,6 +71,7 @@ CASES = {
     "accumulation": ("recipe.batch_size=2", "recipe.accumulate=5"),
     "mixing and dropout": ("augment.mixup=0.4", "augment.cutmix=1.0", "recipe.dropout=0.5"),
     "AQ": ("variant=rubiks3d-aq", "aq.budget=0.125"),
+    "averages, AQ": ("variant=rubiks3d-aq", "aq.budget=0.125", "recipe.ema_decay=0.9", "recipe.accumulate=2"),
     "everything at once": (
         "augment=strong", "augment.color_jitter=0.4", "augment.temporal_jitter=true", "data.sampling=dense",
         "data.window=8", "data.balanced=true", "data.clips_per_video=2", "data.flip=auto", "recipe.accumulate=2",

@@ -59,8 +59,10 @@ def last(folder) -> dict:
 
 @pytest.mark.parametrize("variant", ["rubiks3d", "rubiks3d-aq"])
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "32-true"])
-def test_a_run_in_parts_ends_as_one_in_a_piece(precision, variant, data, train, tmp_path):
+@pytest.mark.parametrize("options", [(), ("recipe.ema_decay=0.9", "trainer.val_check_interval=5")])
+def test_a_run_in_parts_ends_as_one_in_a_piece(options, precision, variant, data, train, tmp_path):
     choices = (data, f"precision={precision}", f"variant={variant}", "augment.mixup=0.2", "recipe.dropout=0.3")
+    choices += options
     train(*choices, "run=whole")
     for stop in (random.randrange(3, 12), random.randrange(13, 23)):
         train(*choices, f"trainer.max_steps={stop}", "run=parts")

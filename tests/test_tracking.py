@@ -312,6 +312,7 @@ def test_wrong_choices_of_loggers(choices, parts, begin):
         (["logger=csv", "logger.tensorboard=true"], ["CSVLogger", "TensorBoardLogger"]),
         (["logger=default", "logger.wandb=null", "logger.csv=false"], []),
         (["logger=tensorboard", "logger.wandb={mode: offline, tags: [a]}"], None),
+        (["logger.tensorboard=true", "logger.wandb.mode=offline"], None),  # with the default ones
     ],
 )
 def test_loggers_can_be_combined(choices, kinds, tmp_path):

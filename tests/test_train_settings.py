@@ -48,7 +48,7 @@ RECIPE = {
     "epochs": 7, "batch_size": 6, "accumulate": 3, "optimizer": "sgd", "lr": 0.25, "lr_batch": 36, "momentum": 0.75,
     "weight_decay": 0.125, "shift_lr_scale": 0.5, "attention_lr_scale": 2.0, "classifier_lr_scale": 4.0,
     "schedule": "step", "milestones": [2, 5], "warmup_epochs": 1.5, "label_smoothing": 0.0625, "dropout": 0.375,
-    "clip_grad_norm": 3.0, "crop_scales": [1.0, 0.5],
+    "clip_grad_norm": 3.0, "ema_decay": 0.75, "crop_scales": [1.0, 0.5],
 }  # fmt: skip
 ATTENTION = {
     "budget": 0.25, "per_layer": True, "soft": 0.75, "start": 3.0, "end": 0.5, "shape": "cosine",
@@ -63,6 +63,7 @@ EVERYTHING = (
     "checkpoint.every_n_steps=4", "checkpoint.every_n_epochs=2", "trainer.max_steps=9", "trainer.log_every_n_steps=3",
     "trainer.max_time=00:01:00:00",
     "trainer.limit_train_batches=5", "trainer.limit_val_batches=0.5", "trainer.check_val_every_n_epoch=2",
+    "trainer.val_check_interval=0.5",
     "augment.random_resized_crop=[0.25,0.75]", "augment.color_jitter=0.5", "augment.rand_augment=2",
     "augment.rand_augment_magnitude=5", "augment.random_erasing=0.125", "augment.temporal_jitter=true",
     "augment.mixup=0.5", "augment.cutmix=2.0", "logger=csv", "logger.tensorboard=true", "run=all",
@@ -95,7 +96,9 @@ def test_every_setting_reaches_what_it_is_for(builtin_data, commands, fits, tmp_
 
     # What is learned, and how.
     recipe = module.recipe.model_dump()
-    assert {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.items()} == RECIPE
+    assert {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.items()} == RECIPE | {
+        "freeze": None
+    }
     assert module.annealing.schedule.model_dump() == ATTENTION
     torch.manual_seed(7)
     fresh = RubiksNet("tiny", 8, "rubiks3d-aq", 3)
@@ -153,8 +156,8 @@ def test_every_setting_reaches_what_it_is_for(builtin_data, commands, fits, tmp_
         "max_steps": -1,  # by `Checkpoints`
     }  # fmt: skip
     kept = trainer.checkpoint_callback
-    assert attributes(kept, "every_n_steps", "every_n_epochs", "max_steps", "keep_best") == {
-        "every_n_steps": 4, "every_n_epochs": 2, "max_steps": 9, "keep_best": True,
+    assert attributes(kept, "every_n_steps", "every_n_epochs", "max_steps", "keep_best", "val_check_interval") == {
+        "every_n_steps": 4, "every_n_epochs": 2, "max_steps": 9, "keep_best": True, "val_check_interval": 0.5,
     }  # fmt: skip
     assert str(kept.run.folder) == "outputs/all"
     assert (kept.stop._quiet, kept.stop._timeout, kept.stop._beat) == (False, datetime.timedelta(seconds=17), None)

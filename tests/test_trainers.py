@@ -11,12 +11,12 @@ from configurations import configuration, training
 from made import Made
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.profilers import SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 
 from rubiks import tracking, trainers
 from rubiks.runs import Run
 from rubiks.stopping import Stop
+from rubiks.trainers import TrainerSettings
 from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
 
 
@@ -61,7 +61,7 @@ def test_batch_norm_is_synchronised_only_if_asked_for():
 
 
 def test_other_arguments_of_lightning_can_be_added():
-    assert isinstance(trainer_of("+trainer.profiler=simple").profiler, SimpleProfiler)
+    assert trainer_of("+trainer.detect_anomaly=true")._detect_anomaly
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_steps_do_not_end_training_for_lightning_which_would_schedule_otherwise(
 def test_callbacks_know_the_run_and_the_signals(tmp_path):
     saving, stop, run = training(checkpoint__every_n_steps=None).checkpoint, Stop(), Run(tmp_path)
     for keep_best in (True, False):
-        callbacks = trainers.training_callbacks(run, stop, saving, keep_best=keep_best)
+        callbacks = trainers.training_callbacks(run, stop, saving, TrainerSettings(), keep_best=keep_best)
         (found,) = [callback for callback in callbacks if isinstance(callback, Checkpoints)]
         assert (found.run, found.stop, found.keep_best) == (run, stop, keep_best)
         assert (found.every_n_steps, found.every_n_epochs) == (None, None)
@@ -104,7 +104,7 @@ def test_callbacks_know_the_run_and_the_signals(tmp_path):
 
 def test_patience_is_with_the_validation_top1():
     (early,) = [c for c in trainer_of(patience=4).callbacks if isinstance(c, EarlyStopping)]
-    assert (early.monitor, early.mode, early.patience) == ("val/top1", "max", 4)
+    assert (early.monitor, early.mode, early.patience, early.keep_best) == ("val/top1", "max", 4, True)
 
 
 @pytest.mark.parametrize(("csv", "tensorboard"), [(True, False), (False, True), (True, True), (False, False)])

@@ -34,7 +34,7 @@ from rubiks.models import RubiksNet
 from rubiks.stopping import Interrupted, Stop
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import describe_groups
-from rubiks.training.position import Position
+from rubiks.training.position import Position, epoch_of
 
 
 def train(settings: Training, config: dict[str, Any], command: CommandLine) -> None:
@@ -105,7 +105,10 @@ def _train(
         max_epochs=recipe.epochs,
         accumulate_grad_batches=recipe.accumulate,
         enable_checkpointing=not rehearsal,
+        folder=None if rehearsal else run.folder,
     )
+    if not rehearsal:
+        settings.trainer.check_interval(epoch_of(trainer, data).steps)
     max_steps = settings.trainer.limit()
     start = Position() if resume is None else continuing.start(resume, trainer, data, recipe.epochs, max_steps)
     data.start_at(start.epoch, start.videos)
@@ -182,6 +185,9 @@ def _finish(settings: Training, command: CommandLine, run: runs.Run, trainer: pl
         write_atomically(run.finished, lambda path: path.write_text(json.dumps(result) + "\n"))
     if best is not None:
         print(f"Best validation top-1: {best:.1%}, in {run.best}")
+    profiles = trainers.profiles(run.folder)
+    if settings.trainer.profiler is not None and profiles:
+        print(f"Profile: {', '.join(map(str, profiles))}")
     choices = [*command.for_evaluation(), setting("ckpt", run.folder)]
     print("To evaluate:", shlex.join([*program("eval"), "protocol=two_clip", *choices]))
     tracking.end(run)

@@ -23,6 +23,7 @@ from rubiks.models.tiers import TIERS, VARIANTS
 # Our checkpoints have the network's weights in Lightning's state dict, and its description under this key.
 META_KEY = "rubiks"
 NET_PREFIX = "net."
+AVERAGE_PREFIX = "average."  # of the weights' moving average, if the run has one: it is what validation has scored
 # The prefixes that DataParallel, DistributedDataParallel and torch.compile add to names within a network.
 _WRAPPERS = ("module", "_orig_mod")
 # The log of the released AQ model calls the variant by this name.
@@ -35,7 +36,7 @@ class SavedNetwork:
 
     Attributes:
         path: the file.
-        weights: the state dict.
+        weights: the state dict; the average of the weights if the file has it.
         classes: class names in label order, if the file has them.
         config: the whole configuration of the run, if the file has it.
         epoch: epochs trained, if the file has it.
@@ -67,7 +68,8 @@ def read(path: str | os.PathLike) -> SavedNetwork:
     if isinstance(content.get(META_KEY), dict) and isinstance(content.get("state_dict"), dict):
         meta = content[META_KEY]
         state = _unwrapped(path, content["state_dict"])
-        weights = {key.removeprefix(NET_PREFIX): value for key, value in state.items() if key.startswith(NET_PREFIX)}
+        prefix = AVERAGE_PREFIX if any(key.startswith(AVERAGE_PREFIX) for key in state) else NET_PREFIX
+        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     elif isinstance(content.get("model"), Mapping):
         meta = content
         weights = _unwrapped(path, content["model"])

@@ -1,6 +1,6 @@
 """The backbone in training on a GPU, with few passes over memory: a backward written by hand, on matrices (C, P).
 
-Activations stay channel-major from the stem to the last norm.
+Activations stay channel-major from the stem to the last norm. Frozen stages are run by their modules, without gradient.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.autograd.function import once_differentiable
 from rubiks.models.backbone import Backbone
 from rubiks.models.block_plan import BlockParameters, BlockPlan, read_plans
 from rubiks.models.cuda_graphs import Recorder
-from rubiks.models.geometry import Geometry
+from rubiks.models.geometry import Geometry, matrix
 from rubiks.models.training_block import Implementation, implementation
 from rubiks.models.training_support import has_hooks, supports
 from rubiks.ops import fused
-from rubiks.ops.fused import pointwise, stem_columns, stem_matrix, stem_weight_grad
+from rubiks.ops.fused import pointwise, row_sums, stem_columns, stem_matrix, stem_weight_grad
 
 FIELDS = len(BlockParameters._fields)
 
@@ -53,20 +53,26 @@ def features(backbone: Backbone, images: Tensor, frames: int, recorder: Recorder
         (N*T, C).
     """
     dtype = _working_type(images)
+    frozen = backbone.frozen_stages
+    source, weight = images, None if frozen else backbone.conv1.weight
+    height, width = (-(-side // 2) for side in images.shape[2:])
+    if frozen:
+        with torch.no_grad():
+            source = backbone.run_stages(images, frames, frozen).to(dtype)
+        height, width = source.shape[2:]
+        source = matrix(source.unflatten(0, (-1, frames)))
+    geometry = Geometry(len(images) // frames, frames, height, width)
     with torch.autocast(images.device.type, enabled=False):
-        height, width = (-(-side // 2) for side in images.shape[2:])
-        geometry = Geometry(len(images) // frames, frames, height, width)
-        stages = backbone.stages()
+        stages = backbone.stages(frozen)
         plans = read_plans([block for stage in stages for block in stage])
         parameters = [p if p is None else p.contiguous() for plan in plans for p in plan.parameters]
-        weight = backbone.conv1.weight
         x = None
         if recorder is not None and images.is_cuda and not has_hooks(backbone.bn_last):  # a hook could keep the result
             trunk = Trunk(plans, geometry, dtype)
             with torch.cuda.device(images.device):
-                x = recorder(trunk, trunk.constants(), (images, weight, *parameters))
+                x = recorder(trunk, trunk.constants(), (source, weight, *parameters))
         if x is None:
-            x, sums = Stem.apply(images, frames, weight, dtype)
+            x, sums = (source, row_sums(source)) if weight is None else Stem.apply(images, frames, weight, dtype)
             start, stage_geometry = 0, geometry
             for stage in stages:
                 end = start + len(stage)
@@ -80,7 +86,8 @@ def features(backbone: Backbone, images: Tensor, frames: int, recorder: Recorder
 class Trunk:
     """The stem and all blocks as a `Computation` for the recorder.
 
-    Its inputs are the images, the stem's weight and the blocks' parameters.
+    Its inputs are the images, the stem's weight and the blocks' parameters; after frozen stages, their result (C, P),
+    None and the parameters of the other blocks.
     """
 
     def __init__(self, plans: Sequence[BlockPlan], geometry: Geometry, dtype: torch.dtype) -> None:
@@ -98,15 +105,18 @@ class Trunk:
         return self.geometry, self.dtype, norms
 
     def forward(self, *inputs: Any) -> tuple[Tensor, tuple]:
-        images, weight, *parameters = inputs
-        x, sums, columns = _stem(images, self.geometry.frames, weight, self.dtype)
+        source, weight, *parameters = inputs
+        if weight is None:
+            x, sums, columns = source, row_sums(source), None
+        else:
+            x, sums, columns = _stem(source, self.geometry.frames, weight, self.dtype)
         y, _, steps, saved = _forward_blocks(x, sums, self.plans, self.geometry, parameters)
         return y, (columns, steps, saved)
 
     def backward(self, grad: Tensor, kept: tuple) -> Sequence[Tensor | None]:
         columns, steps, saved = kept
         gx, gradients = _backward_blocks(grad, steps, saved)
-        return None, stem_weight_grad(gx, columns), *gradients
+        return None, None if columns is None else stem_weight_grad(gx, columns), *gradients
 
 
 class Stem(torch.autograd.Function):

@@ -27,19 +27,23 @@ BLOCK_MODULES = {
 def supports(backbone: nn.Module) -> bool:
     """Whether the training path computes what the backbone's modules would compute now.
 
-    The modules are in training mode and of the types that `Backbone` makes. Batch norms have a scale, an offset and
+    Frozen stages may be anything, as they are run by their modules; some stage is not frozen. All other modules are in
+    training mode and of the types that `Backbone` makes. Batch norms have a scale, an offset and
     running statistics, updated with a fixed momentum. Modules of other types (such as `nn.SyncBatchNorm`) and hooks,
     which would not be called, are not supported. The last norm may be any module.
     """
     if type(backbone) is not Backbone or _is_altered(backbone):
         return False
-    stem = backbone.conv1
+    trained = backbone.layers()[backbone.frozen_stages :]
     return (
-        type(stem) is nn.Conv2d
-        and _is_plain(stem, kernel=3, stride=2, padding=1)
-        and not has_hooks(stem)
-        and all(supports_block(block) for layer in backbone.layers() for block in layer)
+        len(trained) > 0
+        and (backbone.frozen_stages > 0 or _is_supported_stem(backbone.conv1))
+        and all(supports_block(block) for layer in trained for block in layer)
     )
+
+
+def _is_supported_stem(stem: nn.Module) -> bool:
+    return type(stem) is nn.Conv2d and _is_plain(stem, kernel=3, stride=2, padding=1) and not has_hooks(stem)
 
 
 def supports_block(block: nn.Module) -> bool:

@@ -112,13 +112,18 @@ class Annealing(nn.Module):
         self.register_buffer("multiplier", torch.zeros_like(channels))
         self.temperature = schedule.start
 
+    @property
+    def hard(self) -> bool:
+        """Whether the choice has been made."""
+        return all(shift.hard for shift in self._shifts)
+
     def begin_step(self, step: int, steps: int) -> bool:
         """Set the temperature for one of `steps` optimiser steps, or make the choice; returns whether it was made now.
 
         A hard network stays as it is: the choice is never made twice.
         """
         soft_steps = self.schedule.soft_steps(steps)
-        if all(shift.hard for shift in self._shifts):
+        if self.hard:
             self.temperature = 0.0
         elif step < soft_steps:
             self.temperature = self.schedule.temperature(step / soft_steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import shutil
 from pathlib import Path
@@ -53,6 +54,9 @@ class Checkpoints(Checkpoint):
         every_n_steps: also save within epochs, every so many optimiser steps; None for not.
         every_n_epochs: also keep the state after every so many epochs, as ``epoch-NNNN.ckpt``; None for not.
         max_steps: training stops after so many optimiser steps; None for no limit.
+        val_check_interval: optimiser steps between validations within an epoch, if a whole number; otherwise a share
+            of the epoch. The end of an epoch is validated in any case, if Lightning's check_val_every_n_epoch includes
+            the epoch.
         keep_best: whether a resumed run keeps its best.ckpt; false if scores are no longer comparable.
 
     Attributes:
@@ -71,6 +75,7 @@ class Checkpoints(Checkpoint):
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
         max_steps: int | None = None,
+        val_check_interval: int | float = 1.0,
         keep_best: bool = True,
     ) -> None:
         self.run = run
@@ -79,6 +84,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_n_epochs = every_n_epochs
         self.max_steps = max_steps
+        self.val_check_interval = val_check_interval
         self.keep_best = keep_best
         self.best: float | None = None
         self._saved_at = 0  # optimiser steps
@@ -96,10 +102,13 @@ class Checkpoints(Checkpoint):
 
     # ---- where states are exact
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         self.stop.patient = True
         self._saved_at = trainer.global_step
         self._validate_last(trainer)
+        if module.start is not None and module.start.validation_due_within:
+            done: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+            trainer.val_check_batch = done.completed
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         self.stop.beat()
@@ -123,6 +132,17 @@ class Checkpoints(Checkpoint):
             trainer.should_stop = True
         if trainer.should_stop and not _between_steps(trainer, batch_idx + 1):  # trainer.max_time is up
             trainer.should_stop = False  # until the end of the step, when it is still up
+        # Lightning validates after batches whose number is a multiple of this.
+        trainer.val_check_batch = batch_idx + (1 if self._validates_after(trainer, batch_idx + 1) else 2)
+
+    def _validates_after(self, trainer: pl.Trainer, batches: int) -> bool:
+        """Whether a validation is due after so many batches of an epoch."""
+        if batches >= trainer.num_training_batches:
+            return True
+        per_step, interval = trainer.accumulate_grad_batches, self.val_check_interval
+        if isinstance(interval, float):
+            interval = max(1, int(interval * math.ceil(trainer.num_training_batches / per_step)))
+        return batches % (interval * per_step) == 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._validate_last(trainer)
@@ -135,7 +155,7 @@ class Checkpoints(Checkpoint):
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         done: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         if not trainer.sanity_checking and _between_steps(trainer, done.completed):
-            self._save_last(trainer, module)  # a validation may take long, and may be interrupted
+            self._save_last(trainer, module, validates=True)  # a validation may take long, and may be interrupted
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -174,16 +194,20 @@ class Checkpoints(Checkpoint):
 
     # ---- writing
 
-    def _save_last(self, trainer: pl.Trainer, module: pl.LightningModule, epoch_over: bool = False) -> Position:
+    def _save_last(
+        self, trainer: pl.Trainer, module: pl.LightningModule, epoch_over: bool = False, validates: bool = False
+    ) -> Position:
         self.non_finite.check(trainer, module)
         if trainer.is_global_zero and self.run.last.is_file():
             _copy(self.run.last, self.run.previous)
         self._saved_at = trainer.global_step
-        return self._save(trainer, module, self.run.last, epoch_over)
+        return self._save(trainer, module, self.run.last, epoch_over, validates)
 
-    def _save(self, trainer: pl.Trainer, module: Any, path: Path, epoch_over: bool = False) -> Position:
+    def _save(
+        self, trainer: pl.Trainer, module: Any, path: Path, epoch_over: bool = False, validates: bool = False
+    ) -> Position:
         """Save the state to a file; all processes must call this."""
-        module.position = position = _position(trainer, module, epoch_over)
+        module.position = position = _position(trainer, module, epoch_over, validates)
         trainer.save_checkpoint(path)
         return position
 
@@ -200,15 +224,19 @@ def forget_best(trainer: pl.Trainer) -> None:
             callback.forget_best()
 
 
-def _position(trainer: pl.Trainer, module: Any, epoch_over: bool) -> Position:
-    """Where training stands, from Lightning's counters; `epoch_over`: called from the hook at an epoch's end."""
+def _position(trainer: pl.Trainer, module: Any, epoch_over: bool, validates: bool) -> Position:
+    """Where training stands, from Lightning's counters.
+
+    `epoch_over`: called from the hook at an epoch's end. `validates`: called from the one before a validation.
+    """
     loop: Any = trainer.fit_loop
     batches = loop.epoch_loop.batch_progress.current.completed
     all_done = batches >= trainer.num_training_batches
     epoch = loop.epoch_progress.current.processed - epoch_over
     if all_done and epoch_over:
         return Position(epoch + 1, 0, trainer.global_step)
-    return Position(epoch, module.epoch.videos_of(batches), trainer.global_step, validation_due=all_done)
+    videos, within = module.epoch.videos_of(batches), validates and not all_done
+    return Position(epoch, videos, trainer.global_step, validation_due=all_done, validation_due_within=within)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ from rubiks.models import RubiksNet
 from rubiks.models.checkpoint import META_KEY
 from rubiks.models.scoring import Mean, score_videos
 from rubiks.nn import Normalize
-from rubiks.training import optim, shifts
+from rubiks.training import averaging, optim, shifts
 from rubiks.training.aq import Annealing, AttentionSchedule
 from rubiks.training.checkpointing import forget_best
 from rubiks.training.metrics import WeightedMean, accuracies
@@ -47,6 +47,7 @@ class VideoClassifier(pl.LightningModule):
 
     Attributes:
         position: where training stands, for the checkpoint that is about to be written; `Checkpoints` sets it.
+        average: the moving average of the network, which is what validation scores; None if the recipe has none.
         finite_losses: for each batch of the current optimiser step, whether its loss is finite; None unless
             `SkipNonFinite` asks for it.
     """
@@ -68,6 +69,8 @@ class VideoClassifier(pl.LightningModule):
         self._recipe = recipe
         self.classes = classes
         self.config = config or {}
+        averages = recipe is not None and recipe.ema_decay is not None
+        self.average = averaging.begin(net) if averages else None
         self.annealing = None if attention is None else Annealing(net, attention)
         self.mixing = mixing
         self.seed = seed
@@ -91,9 +94,14 @@ class VideoClassifier(pl.LightningModule):
         assert self._recipe is not None, "training needs a recipe"
         return self._recipe
 
+    @property
+    def scored(self) -> RubiksNet:
+        """The network that validation scores."""
+        return self.net if self.average is None else self.average
+
     def forward(self, views: Tensor) -> Tensor:
         """Score videos: views uint8 (B, V, T, 3, H, W) -> logits (B, num_classes)."""
-        return score_videos(self.net, self.normalize, views, self.mean)
+        return score_videos(self.scored, self.normalize, views, self.mean)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         # Every view becomes a clip with its label: the first views of all videos, then the second ones, so that clips
@@ -150,21 +158,6 @@ class VideoClassifier(pl.LightningModule):
         self._settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _use_own_settings(self, start: Position) -> None:
-        """In a resumed run, use the current optimiser settings: the checkpoint has restored the previous ones."""
-        (optimizer,), schedule = self.trainer.optimizers, self.schedule
-        done = self.epoch.scheduled_steps(start)
-        for group, own in zip(optimizer.param_groups, self._settings, strict=True):
-            group.update(own)
-            for parameter in group["params"]:
-                count = optimizer.state[parameter].get("step")
-                if count is not None:  # its device depends on the precision, which may have changed
-                    optimizer.state[parameter]["step"] = count.to(parameter.device if own["fused"] else "cpu")
-        schedule.base_lrs = [own["initial_lr"] for own in self._settings]
-        schedule.last_epoch = done
-        for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-            group["lr"] = rate * factor(done)
-
     @property
     def schedule(self) -> torch.optim.lr_scheduler.LambdaLR:
         schedule = self.lr_schedulers()
@@ -182,6 +175,12 @@ class VideoClassifier(pl.LightningModule):
         if self.annealing is not None:
             self.annealing.end_step(self.steps)
 
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        step = self.trainer.global_step  # before this one
+        super().optimizer_step(*arguments, **options)
+        if self.average is not None and self.recipe.ema_decay is not None:
+            averaging.update(self.average, self.net, self.recipe.ema_decay, step)
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -197,7 +196,9 @@ class VideoClassifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         if self.start is not None and self.start.steps:
-            self._use_own_settings(self.start)
+            # The checkpoint has restored the settings that the run had before.
+            done = self.epoch.scheduled_steps(self.start)
+            optim.change_settings(self.trainer.optimizers[0], self.schedule, self._settings, done)
         if self._restored_statistics is not None:  # DDP has given all processes the statistics of the first
             optim.write_flat(self._restored_statistics.to(self.device), optim.running_statistics(self.net))
             self._restored_statistics = None
@@ -221,6 +222,8 @@ class VideoClassifier(pl.LightningModule):
         self.log("train/lr", torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"]))
         if self.annealing is not None and self.annealing.begin_step(self.schedule.last_epoch, self.steps):
             forget_best(self.trainer)  # only networks within the budget count
+            if self.average is not None:
+                averaging.take_choice(self.average, self.net)
             self._tell_moves()
 
     def on_train_epoch_end(self) -> None:
@@ -235,14 +238,14 @@ class VideoClassifier(pl.LightningModule):
     def on_validation_start(self) -> None:
         # Each process has its own running statistics; all validate with those of the first, which best.ckpt holds.
         if self.trainer.world_size > 1:
-            self._own_statistics = optim.flat(optim.running_statistics(self.net))
-            for buffer in self.net.buffers():
+            self._own_statistics = optim.flat(optim.running_statistics(self.scored))
+            for buffer in self.scored.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     def on_validation_end(self) -> None:
         # Training continues with its own statistics, so that it does not depend on when it is validated.
         if self._own_statistics is not None:
-            optim.write_flat(self._own_statistics, optim.running_statistics(self.net))
+            optim.write_flat(self._own_statistics, optim.running_statistics(self.scored))
             self._own_statistics = None
 
     # ---- checkpoints
@@ -267,6 +270,7 @@ class VideoClassifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.initial_shifts = checkpoint[META_KEY].get("initial_shifts", {})
+        averaging.fit_state(checkpoint["state_dict"], wanted=self.average is not None)
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time counts from each start
         if self.start is not None:
             write_loops(checkpoint["loops"], self.start, self.epoch.batches_of(self.start))

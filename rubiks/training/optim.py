@@ -91,6 +91,22 @@ def optimizer(groups: list[dict], recipe: Recipe, fused: bool = True) -> torch.o
     return chosen
 
 
+def change_settings(
+    optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, settings: list[dict], done: int
+) -> None:
+    """Give each group of an optimiser other settings, `done` steps into the schedule."""
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+        for parameter in group["params"]:
+            count = optimizer.state[parameter].get("step")
+            if count is not None:  # its device depends on the precision, which may have changed
+                optimizer.state[parameter]["step"] = count.to(parameter.device if own["fused"] else "cpu")
+    schedule.base_lrs = [own["initial_lr"] for own in settings]
+    schedule.last_epoch = done
+    for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(done)
+
+
 def lr_factor(recipe: Recipe, steps_per_epoch: float) -> Callable[[int], float]:
     """The schedule: a function from the number of optimiser steps taken to the factor on every learning rate."""
 
@@ -118,4 +134,11 @@ def describe_groups(net: RubiksNet, recipe: Recipe, processes: int) -> str:
     for group in parameter_groups(net, recipe, recipe.scaled_lr(processes)):
         count = sum(parameter.numel() for parameter in group["params"])
         lines.append(f"  {group['name']:<16}{count:>12,}{group['lr']:>12.3g}{group['weight_decay']:>14.3g}")
+    frozen = sum(parameter.numel() for parameter in net.parameters() if not parameter.requires_grad)
+    if frozen:
+        lines.append(f"  {'frozen':<16}{frozen:>12,}")
+    if recipe.ema_decay is not None:
+        lines.append(
+            f"  validation and evaluation use the average of the weights (recipe.ema_decay={recipe.ema_decay:g})"
+        )
     return "\n".join(lines)

@@ -16,12 +16,14 @@ class Position:
         videos: how many videos of the current epoch's order all processes together have trained on.
         steps: optimiser steps taken, skipped ones included.
         validation_due: the epoch's batches are all done, but it has not been validated.
+        validation_due_within: batches are left, but a validation comes before them (trainer.val_check_interval).
     """
 
     epoch: int = 0
     videos: int = 0
     steps: int = 0
     validation_due: bool = False
+    validation_due_within: bool = False
 
     @property
     def begun_epochs(self) -> int:
@@ -113,7 +115,7 @@ def write_loops(loops: dict[str, Any], position: Position, batches: int) -> None
         validation[tracker].update(ready=0, started=0, processed=0, completed=0)
     done["is_last_batch"] = position.validation_due
     # Counters of a started validation make Lightning begin with it.
-    due = int(position.validation_due)
+    due = int(position.validation_due or position.validation_due_within)
     validation["total"].update(ready=due, started=due)
     validation["is_last_batch"] = False
     # During a validation, Lightning has not yet counted the step before it.

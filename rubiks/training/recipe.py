@@ -39,6 +39,16 @@ class Recipe(Settings, section="recipe"):
     label_smoothing: Part = Field(0.0, description="share of the label to spread over all classes")
     dropout: Part = Field(0.0, description="dropout before the classifier")
     clip_grad_norm: Rate = Field(0.0, description="largest norm of the gradient, shifts excluded; 0: no limit")
+    freeze: Literal["stem", "layer0", "layer1", "layer2", "layer3", "layer4", "backbone"] | None = Field(
+        None,
+        description="with init=FILE: do not train the network from the input up to and including this part, named as "
+        "in the printed network; backbone: train the classifier alone. Frozen batch norms keep their statistics",
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1), Expected("a number above 0 and below 1")] | None = Field(
+        None,
+        description="decay of an exponential moving average of the weights, per optimiser step, for example 0.9998; "
+        "lower over the first steps. Validation and eval.py use the average. null: no average",
+    )
     crop_scales: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...],
         Field(min_length=1),
