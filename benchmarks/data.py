@@ -62,7 +62,7 @@ def prepared(records: Sequence[VideoRecord], folder: Path, form: str) -> list[Vi
         name = target_name(f"{number}-{os.path.basename(record.path)}", form)
         jobs.append(Job(record, folder / name, name, form, 256))
     for path, reason in prepare(jobs, manifest, os.cpu_count() or 1, 600).items():
-        raise InputError(f"{path}: {reason}; take it out of the folder")
+        raise InputError(f"{path}: {reason}; remove it from the folder")
     return manifest.apply([job.written(manifest.entries[job.name].frames) for job in jobs])
 
 

@@ -39,7 +39,7 @@ class VariantSettings(Settings, section="variant"):
 class Experiment(Settings):
     """The settings that training and evaluation share."""
 
-    run: Any = Field(description="names the run's folder, outputs/RUN")
+    run: Any = Field(description="name of the run's folder, outputs/RUN")
     protocol: ProtocolSettings
     trainer: TrainerSettings = TrainerSettings()
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU if there is one")
@@ -69,7 +69,7 @@ class Experiment(Settings):
         if sampling.span is None and self.protocol.clips > 2:
             raise InputError(
                 f"protocol.clips must be 1 or 2 with data.sampling=uniform, got {self.protocol.clips}; choose another "
-                "protocol, or data.sampling=dense, which has any number"
+                "protocol, or data.sampling=dense, which allows any number"
             )
 
 
@@ -100,7 +100,7 @@ class Training(Experiment):
     cuda_graphs: bool = Field(
         True,
         description="on a GPU, record a training step's kernels and launch them together, if the fused blocks run; "
-        "false: launch them one by one, which holds less memory between steps",
+        "false: launch them one by one, which uses less memory between steps",
     )
 
     @model_validator(mode="after")
@@ -109,8 +109,8 @@ class Training(Experiment):
         self.check_protocol(sampling)
         if sampling.span is None and self.augment.temporal_jitter:
             raise InputError(
-                "augment.temporal_jitter=true is for data.sampling=dense; uniform sampling takes a random frame of "
-                "each segment anyway. Leave one of them out"
+                "augment.temporal_jitter=true needs data.sampling=dense; data.sampling=uniform takes a random frame "
+                "from each segment anyway. Change one of them"
             )
         return self
 
@@ -128,7 +128,7 @@ class Training(Experiment):
             raise InputError(
                 f"data.size={sampling.size}, data.num_frames=1, data.clips_per_video=1 and "
                 f"recipe.batch_size={self.recipe.batch_size}{of} leave batch norm a single value per channel in the "
-                f"last stage, too few to train; raise data.size above {STRIDE}, or one of the others above 1"
+                f"last stage, too few to train on; raise data.size above {STRIDE}, or one of the others above 1"
             )
 
 
@@ -143,7 +143,7 @@ class Evaluation(Experiment):
     aq: AttentionSchedule | None = None  # comes with variant=rubiks3d-aq; only training uses it
     data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, *Evaluation.DATA))]
     ckpt: Name | None = Field("latest", description="a checkpoint, ours or official, a run's folder, or latest")
-    batch_size: Count = Field(16, description="videos at a time")
+    batch_size: Count = Field(16, description="videos per batch")
     frame_order: FrameOrder = Field(
         "natural", description="reversed or shuffled: to see how much the network uses the order of frames"
     )

@@ -244,5 +244,5 @@ def test_a_cover_alone_is_no_video(tmp_path, reader):
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 8192), np.float32), format="fltp", layout="mono")
         silence.rate = 8000
         container.mux([*sound.encode(silence), *sound.encode()])
-    with pytest.raises(InputError, match="holds no video, only a picture, as of a cover"):
+    with pytest.raises(InputError, match="contains no video, only a picture such as a cover"):
         open_video(VideoRecord(str(path), 0), reader)

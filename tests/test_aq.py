@@ -60,7 +60,7 @@ def test_defaults_and_what_is_printed_of_them():
     )
     assert str(AttentionSchedule(budget=0.125)) == (
         "attention: soft for 60% of training, temperature 2 to 0.1; "
-        "then at most 12.50% of the channels of the network are shifted in time"
+        "after that, at most 12.50% of the channels of the network are shifted in time"
     )
     assert "1.00% of the channels of every block are" in str(AttentionSchedule(budget=0.01, per_layer=True))
 

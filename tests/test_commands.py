@@ -162,7 +162,7 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(
     assert "Stopping after this step" in err
     assert "run=again" in err
     output = commands.train(builtin_data, *SMALL, *QUICK, "run=again")
-    assert "Going on with outputs/again" in output
+    assert "Resuming outputs/again" in output
     ours, reference = (
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
         for folder in (tmp_path / "outputs/again", trained[0] / "outputs/first")
@@ -176,7 +176,7 @@ def test_a_finished_run_is_not_overwritten(trained, builtin_data, commands, tmp_
     copy_of(trained, tmp_path)
     assert "finished run of 2 epochs" in commands.refused("train", builtin_data, *SMALL, *QUICK, "run=first")
     output = commands.train(builtin_data, *SMALL, QUICK[0], "recipe.epochs=3", "run=first")
-    assert "Going on with outputs/first" in output
+    assert "Resuming outputs/first" in output
     assert json.loads((tmp_path / "outputs/first/finished.json").read_text())["epochs"] == 3
 
 
@@ -334,7 +334,7 @@ def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(bui
         (["turn left", "turn right"], "auto", [1, 0], "'turn left' and 'turn right'"),
         (["run", "jump"], "auto", [0, 1], ""),
         (["turn left", "jump"], "auto", None, "class 'turn left' has no mirror image"),
-        (["0", "1"], "auto", None, "'0' tells no side"),
+        (["0", "1"], "auto", None, "'0' contains no words"),
         (["0", "1"], "true", [0, 1], ""),
         (["turn left", "jump"], "true", [0, 1], ""),
         (["turn left", "turn right"], "false", None, ""),
@@ -507,7 +507,7 @@ def test_from_images_to_video(builtin_data, commands, tmp_path):
         assert words in commands.refused("train", *video, *wrong)
     RubiksNet("tiny", 8).save_pretrained(tmp_path / "net.pth.tar")
     message = commands.refused("train", builtin_data, *SMALL, "init=net.pth.tar", "variant=rubiks2d")
-    assert "holds tier=tiny variant=rubiks3d" in message
+    assert "has tier=tiny variant=rubiks3d" in message
     assert "From rubiks2d" in message
 
 
@@ -604,7 +604,7 @@ def test_evaluation_leaves_out_bad_videos_on_request(commands, tmp_path):
 def test_bad_checkpoints_of_eval(builtin_data, commands, tmp_path):
     options = (builtin_data, *SMALL)
     message = commands.refused("eval", *options)
-    for words in ("no run of data=builtin-plain with", str(tmp_path / "outputs"), "train.py"):
+    for words in ("no run with data=builtin-plain with", str(tmp_path / "outputs"), "train.py"):
         assert words in message
     (tmp_path / "text.ckpt").write_text("nothing")
     assert "text.ckpt is not a RubiksNet checkpoint" in commands.refused("eval", *options, "ckpt=text.ckpt")

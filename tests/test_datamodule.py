@@ -331,7 +331,9 @@ def test_unreadable_videos_of_training_and_validation_are_kept_apart(records):
 def test_a_training_batch_without_a_readable_video_ends_the_run(records):
     data = data_module(records, records, on_error="skip", max_bad=1.0)
     data.trainer = Stage(training=True)
-    with pytest.raises(InputError, match=r"^no video of a training batch can be read, the first is a: broken$"):
+    with pytest.raises(
+        InputError, match=r"^none of the videos in a training batch can be read; the first is a: broken$"
+    ):
         data.on_before_batch_transfer(bad_batch(0, "a", "b"), 0)
     assert len(data.on_before_batch_transfer(bad_batch(1), 0)["label"]) == 1
 

@@ -115,8 +115,8 @@ TRAINED = {
     ),
     "short epochs": (("trainer.limit_train_batches=5",), ("trainer.limit_train_batches: 1.0 -> 5",), cosine),
     "short epochs that are over": (("trainer.limit_train_batches=3",), ("trainer.limit_train_batches",), cosine),
-    "larger views": (("data.size=48",), ("the best checkpoint is chosen from here on",), cosine),
-    "another protocol": (("protocol=two_clip",), ("the best checkpoint is chosen from here on",), cosine),
+    "larger views": (("data.size=48",), ("the best checkpoint is chosen from now on",), cosine),
+    "another protocol": (("protocol=two_clip",), ("the best checkpoint is chosen from now on",), cosine),
     "bfloat16": (("precision=bf16-mixed",), ("precision: auto -> bf16-mixed",), cosine),
     "loading": (("data.workers=1", "data.timeout=60"), (), cosine),
 }
@@ -168,7 +168,7 @@ def test_what_a_run_takes_up_is_trained_as_printed(name, data, commands, tmp_pat
 def test_a_run_goes_on_where_its_data_has_moved(data, commands, tmp_path):
     shutil.copytree(data / "plain-24+8-seed0", tmp_path / "moved/plain-24+8-seed0")
     output = commands.train(*now("moved", ()), "run=first")
-    assert "Going on with outputs/first" in output
+    assert "Resuming outputs/first" in output
     assert "Changed" not in output
 
 
@@ -195,12 +195,12 @@ def test_what_a_run_cannot_take_up_is_refused_with_commands_that_work(name, data
     assert words in message
     assert "Traceback" not in message
     (_, going_on, anew) = message.splitlines()
-    assert going_on.startswith("To go on: python train.py run=first ")
+    assert going_on.startswith("To resume:  python train.py run=first ")
     again = shlex.split(going_on.partition("python train.py ")[2])
     # What can be taken up is.
     assert ("recipe.lr=0.001" in again) == ("recipe.lr=0.001" in changes)
     output = commands.train(*[choice for choice in again if choice not in (*BASE, "logger=csv")])
-    assert "Going on with outputs/first after 0 epochs and 16 videos of the next" in output
+    assert "Resuming outputs/first after 0 epochs and 16 videos of the next" in output
 
     assert re.match(r"To start a new run( from its weights)?: python train.py ", anew)
     fresh = shlex.split(anew.partition("python train.py ")[2])
@@ -220,7 +220,7 @@ def test_lists_that_have_changed_on_the_disk(data, commands, tmp_path):
 
 def test_a_run_cannot_go_back(data, commands):
     commands.train(*now(data, ()), "run=first", "trainer.max_steps=8")
-    assert "after 1 epoch and 8 videos of the next (8 steps), and recipe.epochs=1 is less" in commands.refused(
+    assert "after 1 epoch and 8 videos of the next (8 steps), more than recipe.epochs=1" in commands.refused(
         "train", "logger=csv", *now(data, ("recipe.epochs=1",)), "run=first"
     )
     message = commands.refused("train", "logger=csv", *now(data, ("trainer.max_steps=8",)), "run=first")
@@ -236,7 +236,7 @@ def test_a_run_goes_on_with_another_number_of_processes(data, started, tmp_path)
         assert status == 0, err
         assert "total batch 4 " in out
         assert f"recipe.batch_size: {'4 -> 2' if changes else '2 -> 4'}" in out
-    assert "Going on with outputs/first after 1 epoch and 12 videos of the next (9 steps)" in out
+    assert "Resuming outputs/first after 1 epoch and 12 videos of the next (9 steps)" in out
     state = torch.load(tmp_path / "outputs/first/checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 12
     assert state["rubiks"]["position"]["epoch"] == 2

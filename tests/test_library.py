@@ -195,7 +195,7 @@ def test_a_library_that_cannot_be_used_is_left_alone(built, with_torch, tmp_path
     for name, library, changes, words in (
         ("truncated", contents[:-5000], {}, "is damaged"),
         ("other file", b"text", {"sha256": hashlib.sha256(b"text").hexdigest()}, "cannot be loaded: "),
-        ("of CUDA", contents, {"cuda": True}, "needs PyTorch with CUDA, this is"),
+        ("of CUDA", contents, {"cuda": True}, "needs PyTorch with CUDA; PyTorch here is"),
         ("without facts", contents, None, "is damaged"),
     ):
         checkout = Checkout(tmp_path / name, with_torch)

@@ -166,7 +166,7 @@ def test_hidden_files_are_no_frames(tmp_path):
 
 
 def test_a_folder_of_hidden_files_alone_has_no_frames(tmp_path):
-    with pytest.raises(VideoError, match="holds 0 frames"):
+    with pytest.raises(VideoError, match="contains no frames"):
         count_frames(write(tmp_path, dict.fromkeys(HIDDEN)), "{:05d}.jpg")
 
 
@@ -187,7 +187,7 @@ def test_hidden_files_are_no_images(tmp_path):
         assert source.classes == ["dog"]
         assert names_and_labels(source.records("train")[0]) == [("train/dog/a.jpg", 0)]
     only = ImageFolders(root=write(tmp_path / "only", {"train/.cache/c.jpg": None}))
-    assert_rejected(lambda: only.classes, "expected a folder for each class, found none")
+    assert_rejected(lambda: only.classes, "expected a subfolder for each class, found none")
 
 
 def test_hidden_files_are_no_classes_of_hmdb51(tmp_path):

@@ -220,12 +220,12 @@ def test_what_could_run_code_is_named_and_not_loaded(what, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "damaged or of another format"),
-        (b"<!DOCTYPE html><html>", "damaged or of another format"),
-        (bytes(range(256)) * 20, "damaged or of another format"),
-        (b"\x80\x02}q\x00(X", "damaged or of another format"),  # half a pickle
-        (b"PK\x03\x04" + bytes(100), "damaged or of another format"),
-        ({"a.txt": b"x"}, "damaged or of another format"),
+        (b"", "damaged or in another format"),
+        (b"<!DOCTYPE html><html>", "damaged or in another format"),
+        (bytes(range(256)) * 20, "damaged or in another format"),
+        (b"\x80\x02}q\x00(X", "damaged or in another format"),  # half a pickle
+        (b"PK\x03\x04" + bytes(100), "damaged or in another format"),
+        ({"a.txt": b"x"}, "damaged or in another format"),
         ({"a.npy": b"x"}, "it is a NumPy file"),
         (b"\x93NUMPY\x01\x00v\x00", "it is a NumPy file"),
     ],

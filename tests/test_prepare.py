@@ -247,8 +247,8 @@ class TestDataSets:
         for form in ("jpeg", "frames"):
             out = rubiks_command(*choices, "--form", form, "--out", tmp_path / form)
             (factor,) = re.search(
-                r"^JPEG frames take about ([\d.]+) times the space of these videos \(3 tried\): some [\d.]+ GB for "
-                r"[\d.]+ GB; free on the disk of .*: [\d.]+ GB. --form h264 takes less$",
+                r"^JPEG frames take about ([\d.]+) times the space of these videos \(measured on 3\), [\d.]+ GB instead of "
+                r"[\d.]+ GB; the disk of .* has [\d.]+ GB free. --form h264 takes less$",
                 out,
                 re.MULTILINE,
             ).groups()
@@ -260,7 +260,7 @@ class TestDataSets:
             assert "space of these videos" not in rubiks_command(*choices, "--form", form, "--out", tmp_path / form)
         assert "space of these videos" not in rubiks_command(*choices, "--form", "h264", "--out", tmp_path / "h264")
         recipe = rubiks_command(*choices, "recipe=finetune", "--out", tmp_path / "other")
-        assert "and in training also: recipe=finetune" in recipe
+        assert "For training, add: recipe=finetune" in recipe
 
     def test_nothing_written_is_no_success(self, tmp_path, monkeypatch, capsys):
         (tmp_path / "a.mp4").write_text("no video")
@@ -271,7 +271,7 @@ class TestDataSets:
             main.main()
         assert end.value.code == 1
         out = capsys.readouterr().out
-        assert "No video was prepared" in out
+        assert "No videos were prepared" in out
         assert "a.mp4: cannot be opened as a video" in out
         assert "Use it with" not in out
 
@@ -287,9 +287,9 @@ class TestDataSets:
             write_video(root / name, moving_square(5))
         (root / "val.csv").write_text("a.mp4,0\n")
         choices = ("data=csv", f"data.root={root}", "data.val_list=val.csv", "data.train_list=val.csv", "--out")
-        assert "own folder" in rubiks_command(*choices, root)
+        assert "is the folder of the data set itself" in rubiks_command(*choices, root)
         assert "Use it with" in rubiks_command(*choices, out)
-        assert "was begun with" in rubiks_command(*choices, out, "--short-side", 128)
+        assert "was started with" in rubiks_command(*choices, out, "--short-side", 128)
         (root / "val.csv").write_text("a.mp4,0\na.mkv,0\n")
         assert "both become a.mp4" in rubiks_command(*choices, tmp_path / "other")
         for folder in ("one", "two"):
@@ -304,11 +304,11 @@ class TestDataSets:
         (root / "val.csv").write_text("a.mp4,0\n./a.mp4,0\n")
         assert "Use it with" in rubiks_command(*choices, tmp_path / "spelled")
         (tmp_path / "file").touch()
-        assert "is a file; give a folder" in rubiks_command(*choices, tmp_path / "file")
+        assert "is a file; choose a folder" in rubiks_command(*choices, tmp_path / "file")
         assert "cannot be written: Not a directory" in rubiks_command(*choices, tmp_path / "file" / "out")
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "file").touch()
-        assert "holds other files" in rubiks_command(*choices, tmp_path / "full")
+        assert "contains other files" in rubiks_command(*choices, tmp_path / "full")
 
 
 def tree(folder):

@@ -128,7 +128,7 @@ def test_a_failure_is_told_once(monkeypatch, caplog):
 
     monkeypatch.setattr(cuda_graphs, "Recording", fail)
     assert not any(made(Recorder(), CALLS_BEFORE_RECORDING + 5))
-    assert caplog.text.count("Going on without CUDA graphs, since the step cannot be recorded: no room") == 1
+    assert caplog.text.count("Continuing without CUDA graphs, since the step cannot be recorded: no room") == 1
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda recorder: pickle.loads(pickle.dumps(recorder))])

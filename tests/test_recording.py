@@ -201,7 +201,7 @@ def test_too_little_memory(monkeypatch, caplog):
         patch.setattr(training_path, "stem_weight_grad", fail)  # at the end of the recording
         value = loss(nets[0], batches(1)[0])
     value.backward()
-    assert "Going on without CUDA graphs" in caplog.text
+    assert "Continuing without CUDA graphs" in caplog.text
     for net in nets:
         for batch in batches(CALLS_BEFORE_RECORDING + 2)[net is nets[0] :]:
             loss(net, batch).backward()

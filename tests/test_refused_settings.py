@@ -59,7 +59,7 @@ VALUES = {
     "protocol.crops": ([0, 2, 4, None, "3", True], [1, 3]),
     "recipe.epochs": ([0, "few"], [1]),
     "recipe.milestones": ([5, None, "5"], [[], [5]]),
-    "recipe.crop_scales": ([0.5, None], [[0.5]]),
+    "recipe.crop_scales": ([0.5, None, [], [0], [1.1]], [[0.5], [1]]),
     "augment.random_resized_crop": ([0.5, [0.5]], [[0.5, 1], None]),
     "augment.mixup": ([-1, "much"], [0, 0.001]),
     "aq.budget": ([-0.1, 1.1], [0, 1]),
@@ -70,6 +70,12 @@ VALUES = {
     "checkpoint.every_n_epochs": ([0, *NO_WHOLE_NUMBERS], [1, None]),
     "trainer.max_steps": ([0, -2, *NO_WHOLE_NUMBERS], [1, -1, None]),
     "trainer.num_nodes": ([0, -1, True, "3"], [1]),
+    "checkpoint": ([None, 5, "last"], []),
+    "trainer": ([None, 5], []),
+    "recipe": ([None, "ssv2"], []),
+    "augment": ([None, False], []),
+    "logger": ([None, False], []),
+    "logger.wandb": ([False], [None]),
 }
 
 
@@ -114,6 +120,16 @@ def test_a_bad_value_is_refused_by_key_and_value(key, value, root):
     message = refusal(lambda: made(root, key, value).everything())
     assert message.startswith(f"{key} must be ")
     assert repr(value) in message
+
+
+def test_what_to_do_about_a_section_that_is_null(root):
+    remedy = "; set its keys, for example checkpoint.every_n_steps=VALUE, or leave checkpoint out"
+    assert refusal(lambda: made(root, "checkpoint", None).settings).endswith(remedy)
+
+
+def test_a_list_that_must_not_be_empty(root):
+    message = refusal(lambda: made(root, "recipe.crop_scales", []).settings)
+    assert message == "recipe.crop_scales must be a list of at least one number, each above 0 and at most 1; got []"
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key in VALUES for value in VALUES[key][1]])
@@ -319,7 +335,7 @@ class Listed(CsvLists):
     ("name", "on_error", "max_bad", "present", "missing", "words"),
     [
         ("csv", "raise", 0.0, 4, 0, None),
-        ("csv", "raise", 0.5, 3, 1, "1 of the 4 val videos are missing, the first is gone0.mp4. data.on_error=skip"),
+        ("csv", "raise", 0.5, 3, 1, "1 of the 4 val videos are missing; the first is gone0.mp4. data.on_error=skip"),
         ("csv", "skip", 0.25, 3, 1, None),
         (
             "csv",
@@ -327,7 +343,7 @@ class Listed(CsvLists):
             0.2499,
             3,
             1,
-            "1 of the 4 val videos are missing, the first is gone0.mp4; more than data.m",
+            "1 of the 4 val videos are missing; the first is gone0.mp4. That is more than data.m",
         ),
         ("csv", "skip", 1.0, 0, 1200, "1,200 of the 1,200 val videos are missing"),
         ("kinetics", "raise", 0.0, 1, 9, None),
@@ -346,7 +362,7 @@ def test_missing_videos_end_a_run_or_are_told(name, on_error, max_bad, present, 
         assert_rejected(lambda: videos.records(source, loading, "val", 1, Manifest("nowhere")), words)
         return
     assert videos.records(source, loading, "val", 1, Manifest("nowhere")) == (records, gone)
-    told = f"{missing} of the {missing + present} val videos are missing, the first is gone0.mp4"
+    told = f"{missing} of the {missing + present} val videos are missing; the first is gone0.mp4"
     assert caplog.messages == ([told] if missing else [])
 
 
@@ -373,7 +389,7 @@ def test_a_manifest_that_knows_none_of_the_videos_is_told(known, caplog, tmp_pat
     records = [VideoRecord(str(tmp_path / name), 0) for name in ("0.mp4", "1.mp4")]
     found, _ = videos.records(Listed(root="", present=records), Loading(), "train", 1, manifest)
     assert [record.checked and record.checked.frames for record in found] == [7 if known == "0.mp4" else None, None]
-    assert [f"{manifest.path} knows none of the train videos" in text for text in caplog.messages] == (
+    assert [f"{manifest.path} has no entries for the train videos" in text for text in caplog.messages] == (
         [] if known == "0.mp4" else [True]
     )
 
@@ -384,7 +400,7 @@ def test_entries_of_another_version_are_told(caplog, tmp_path):
     found = videos.manifest_of(CsvLists(root=str(tmp_path), manifest="own.jsonl"))
     assert list(found.entries) == ["2.mp4"]
     assert len(caplog.messages) == 1
-    assert f"{tmp_path / 'own.jsonl'}: 2 entries are of another version" in caplog.text
+    assert f"{tmp_path / 'own.jsonl'}: 2 entries are from another version" in caplog.text
 
 
 # ---- predictions

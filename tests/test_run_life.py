@@ -141,12 +141,12 @@ def test_runs_that_are_ended_at_random_moments_go_on(processes, number, builtin_
         sent = time.monotonic()
         status, _, err = end(process, timeout=10 if number == signal.SIGKILL else 60)
         print(f"{number.name} after {sent - began:.1f} s, ended {time.monotonic() - sent:.1f} s later with {status}")
-        if status == 0 or "holds a finished run" in err:
+        if status == 0 or "contains a finished run" in err:
             break
         assert status == (-number if number == signal.SIGKILL else 128 + number), err
         assert "Traceback" not in err
     status, _, err = end(start(tmp_path, "train", *choices), timeout=600)
-    assert status == 0 or "holds a finished run" in err, err
+    assert status == 0 or "contains a finished run" in err, err
     assert_same_state(last(tmp_path / "outputs/again"), references[processes])
 
 
@@ -155,10 +155,10 @@ def test_runs_that_are_ended_at_random_moments_go_on(processes, number, builtin_
     [
         ("training 1 0 3 raise", 1, ["process 1 of 2 failed", "ValueError: the fault of the test"]),
         ("training 1 0 3 input", 2, ["error: process 1 of 2: the input of the test is bad"]),
-        ("training 1 0 3 SIGKILL", 2, ["error: process 1 of 2 was killed (SIGKILL)", "goes on from"]),
+        ("training 1 0 3 SIGKILL", 2, ["error: process 1 of 2 was killed (SIGKILL)", "resumes from"]),
         ("training 1 1 2 hang", 2, ["error: process 1 of 2 hangs", "10 s (process_timeout)"]),
-        ("training 1 0 3 SIGTERM", 143, ["interrupted by SIGTERM: to go on: python train.py run=two"]),
-        ("validation 0 0 0 SIGUSR1", 138, ["interrupted by SIGUSR1: to go on: python train.py run=two"]),
+        ("training 1 0 3 SIGTERM", 143, ["interrupted by SIGTERM: to resume: python train.py run=two"]),
+        ("validation 0 0 0 SIGUSR1", 138, ["interrupted by SIGUSR1: to resume: python train.py run=two"]),
     ],
 )
 def test_one_of_two_processes_fails(where, status, words, builtin_data, references, tmp_path):
@@ -199,11 +199,11 @@ def test_a_signal_ends_a_run_with_one_sentence(number, where, builtin_data, refe
     assert status == 128 + number
     note, sentence = err.splitlines()
     assert note.startswith("Stopping after this step")
-    assert sentence.startswith(f"interrupted by {number.name}: to go on: python train.py run=stopped ")
+    assert sentence.startswith(f"interrupted by {number.name}: to resume: python train.py run=stopped ")
     choices = shlex.split(sentence.partition("python train.py ")[2])
     status, out, err = end(start(tmp_path, "train", *choices))
     assert status == 0, err
-    assert "Going on with outputs/stopped" in out
+    assert "Resuming outputs/stopped" in out
     assert_same_state(last(tmp_path / "outputs/stopped"), references[1])
 
 
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_the_state_before(builtin_data, commands, references,
 
 def pasted(output: str) -> list[str]:
     """The choices of the printed command to go on, without those that the tests add anyway."""
-    (line,) = [line for line in output.splitlines() if line.startswith("To go on: python train.py ")]
+    (line,) = [line for line in output.splitlines() if line.startswith("To resume:  python train.py ")]
     return [choice for choice in shlex.split(line)[5:] if choice not in (*BASE, "logger=csv")]
 
 
@@ -271,7 +271,7 @@ def test_a_run_that_stopped_early_is_not_finished(limit, builtin_data, commands,
         again = [choice for choice in again if choice not in (limit, "recipe.epochs=50")]
         again.append(f"recipe.epochs={last(tmp_path / 'outputs/early')['rubiks']['position']['epoch'] + 1}")
     assert limit not in again
-    assert "Going on with outputs/early" in commands.train(*again)
+    assert "Resuming outputs/early" in commands.train(*again)
     assert (tmp_path / "outputs/early/finished.json").is_file()
     assert last(tmp_path / "outputs/early")["global_step"] > before
 
@@ -344,12 +344,12 @@ def test_a_damaged_state_gives_way_to_the_one_before(damage, builtin_data, comma
     path.write_bytes({"empty": b"", "torn": content[: len(content) // 2], "noise": os.urandom(1000)}[damage])
     output = commands.train(builtin_data, *QUICK, "run=torn")
     assert "outputs/torn/checkpoints/last.ckpt" in output
-    assert "going on from outputs/torn/checkpoints/previous.ckpt" in output
+    assert "resuming from outputs/torn/checkpoints/previous.ckpt" in output
     assert_same_state(last(tmp_path / "outputs/torn"), references[1])
     (tmp_path / "outputs/torn/finished.json").unlink()
     for name in ("last", "previous"):
         (tmp_path / f"outputs/torn/checkpoints/{name}.ckpt").write_bytes(b"")
-    assert "remove outputs/torn to train anew" in commands.refused("train", builtin_data, *QUICK, "run=torn")
+    assert "remove outputs/torn to train from scratch" in commands.refused("train", builtin_data, *QUICK, "run=torn")
 
 
 def test_names_that_are_taken_at_the_same_moment(tmp_path, monkeypatch):
@@ -441,7 +441,7 @@ def test_training_that_diverges_ends_with_its_last_state(builtin_data, commands,
         patch.setattr(VideoClassifier, "training_step", lambda self, *a: original(self, *a) * float("inf"))
         status, _, err = commands.run("train", (*BASE, "logger=csv", *choices))
     assert status == 2
-    assert "20 steps in a row were left out: the gradient of step 44 is not finite (learning rate" in err
+    assert "20 steps in a row were skipped: the gradient of step 44 is not finite (learning rate" in err
     assert "lower learning rate (recipe.lr)" in err
     after = last(tmp_path / "outputs/diverged")
     for name, tensor in before["state_dict"].items():

@@ -114,8 +114,8 @@ def test_a_step_that_is_not_finite_is_left_out(variant, precision, optimizer, da
         ("training 1 0 3 input", 2, ["error: process 1 of 2: the input of the test is bad"]),
         ("training 1 0 3 SIGKILL", 2, ["process 1 of 2"]),
         ("training 1 1 2 hang", 2, ["error: process 1 of 2 hangs", "20 s (process_timeout)"]),
-        ("training 1 0 3 SIGTERM", 143, ["interrupted by SIGTERM: to go on: python train.py run=two"]),
-        ("validation 0 0 0 SIGUSR1", 138, ["interrupted by SIGUSR1: to go on: python train.py run=two"]),
+        ("training 1 0 3 SIGTERM", 143, ["interrupted by SIGTERM: to resume: python train.py run=two"]),
+        ("validation 0 0 0 SIGUSR1", 138, ["interrupted by SIGUSR1: to resume: python train.py run=two"]),
     ],
 )
 def test_one_of_two_processes_fails(where, status, words, data, tmp_path):

@@ -114,7 +114,7 @@ def test_the_same_videos_give_the_same_files(loose, written, tmp_path):
 def test_errors(loose, written, tmp_path):
     with pytest.raises(InputError, match=r"index\.json: cannot be read.*rubiks shard"):
         _ = Shards(root=str(tmp_path)).classes
-    with pytest.raises(InputError, match="holds shards already"):
+    with pytest.raises(InputError, match="already contains shards"):
         list(shards.write(written, {"train": (loose, [])}, None, 1))
     folder = VideoRecord("frames", 0, 8, "{}.jpg")
     with pytest.raises(InputError, match="frames: shards are made of video files"):
@@ -137,7 +137,7 @@ def test_errors(loose, written, tmp_path):
         (tmp_path / "a" / "index.json").write_text(text)
         with pytest.raises(InputError, match=message):
             Shards(root=str(tmp_path / "a")).records("val")
-    with pytest.raises(InputError, match="expected a file with a video"):
+    with pytest.raises(InputError, match="expected a video file"):
         list(shards.write(tmp_path, {"train": ([VideoRecord(str(tmp_path), 0)], [])}, None, 1))
 
 

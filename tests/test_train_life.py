@@ -90,7 +90,7 @@ def test_a_rehearsal_takes_everything_anew_and_leaves_everything_as_it_was(
     assert (trainer.fast_dev_run, trainer.checkpoint_callback, trainer.early_stopping_callback) == (1, None, None)
     assert fits[1].options["ckpt_path"] is None
     assert (module.start, fits[1].data._start, module.recipe.lr) == (Position(), (0, 0), 0.5)
-    assert output.splitlines()[-1] == "Rehearsal"
+    assert output.splitlines()[-1] == "Trial run, nothing is saved"
     assert "Changed" not in output
     assert ends == []
     assert contents(tmp_path) == before
@@ -133,7 +133,7 @@ def test_a_run_goes_on_from_its_last_state(builtin_data, commands, fits, tmp_pat
         "Changed since the run was last started: recipe.epochs: 2 -> 3",
         "Changed since the run was last started: recipe.lr: 0.002 -> 0.5",
     ]
-    assert "Going on with outputs/first after 1 epoch and 8 videos of the next (8 steps)\n" in output
+    assert "Resuming outputs/first after 1 epoch and 8 videos of the next (8 steps)\n" in output
     assert "Run in" not in output
     assert "Validation" not in output
     assert call.trainer.checkpoint_callback.keep_best
@@ -163,8 +163,10 @@ def test_a_state_that_has_no_best_score_any_more_says_so(builtin_data, commands,
     save(fits[0], tmp_path / "outputs/first", epoch=1, videos=0, steps=6, validation_due=False)
     output = commands.train(builtin_data, *SMALL, "run=first", "protocol=two_clip")
     assert not fits[1].trainer.checkpoint_callback.keep_best
-    assert "Validation is not what it was: the best checkpoint is chosen from here on\n" in output
-    assert "Going on with outputs/first after 1 epoch (6 steps)\n" in output
+    assert (
+        "Validation scores cannot be compared with earlier ones: the best checkpoint is chosen from now on\n" in output
+    )
+    assert "Resuming outputs/first after 1 epoch (6 steps)\n" in output
 
 
 @pytest.mark.parametrize("damaged", [True, False])
@@ -195,7 +197,10 @@ def test_a_parent_starts_its_processes_and_trains_nothing(came, builtin_data, co
     assert started == [("train", 2, 1, Path("outputs/two"), list(choices), 21)]
     status, _, err = commands.run("train", (*choices, "seed=1,2", "--multirun"))
     if came:  # too late to end the first run of the sweep
-        assert (status, err) == (143, "interrupted by SIGTERM: outputs/two-0 is done, the runs after it are not\n")
+        assert (status, err) == (
+            143,
+            "interrupted by SIGTERM: outputs/two-0 is finished, but the runs after it were not started\n",
+        )
     else:
         assert (status, err) == (0, "")
     assert [arguments[3].name for arguments in started[1:]] == ["two-0", "two-1"][: 1 if came else 2]
@@ -246,7 +251,7 @@ def test_one_process_of_two_speaks_and_writes(rank, by_us, builtin_data, command
     assert stop._quiet is not first
     assert isinstance(stop._beat, processes.Beat) == by_us
     assert locked == [first]  # else the parent holds it
-    assert ("knows none of the train videos" in out) == first
+    assert ("has no entries for the train videos" in out) == first
     assert call.log_levels == (logging.INFO if rank == 0 else logging.WARNING, logging.INFO)
     written = {"config.yaml", "choices.txt", "finished.json"} | ({".lock"} if first else set())
     assert {path.name for path in folder.glob("*")} == (written if rank == 0 else set())
@@ -291,7 +296,9 @@ def test_a_signal_that_came_too_late_for_a_run_ends_its_sweep(sweep, builtin_dat
     assert len(fits) == 1
     if sweep:
         assert status == 143
-        assert err.endswith("interrupted by SIGTERM: outputs/late-0 is done, the runs after it are not\n")
+        assert err.endswith(
+            "interrupted by SIGTERM: outputs/late-0 is finished, but the runs after it were not started\n"
+        )
     else:
         assert (status, "interrupted" in err) == (0, False)
 
@@ -303,9 +310,9 @@ def test_a_signal_that_came_too_late_for_a_run_ends_its_sweep(sweep, builtin_dat
     ("message", "saved", "words"),
     [
         ("", False, ""),
-        ("", True, ": to go on: python train.py run=first COMMAND"),
+        ("", True, ": to resume: python train.py run=first COMMAND"),
         ("process 1 is stuck", False, ": process 1 is stuck"),
-        ("process 1 is stuck", True, ": process 1 is stuck; to go on: python train.py run=first COMMAND"),
+        ("process 1 is stuck", True, ": process 1 is stuck; to resume: python train.py run=first COMMAND"),
     ],
 )
 def test_an_interrupted_run_says_how_to_go_on(message, saved, words, builtin_data, commands, fits, ends, tmp_path):
@@ -336,7 +343,7 @@ def test_an_interrupted_run_says_how_to_go_on(message, saved, words, builtin_dat
             ("trainer.max_time=00:00:00:09", "trainer.max_steps=99", "patience=4"),
             [
                 "Stopped after 1 epoch and 8 videos of the next (8 steps) of 2 epochs (trainer.max_time=00:00:00:09)",
-                "To go on: python train.py run=first CHOICES trainer.max_time=00:00:00:09",
+                "To resume:  python train.py run=first CHOICES trainer.max_time=00:00:00:09",
             ],
         ),
         (
@@ -345,7 +352,7 @@ def test_an_interrupted_run_says_how_to_go_on(message, saved, words, builtin_dat
             (),
             [
                 "Stopped after 0 epochs (0 steps) of 2 epochs",
-                "To go on: python train.py run=first CHOICES",
+                "To resume:  python train.py run=first CHOICES",
                 "Best validation top-1: 50.0%, in outputs/first/checkpoints/best.ckpt",
             ],
         ),

@@ -208,7 +208,7 @@ def test_a_run_of_two_processes_in_parts_ends_as_one_in_a_piece(together, data, 
     middle = state(tmp_path / "outputs/parts")
     assert (middle["global_step"], middle["rubiks"]["position"]["videos"]) == (8, 8)
     output = together("train", *choices, "run=parts")
-    assert "Going on with outputs/parts after 1 epoch and 8 videos of the next (8 steps)" in output
+    assert "Resuming outputs/parts after 1 epoch and 8 videos of the next (8 steps)" in output
     ours, whole = state(tmp_path / "outputs/parts"), state(tmp_path / "outputs/whole")
     assert ours["global_step"] == whole["global_step"] == 12
     for name, tensor in whole["state_dict"].items():

@@ -142,7 +142,7 @@ def test_a_wrong_count_of_frames_never_gives_a_wrong_frame(clips, paths):
     assert paths.taken == ["_from_entries", "_in_order"]  # each sees that there are others
     with VideoFile(path, checked=CheckedFile(size, 50, 3, "none")) as video:
         np.testing.assert_array_equal(video.frames([23]).permute(0, 2, 3, 1).numpy(), truth[[23]])
-        with pytest.raises(VideoError, match=r": ends before frame 30 of the 50 announced, broken or cut off$"):
+        with pytest.raises(VideoError, match=r": is broken or cut off: it ends before frame 30 of 50$"):
             video.frames([2, 30, 5])
 
 
@@ -184,7 +184,7 @@ def test_no_file_stays_open_where_one_is_refused(clips, tmp_path):
     with pytest.raises(VideoError) as caught:  # while the error's frames are kept
         VideoFile(str(path))
     assert open_files() == before
-    assert caught.value.reason == "is coded in a way that FFmpeg does not know, or its header is broken"
+    assert caught.value.reason == "has a codec that FFmpeg does not know, or a broken header"
 
 
 def test_a_video_takes_one_core(clips):
@@ -248,7 +248,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     assert reason(tmp_path / "none.mp4") == "cannot be opened: No such file or directory"
     assert reason("a\0b.mp4") == "cannot be opened: embedded null byte"
     assert reason(tmp_path) == "is a folder, expected a video file; for folders of frames use data=frames"
-    assert reason("/dev/null") == "is no file but a pipe or a device, expected a video file"
+    assert reason("/dev/null") == "is a pipe or a device, expected a video file"
     (tmp_path / "empty.mp4").touch()
     assert reason(tmp_path / "empty.mp4") == "is empty, 0 bytes"
     (tmp_path / "text.mp4").write_text("no video")
@@ -265,7 +265,7 @@ def test_videos_without_frames(clips, tmp_path):
         ("a.webm", b"\x1f\x43\xb6\x75"),
     ):  # after which the first frame's data come
         content = (clips / name).read_bytes()
-        assert reason("", content=content[: content.index(marker) + 4]) == "holds no frames"
+        assert reason("", content=content[: content.index(marker) + 4]) == "contains no frames"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_the_reason_why_frames_cannot_be_decoded_is_told(clips, monkeypatch, err
     monkeypatch.setattr(decode, "decode", fail)
     path = clips / "a.mp4"
     told = reason(path, checked=CheckedFile(path.stat().st_size, FRAMES, 3, "none"))
-    assert told.startswith(f"cannot be decoded, broken or cut off: {words}")
+    assert told.startswith(f"is broken or cut off and cannot be decoded: {words}")
     assert "\n" not in told
 
 
@@ -294,7 +294,7 @@ def test_parts_of_shards_that_cannot_be_read(tmp_path):
     gone = tmp_path / "gone.tar"
     for span, words in (
         (Span(str(gone), 0, 9), f"cannot be read from {gone}: No such file or directory"),
-        (Span(str(shard), 512, 389), f"is not whole in {shard}, which is cut off"),
+        (Span(str(shard), 512, 389), f"is incomplete in {shard}, which is cut off"),
         (Span(str(shard), 512, 0), "is empty, 0 bytes"),
         (Span(str(shard), 512, 388), "cannot be opened as a video: Invalid data found when processing input"),
     ):
