@@ -247,8 +247,8 @@ class TestDataSets:
         for form in ("jpeg", "frames"):
             out = rubiks_command(*choices, "--form", form, "--out", tmp_path / form)
             (factor,) = re.search(
-                r"^JPEG frames take about ([\d.]+) times the space of these videos \(measured on 3\), [\d.]+ GB instead of "
-                r"[\d.]+ GB; the disk of .* has [\d.]+ GB free. --form h264 takes less$",
+                r"^JPEG frames take about ([\d.]+) times the space of these videos \(measured on 3\), "
+                r"[\d.]+ GB instead of [\d.]+ GB; the disk of .* has [\d.]+ GB free. --form h264 takes less$",
                 out,
                 re.MULTILINE,
             ).groups()
