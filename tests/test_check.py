@@ -1,4 +1,4 @@
-"""`rubiks check`, the manifest, and what becomes of damaged files."""
+"""`rubiks check`, the manifest, and damaged files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rubiks.models import checkpoint
 
 @pytest.fixture(scope="module", autouse=True)
 def _this_package():
-    """Worker processes import the package that is tested, wherever a test has gone."""
+    """Worker processes import the tested package, whatever a test's working directory is."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         yield
@@ -86,7 +86,7 @@ class TestExamine:
                 frames = decode_in_order(path)
             except av.FFmpegError:
                 continue
-            if len(frames) == 40:  # players show it, and some damage cannot be told from content
+            if len(frames) == 40:  # players show it, and some damage looks like content
                 try:
                     examine(VideoRecord(str(path), 0), "x")
                 except VideoError as error:
@@ -136,7 +136,7 @@ def mutations(whole: bytes, other: bytes, rng: np.random.Generator, number: int)
 
 
 def test_a_thousand_damaged_files(tmp_path):
-    """None ends or hangs the process that checks; each is decoded or named; no file that was cut short passes."""
+    """None crashes or hangs the checking process; each is decoded or reported; no file that was cut short passes."""
     names = {"a.mp4": "libx264", "b.webm": "libvpx-vp9", "c.avi": "mpeg4", "d.mkv": "libx264"}
     for name, codec in names.items():
         write_video(tmp_path / name, moving_square(10, 48, 64), codec)
@@ -297,7 +297,7 @@ class TestManifest:
 
 @pytest.fixture
 def rubiks_command(rubiks_command, monkeypatch, tmp_path):
-    """The command in a folder of its own."""
+    """The command in a separate folder."""
     monkeypatch.chdir(tmp_path)
     return rubiks_command
 

@@ -1,4 +1,4 @@
-"""What a checkpoint file must hold, and the exact sentence where it does not."""
+"""What a checkpoint file must contain, and the exact message if it does not."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_one_class_or_frame_is_enough(classes, frames, tmp_path):
 
 
 def zip_without_directory() -> bytes:
-    """A zip file whose list of files is overwritten, though its end says where that is."""
+    """A zip file with its list of files overwritten, but with an intact end that points to it."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a", "x")

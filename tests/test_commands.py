@@ -145,7 +145,7 @@ def test_a_run_can_be_evaluated_by_its_name(trained, builtin_data, commands, tmp
 def test_interrupted_training_goes_on_as_if_it_had_not_been(
     trained, builtin_data, tmp_path, monkeypatch, capfd, step, epoch, batch
 ):
-    """Ctrl-C, then the same command: the end equals the uninterrupted run's."""
+    """After Ctrl-C and the same command again, the result equals that of an uninterrupted run."""
     commands = Commands(monkeypatch, capfd, tmp_path)
     original = getattr(VideoClassifier, step)
 
@@ -237,7 +237,7 @@ def test_attention_is_quantised_within_its_budget(builtin_data, commands, tmp_pa
 
 
 def test_the_best_checkpoint_is_within_the_budget(builtin_data, commands, tmp_path, monkeypatch):
-    """The best network of all is a soft one; of those within the budget, the one with the best top-1 is kept."""
+    """The best network overall is a soft one; among those within the budget, the one with the best top-1 is kept."""
     scores = [  # of each epoch
         {"val/top1": 0.9, "val/top5": 0.9, "val/loss": 1.0},
         {"val/top1": 1.0, "val/top5": 1.0, "val/loss": 0.5},
@@ -261,8 +261,8 @@ def test_the_best_checkpoint_is_within_the_budget(builtin_data, commands, tmp_pa
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the commands show a network: the frame numbers of each video that is read, with its length; and of each
-    batch the step that it is for and the shape of its views."""
+    """What the commands feed a network: for each video read, its frame numbers and length; for each batch, the stage
+    and the shape of its views."""
     seen = SimpleNamespace(frames=[], batches=[])
     frames = VideoFile.frames
 
@@ -295,10 +295,10 @@ def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(bui
     assert "'Moving something clockwise' and 'Moving something counter-clockwise'" in output
     training = [(length, numbers) for length, numbers in seen.frames if len(numbers) == 2]
     validation = [(length, numbers) for length, numbers in seen.frames if len(numbers) == 1]
-    assert (len(training), len(validation)) == (24, 16)  # validation is tried before
+    assert (len(training), len(validation)) == (24, 16)  # validation is tried first
     assert min(length for length, _ in seen.frames) >= 13
     steps = np.concatenate([np.diff(numbers) for _, numbers in training])
-    assert set(steps.flatten().tolist()) == set(range(1, 6))  # 13 // 4, and up to two frames more or less
+    assert set(steps.flatten().tolist()) == set(range(1, 6))  # 13 // 4, give or take two frames
     assert any((first != second).any() for _, (first, second) in training)
     for length, (numbers,) in validation:
         assert numbers.tolist() == [(length - 13) // 2 + 3 * step for step in range(4)]
@@ -401,7 +401,7 @@ def test_pictures_and_table_of_shifts(trained, monkeypatch, capsys, tmp_path):
 
 
 def test_multirun(builtin_data, commands, tmp_path):
-    # Hydra takes --multirun before the first or after the last choice.
+    # Hydra accepts --multirun before the first or after the last choice.
     options = (
         *BASE,
         "logger=csv",
@@ -423,7 +423,7 @@ def test_multirun(builtin_data, commands, tmp_path):
 
 @pytest.fixture
 def real_videos(tmp_path):
-    """The real clips laid out as Something-Something-V2, Kinetics, frames and csv; arguments by name."""
+    """The real clips in the layouts of Something-Something-V2, Kinetics, frames and csv; arguments by name."""
     ssv2, kinetics, frames = tmp_path / "ssv2", tmp_path / "kinetics", tmp_path / "frames"
     (ssv2 / "20bn-something-something-v2").mkdir(parents=True)
     entries = []
@@ -617,7 +617,7 @@ def test_bad_checkpoints_of_eval(builtin_data, commands, tmp_path):
 
 
 def test_checkpoints_that_cannot_be_written_are_one_clear_error(builtin_data, commands, tmp_path):
-    """A limit on the size of files stands for a full disk."""
+    """A limit on the size of files imitates a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:

@@ -182,7 +182,7 @@ class TestVideoFile:
     def test_more_than_8_bits_per_channel(self, tmp_path, assert_same_as_in_order):
         write_video(tmp_path / "10.mp4", moving_square(12), gop=4, pix_fmt="yuv420p10le")
         with VideoFile(str(tmp_path / "10.mp4")) as video:
-            assert (video.seek, video.key_frames) == ("pyav", 3)  # decord and torchcodec would seek, too
+            assert (video.seek, video.key_frames) == ("pyav", 3)  # decord and torchcodec would seek too
         assert_same_as_in_order(tmp_path / "10.mp4", [11, 3])
 
 
@@ -265,7 +265,7 @@ class TestBadVideoFiles:
             np.testing.assert_array_equal(as_images(video.frames(indices)), decode_in_order(clips / name)[indices])
 
     def test_damage_in_the_middle(self, tmp_path, clips, reason):
-        # Without the packets that hold frames 12 to 39 the container still announces 40.
+        # Without the packets of frames 12 to 39, the container still announces 40 frames.
         whole = bytearray((clips / "h264.mp4").read_bytes())
         start = whole.index(b"mdat")
         moov = whole.index(b"moov")
@@ -283,7 +283,7 @@ class TestBadVideoFiles:
 
         class Reader:
             def __init__(self, path, num_threads, fault_tol):
-                assert 0 < fault_tol * 40 < 1  # negative, its default, means that replaced frames are no error
+                assert 0 < fault_tol * 40 < 1  # negative, the default, means that replaced frames are not an error
 
             def __len__(self):
                 return 40

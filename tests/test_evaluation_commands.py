@@ -1,4 +1,4 @@
-"""eval.py as a user runs it: what it takes from the checkpoint, what it writes, what it refuses, how it is stopped."""
+"""eval.py as a user runs it: what comes from the checkpoint, what is written, what is refused, how it is stopped."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def runs(files, tmp_path):
-    """Four runs' folders with what an evaluation looks at, from the oldest to the newest."""
+    """The folders of four runs with the files that an evaluation reads, from the oldest to the newest."""
     for age, (name, data, tier, variant) in enumerate(
         (
             ("first", "builtin-plain", "tiny", "rubiks3d"),
@@ -111,7 +111,7 @@ def test_another_tier_or_variant_than_the_checkpoints_is_refused(choices, words,
     assert message.count("\n") == 1
 
 
-# ---- keys that there are not
+# ---- keys that do not exist
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_batches_too_small_for_batch_norm_are_told_from_those_that_train():
 @pytest.mark.parametrize(
     ("videos", "devices", "nodes", "synchronised", "trains"),
     [
-        (3, 2, 1, False, False),  # one video for each process
+        (3, 2, 1, False, False),  # one video per process
         (4, 2, 1, False, True),
         (3, 1, 2, False, False),
         (3, 2, 1, True, True),
@@ -334,7 +334,7 @@ def test_an_evaluation_that_is_stopped_says_so(
     for line in process.stdout:
         if line.startswith("inside"):
             break
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # like a terminal
     found, _, err = forked.end(process, timeout=60)
     assert found == status, err
     assert err == f"interrupted by {name}: there are no results yet\n"

@@ -70,7 +70,7 @@ def test_logits_equal_the_official_code(variant):
 
 
 def training_pass(variant, dtype):
-    """Logits, loss and gradients, those of shifts normalised, of one pass with the official weights."""
+    """Logits, loss and gradients (normalised for shifts) of one pass with the official weights."""
     net = official_net(variant).train().to(dtype)
     logits = net(recipe.clip(4, 8, 64, seed=11).to(dtype))
     loss = F.cross_entropy(logits, torch.tensor([3, 50, 101, 173]))
@@ -96,7 +96,7 @@ def test_training_pass_equals_the_official_code(variant):
             torch.testing.assert_close(lengths[fractional], torch.ones_like(lengths[fractional]))
             continue
         # Rounding moves activations across the kink of ReLU: the same pass in float64 is up to 1.2e-2 from the official
-        # numbers, which are float32. Ours may be as far from them as that pass is, and a little more.
+        # float32 numbers. Ours may be as far from them as that pass, and a little more.
         own_norm, own_dot = recipe.project(name, gradient)
         exact_norm, exact_dot = recipe.project(name, exact[name].float())
         assert abs(own_norm - norm) < 1e-3 * norm + abs(exact_norm - norm), name

@@ -34,7 +34,7 @@ from rubiks.errors import InputError, VideoError
 
 @pytest.fixture(scope="module", autouse=True)
 def _this_package():
-    """Worker processes import the package that is tested, wherever a test has gone."""
+    """Worker processes import the tested package, whatever a test's working directory is."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         yield
@@ -42,7 +42,7 @@ def _this_package():
 
 @pytest.fixture
 def rubiks_command(rubiks_command, monkeypatch, tmp_path):
-    """Runs `rubiks prepare` in a folder of its own; what it printed, or its error."""
+    """Runs `rubiks prepare` in a separate folder; returns its output or its error."""
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments):
@@ -53,7 +53,7 @@ def rubiks_command(rubiks_command, monkeypatch, tmp_path):
 
 
 def prepared(source, folder, form="jpeg", short_side=256):
-    """Prepare one video; its record."""
+    """Prepare one video; returns its record."""
     name = target_name("v.mp4", form)
     manifest = Manifest(folder)
     assert prepare([Job(VideoRecord(str(source), 0), folder / name, name, form, short_side)], manifest, 1, 60) == {}
@@ -214,7 +214,7 @@ class TestDataSets:
         before, after = (source.records("train")[0] for source in sources)
         assert [(Path(r.name).stem, r.label) for r in after] == [(Path(r.name).stem, r.label) for r in before]
 
-        # From there to folders of frames, and from these to videos.
+        # From these to folders of frames, and from those to videos.
         printed = rubiks_command(*choices, f"data.root={root}", "--out", folders, "--form", "frames")
         assert "data=frames data.train_list=train.txt data.val_list=val.txt data.labels=labels.txt" in printed
         assert "'data.pattern=\"{:06d}.jpg\"'" in printed
@@ -327,7 +327,7 @@ def test_killed_at_any_moment(tmp_path):
         write_video(root / f"{number}.mp4", moving_square(12, 96, 128 + 2 * number))
 
     def jobs(out):
-        """Every video, in each of the forms by turns."""
+        """Every video, with the forms in turn."""
         made = []
         for path, form in zip(sorted(root.iterdir()), cycle(("jpeg", "frames", "h264")), strict=False):
             name = target_name(path.name, form)

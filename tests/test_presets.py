@@ -1,4 +1,4 @@
-"""Presets of data sets: their configuration, tiny copies of their layouts, and what can be wrong with them."""
+"""Presets of data sets: their configuration, tiny copies of their layouts, and their possible errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = {"ssv1": 174, "ssv2": 174, "jester": 27, "ucf101": 101, "hmdb51": 51, 
 
 @pytest.fixture(scope="module", autouse=True)
 def _this_package():
-    """Worker processes import the package that is tested, wherever a test has gone."""
+    """Worker processes import the tested package, whatever a test's working directory is."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         yield
@@ -209,7 +209,7 @@ def test_check_reads_frames_once_and_the_manifest_counts_them(copied, rubiks_com
         patch.setattr(stills, "count_frames", lambda *_: pytest.fail("counted again"))
         with decode.open_video(known[0]) as video:
             assert len(video) == 6
-    shutil.copy(root / "20bn-jester-v1/1/00001.jpg", root / "20bn-jester-v1/1/00007.jpg")  # it was not all unpacked
+    shutil.copy(root / "20bn-jester-v1/1/00001.jpg", root / "20bn-jester-v1/1/00007.jpg")  # it was only partly unpacked
     with decode.open_video(known[0]) as video:
         assert len(video) == 7
 

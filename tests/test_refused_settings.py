@@ -1,5 +1,5 @@
-"""Values of settings that are refused, each with one message that names the key and the value; and the last that are
-not."""
+"""Values of settings that are refused, each with one message that names the key and the value; and the limits that are
+accepted."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from rubiks.models.checkpoint import SavedNetwork
 from rubiks.trainers import TrainerSettings
 
 NO_WHOLE_NUMBERS = (True, 2.5, "3", "many")
-MOST = 2**32 - 1  # what seeds and sizes are kept within
+MOST = 2**32 - 1  # the limit of seeds and sizes
 
-# Key: what is refused, and the last values that are not.
+# Key: values that are refused, and the outermost values that are accepted.
 VALUES = {
     "data.num_frames": ([0, -1, MOST + 1, None, *NO_WHOLE_NUMBERS], [1, 64]),
     "data.size": ([15, MOST + 1, None, *NO_WHOLE_NUMBERS], [16, MOST]),
@@ -107,7 +107,7 @@ def made(root: Path, key: str, value: object) -> Made:
 
 
 def refusal(action: Callable[[], object]) -> str:
-    """The message of the InputError that it ends with, one line."""
+    """The message of the InputError that it raises, one line."""
     with pytest.raises(InputError) as caught:
         action()
     message = str(caught.value)
@@ -139,7 +139,7 @@ def test_the_last_good_values_are_taken(key, value, root):
 
 DATA_SETS = sorted(SOURCES)
 KEYS = sorted({key for name in DATA_SETS for key in leaves(configuration(f"data={name}", "variant=rubiks3d-aq"))})
-# Of any type: others check them, and `run` is made a name.
+# Of any type: other code checks them, and `run` becomes a name.
 ANY_TYPE = {"run", "precision"} | {f"trainer.{name}" for name, field in TrainerSettings.model_fields.items()
                                    if field.annotation is Any}  # fmt: skip
 
@@ -194,7 +194,7 @@ def test_uniform_sampling_has_two_clips_and_no_jitter():
     words = "protocol.clips must be 1 or 2 with data.sampling=uniform, got 3"
     assert_rejected(lambda: training(protocol__clips=3), words)
     dense = training(protocol__clips=3, data__sampling="dense")
-    assert_rejected(lambda: assemble.protocol(dense, uniform), words)  # as for a network that was trained so
+    assert_rejected(lambda: assemble.protocol(dense, uniform), words)  # as for a network trained like this
     assert_rejected(lambda: training(augment__temporal_jitter=True), "augment.temporal_jitter=true", "dense")
 
 

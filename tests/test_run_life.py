@@ -1,4 +1,4 @@
-"""A run's life: how it stops, what it keeps, and that it goes on as if it had not been interrupted."""
+"""A run's life: how it stops, what it saves, and that it resumes as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def last(folder) -> dict:
 
 
 def assert_same_state(ours: dict, reference: dict) -> None:
-    """Weights, statistics, and what the optimiser and the schedule keep."""
+    """Weights, statistics, and the states of the optimiser and the schedule."""
     assert ours["rubiks"]["position"] == reference["rubiks"]["position"]
     for name, tensor in reference["state_dict"].items():
         assert torch.equal(ours["state_dict"][name], tensor), name
@@ -64,7 +64,7 @@ def assert_same_state(ours: dict, reference: dict) -> None:
     assert ours["lr_schedulers"][0]["last_epoch"] == reference["lr_schedulers"][0]["last_epoch"]
 
 
-# ---- going on exactly
+# ---- resuming exactly
 
 CASES = {
     "plain": (),
@@ -100,12 +100,12 @@ def test_a_run_in_parts_ends_as_one_in_a_piece(name, builtin_data, commands, tmp
 
 
 DDP = ("trainer=ddp", "trainer.devices=2", "recipe.batch_size=2", "process_timeout=20")
-# By hand, more rounds and longer runs.
+# When run by hand: more rounds and longer runs.
 ROUNDS, EPOCHS = (int(os.environ.get(f"KILL_{name}", default)) for name, default in (("ROUNDS", "1"), ("EPOCHS", "2")))
 
 
 def wait_inside(process: subprocess.Popen) -> bool:
-    """Wait until it is where its fault was put, if it gets there."""
+    """Wait until it reaches its fault, if it does."""
     return any(line.startswith("inside") for line in process.stdout)
 
 
@@ -133,7 +133,7 @@ def test_runs_that_are_ended_at_random_moments_go_on(processes, number, builtin_
     for _ in range(ROUNDS):
         process = start(tmp_path, "train", *choices)
         began = time.monotonic()
-        lock = tmp_path / "outputs/again/.lock"  # while Python still imports, signals have their usual effect
+        lock = tmp_path / "outputs/again/.lock"  # while Python still imports, signals act as usual
         while not (lock.is_file() and f"process {process.pid} " in lock.read_text()) and process.poll() is None:
             time.sleep(0.05)
         time.sleep(moments.uniform(0, 5 if processes == 2 else 2))
@@ -169,7 +169,7 @@ def test_one_of_two_processes_fails(where, status, words, builtin_data, referenc
     for word in words:
         assert word in err
     assert err.count("Traceback") == (status == 1)
-    if "SIG" in where and "TERM" not in where:  # the rest of the run is as if nothing had been
+    if "SIG" in where and "TERM" not in where:  # the rest of the run is unaffected
         status, _, err = end(start(tmp_path, "train", *choices))
         assert status == 0, err
         assert_same_state(last(tmp_path / "outputs/two"), references[2])
@@ -228,7 +228,7 @@ def test_a_killed_loader_process_leaves_the_state_of_its_step(builtin_data, comm
 
 
 def test_a_full_disk_leaves_the_state_before(builtin_data, commands, references, tmp_path):
-    """A limit on the size of files stands for a full disk."""
+    """A limit on the size of files imitates a full disk."""
     commands.train(builtin_data, *QUICK, "run=full", "trainer.max_steps=3")
     before = (tmp_path / "outputs/full/checkpoints/last.ckpt").read_bytes()
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -248,8 +248,8 @@ def test_a_full_disk_leaves_the_state_before(builtin_data, commands, references,
 
 
 def pasted(output: str) -> list[str]:
-    """The choices of the printed command to go on, without those that the tests add anyway."""
-    (line,) = [line for line in output.splitlines() if line.startswith("To resume:  python train.py ")]
+    """The choices of the printed command to resume, without those that the tests add anyway."""
+    (line,) = [line for line in output.splitlines() if line.startswith("To resume: python train.py ")]
     return [choice for choice in shlex.split(line)[5:] if choice not in (*BASE, "logger=csv")]
 
 
@@ -258,7 +258,7 @@ def test_a_run_that_stopped_early_is_not_finished(limit, builtin_data, commands,
     more = {
         "trainer.max_steps=4": (),
         "trainer.max_time=00:00:00:01": ("recipe.epochs=50",),
-        "patience=1": ("recipe.lr=0.0", "recipe.epochs=4"),  # nothing rises
+        "patience=1": ("recipe.lr=0.0", "recipe.epochs=4"),  # nothing improves
     }
     output = commands.train(builtin_data, *QUICK, *more[limit], limit, "run=early")
     assert f"({limit}" in output
@@ -266,7 +266,7 @@ def test_a_run_that_stopped_early_is_not_finished(limit, builtin_data, commands,
     assert not (tmp_path / "outputs/early/finished.json").exists()
     before = last(tmp_path / "outputs/early")["global_step"]
     again = pasted(output)
-    if "max_time" in limit:  # counts from each start
+    if "max_time" in limit:  # counted from each start
         assert limit in again
         again = [choice for choice in again if choice not in (limit, "recipe.epochs=50")]
         again.append(f"recipe.epochs={last(tmp_path / 'outputs/early')['rubiks']['position']['epoch'] + 1}")
@@ -313,7 +313,7 @@ def test_states_that_are_kept(builtin_data, commands, tmp_path):
 
 
 def test_a_moved_run_goes_on_and_keeps_its_best(builtin_data, commands, tmp_path, monkeypatch):
-    commands.train(builtin_data, *QUICK, "recipe.lr=0.0", "run=first")  # with no rate, no later score is better
+    commands.train(builtin_data, *QUICK, "recipe.lr=0.0", "run=first")  # with a rate of 0, no later score is better
     best = (tmp_path / "outputs/first/checkpoints/best.ckpt").read_bytes()
     score = json.loads((tmp_path / "outputs/first/finished.json").read_text())["best_val_top1"]
     elsewhere = tmp_path / "elsewhere"
@@ -329,7 +329,7 @@ def test_a_moved_run_goes_on_and_keeps_its_best(builtin_data, commands, tmp_path
 
 @pytest.fixture(scope="module")
 def stopped(small_network, builtin_data, tmp_path_factory):
-    """The folder of a run that has stopped within its second epoch."""
+    """The folder of a run that was stopped within its second epoch."""
     folder = tmp_path_factory.mktemp("stopped")
     status, _, err = end(start(folder, "train", builtin_data, *QUICK, "trainer.max_steps=9", "run=torn"))
     assert status == 0, err
@@ -467,7 +467,7 @@ def test_weights_that_are_not_finite_are_never_saved(builtin_data, commands, tmp
     assert {path: path.read_bytes() for path in files} == files
 
 
-# ---- who has started the processes
+# ---- who starts the processes
 
 
 @pytest.mark.parametrize(

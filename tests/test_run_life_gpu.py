@@ -1,4 +1,4 @@
-"""What `test_run_life` shows on the CPU, on GPUs: mixed precision, recorded steps, NCCL."""
+"""The tests of `test_run_life` on GPUs: mixed precision, recorded steps, NCCL."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_run_in_parts_ends_as_one_in_a_piece(precision, variant, data, train, 
     # Not to the bit: cuDNN may choose other kernels in another process.
     for name, tensor in reference["state_dict"].items():
         found = ours["state_dict"][name]
-        if name.endswith("conv2.0.weight"):  # attention, 0 or 1 after the choice, which rounding decides in near ties
+        if name.endswith("conv2.0.weight"):  # attention, 0 or 1 after the choice, which rounding decides for near ties
             same = found.argmax(1) == tensor.argmax(1)
             assert same.float().mean() > 0.9, name
             found, tensor = found[same], tensor[same]

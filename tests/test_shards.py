@@ -1,4 +1,4 @@
-"""Shards: the same batches as the loose files give, bit for bit, and what is wrong with them said at the start."""
+"""Shards give the same batches as the original files, bit for bit, and report errors at the start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rubiks.errors import InputError
 
 @pytest.fixture(scope="module")
 def loose(tmp_path_factory):
-    """Two folders in which a name comes twice, an image, an empty file and one that is no video."""
+    """Two folders with one name in both, an image, an empty file and a file that is not a video."""
     folder = tmp_path_factory.mktemp("loose")
     for number, name in enumerate(("a/1.mp4", "b/1.mp4", "b/2.webm", "b/3.avi", "a/c/4.mp4")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ def network(folder: Path, file: str | None, classes: list[str], variant: str = "
 
 
 def tensors(net: RubiksNet, classifier: bool) -> dict[str, torch.Tensor]:
-    """The classifier's, or all others."""
+    """The weights of the classifier, or all others."""
     return {key: value for key, value in net.state_dict().items() if key.startswith("new_fc") == classifier}
 
 
@@ -178,7 +178,7 @@ def evaluated(*choices: str) -> SavedNetwork:
 
 @pytest.fixture
 def runs(folder, tmp_path, monkeypatch):
-    """Runs' folders with what an evaluation looks at, from the oldest to the newest."""
+    """Folders of runs with the files that an evaluation reads, from the oldest to the newest."""
     monkeypatch.chdir(tmp_path)
     for age, (name, data, source, file) in enumerate(
         (
