@@ -249,8 +249,9 @@ def test_a_full_disk_leaves_the_state_before(builtin_data, commands, references,
 
 def pasted(output: str) -> list[str]:
     """The choices of the printed command to resume, without those that the tests add anyway."""
-    (line,) = [line for line in output.splitlines() if line.startswith("To resume: python train.py ")]
-    return [choice for choice in shlex.split(line)[5:] if choice not in (*BASE, "logger=csv")]
+    start = "To resume: python train.py "
+    (line,) = [line for line in output.splitlines() if line.startswith(start)]
+    return [choice for choice in shlex.split(line.removeprefix(start)) if choice not in (*BASE, "logger=csv")]
 
 
 @pytest.mark.parametrize("limit", ["trainer.max_steps=4", "trainer.max_time=00:00:00:01", "patience=1"])

@@ -143,7 +143,7 @@ def test_a_run_goes_on_from_its_last_state(builtin_data, commands, fits, tmp_pat
     # At the current limits.
     wrong = (builtin_data, *SMALL, "run=first")
     assert "trainer.max_steps=8 has been reached" in commands.refused("train", *wrong, "trainer.max_steps=8")
-    assert "recipe.epochs=1 is less" in commands.refused("train", *wrong, "recipe.epochs=1")
+    assert "more than recipe.epochs=1" in commands.refused("train", *wrong, "recipe.epochs=1")
     (folder / "finished.json").write_text('{"epochs": 3}\n')
     assert "finished run of 3 epochs" in commands.refused("train", *wrong, "recipe.epochs=3")
     (folder / "finished.json").unlink()

@@ -45,7 +45,7 @@ def add_to(commands: Any) -> None:
         type=int,
         default=256,
         metavar="PIXELS",
-        help="of the frames, which are never enlarged; default: %(default)s",
+        help="short side of the frames; never enlarged; default: %(default)s",
     )
     parser.set_defaults(run=run)
 

@@ -38,7 +38,7 @@ class Augment(Settings, section="augment"):
     )
     color_jitter: Share = Field(
         0.0,
-        description="brightness, contrast and saturation are scaled by random factors this close to 1, e.g. 0.4",
+        description="brightness, contrast and saturation are each scaled by a random factor of 1 +- this, e.g. 0.4",
     )
     rand_augment: Annotated[int, Field(ge=0, le=100)] = Field(
         0, description="number of RandAugment operations (Cubuk et al., 2020) applied in turn to each clip, e.g. 2"
