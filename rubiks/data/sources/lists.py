@@ -32,7 +32,7 @@ def _checked_pattern(pattern: str) -> str:
         names = [str(error)] * 2
     if names[0] == names[1] or os.path.basename(names[0]) != names[0]:
         raise InputError(
-            "data.pattern: expected a format string for the number in a file name, such as {:05d}.jpg, "
+            "data.pattern: expected a format string for a frame's file name, such as {:05d}.jpg, "
             f"got {shown(pattern)}"
         )
     return pattern
