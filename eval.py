@@ -1,4 +1,4 @@
-"""Evaluate RubiksNet; python eval.py --help tells everything that can be set."""
+"""Evaluate RubiksNet; python eval.py --help lists all settings."""
 
 from rubiks.cli.entry import launch
 from rubiks.cli.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""Train RubiksNet; python train.py --help tells everything that can be set."""
+"""Train RubiksNet; python train.py --help lists all settings."""
 
 from rubiks.cli.entry import launch
 from rubiks.cli.train import train

@@ -2,14 +2,14 @@
 
     python benchmarks/data.py webm=/data/some-ssv2 mp4=/data/some-k400 [--readers decord pyav] [--memory] [--json FILE]
 
-Each word names a folder of original videos. They are read as training reads them, one random clip and crop of each to a
-collated batch of bytes: by every reader, and from each form of a video file that `rubiks prepare` writes, which is done
-first. Beside them stands bare decord: the same frames of the originals, opened and decoded, and nothing else. Rounds
-alternate over all of these, and ratios are medians over the rounds of CPU time within one round, so that other work on
-the machine touches all alike. Videos are in the operating system's memory after the first round: the disk's speed does
-not count. `rubiks bench-data` measures a data set with its lists.
+Each argument names a folder of original videos. They are read as in training, from one random clip and crop of each to
+a collated batch of bytes, with every reader, and in each form of video file that `rubiks prepare` writes, which are
+made first. For comparison, decord alone opens the originals and decodes the same frames. Rounds alternate over all of
+these, and ratios are medians over the rounds of CPU time within one round, so that other work on the machine affects
+all of them equally. Videos are in the operating system's memory after the first round: the disk's speed does not count.
+`rubiks bench-data` measures a data set with its lists.
 
-`--memory` also reads 2,000 videos with two workers, and says how much memory processes gained after the first 200.
+`--memory` also reads 2,000 videos with two workers, and reports how much their memory grew after the first 200.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def videos(folder: Path) -> list[VideoRecord]:
 
 
 def prepared(records: Sequence[VideoRecord], folder: Path, form: str) -> list[VideoRecord]:
-    """The videos as `rubiks prepare` writes them, with what its manifest knows of them."""
+    """The videos as `rubiks prepare` writes them, with the entries of the manifest."""
     manifest = Manifest(folder)
     jobs = []
     for number, record in enumerate(records):
         name = target_name(f"{number}-{os.path.basename(record.path)}", form)
         jobs.append(Job(record, folder / name, name, form, 256))
     for path, reason in prepare(jobs, manifest, os.cpu_count() or 1, 600).items():
-        raise InputError(f"{path}: {reason}; take it out of the folder")
+        raise InputError(f"{path}: {reason}; remove it from the folder")
     return manifest.apply([job.written(manifest.entries[job.name].frames) for job in jobs])
 
 
@@ -80,13 +80,13 @@ def bare_decord(records: Sequence[VideoRecord], views: TrainingViews) -> float:
 
 
 def megabytes(process: int) -> float:
-    """Memory of a process of its own, without what it shares with others (Linux)."""
+    """Memory of a process, without what it shares with others (Linux)."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssFile")) / 1e3
 
 
 def memory(records: Sequence[VideoRecord], views: TrainingViews, workers: int, marks: tuple[int, int]) -> list[float]:
-    """Megabytes of this process and of each of the loader's workers when so many videos had been read."""
+    """Megabytes of this process and of each loader worker after each number of videos."""
     repeated = [records[number % len(records)] for number in range(marks[1])]
     batch = 20
     data = VideoDataModule(repeated, [], views, views, batch, batch, Loading(workers=workers))
@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name where Linux tells it."""
+    """The processor's name, if Linux gives it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

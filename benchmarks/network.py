@@ -1,11 +1,11 @@
-"""Speed and memory of RubiksNet, in inference and in training, beside TSM-ResNet-50 and MViTv2-S.
+"""Speed and memory of RubiksNet, in inference and in training, compared with TSM-ResNet-50 and MViTv2-S.
 
     python benchmarks/network.py [--models rubiks-large tsm] [--modes eager compiled] [--batches 1 32]
                                  [--precisions bf16 tf32] [--phases inference training] [--json FILE]
 
 Models: rubiks-TIER and rubiks-TIER-aq; tsm, torchvision's ResNet-50 with the temporal shift of TSM (Lin et al., ICCV
 2019) before the first convolution of every block; mvit, torchvision's MViTv2-S on twice the frames. All have random
-weights and 174 classes. Modes, of which each model has its own:
+weights and 174 classes. Modes, for the models in parentheses:
 
     eager             as built (rubiks, tsm, mvit)
     channels-last     weights and images in channels-last order (tsm)
@@ -18,10 +18,10 @@ the timed call; tf32 is float32 with TF32 matrix products and convolutions. A tr
 backward and a step of SGD with momentum. Times are medians over --repeats calls after --warmup calls; on a GPU they are
 intervals between events recorded after successive calls, so that launches overlap the work before as they do in use.
 Memory, weights included: the peak of what PyTorch allocated from the third call on, in which RubiksNet's training step
-is recorded as CUDA graphs, and what it held of the GPU at the end, with what graphs and its cache keep. The last column
-divides the clips per second by those of the fastest mode of tsm at the same batch and precision in this run. GFLOPs are
-those of convolutions and matrix products, two a multiply-add; shifts count nothing. What fails (out of memory, say) is
-reported, and the rest goes on. The JSON file is written anew after every measurement.
+is recorded as CUDA graphs, and what it had reserved at the end, including graphs and its cache. The last column divides
+the clips per second by those of the fastest mode of tsm at the same batch and precision in this run. GFLOPs are those
+of convolutions and matrix products, two per multiply-add; shifts are not counted. Failures, such as running out of
+memory, are reported, and the rest continues. The JSON file is rewritten after every measurement.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ FAMILY_MODES = {
     "mvit": ("eager", "compiled", "compiled-graphs"),
 }
 MODES = ("eager", "channels-last", "compiled", "compiled-graphs", "optimized")
-# Without --modes. RubiksNet is faster as it is than compiled; on a CPU everything takes seconds.
+# The default of --modes. Compiling makes RubiksNet slower; on a CPU everything takes seconds.
 DEFAULT_MODES: dict[str, dict[str, tuple[str, ...]]] = {
     "cuda": {"rubiks": ("eager", "optimized"), "tsm": ("eager", "channels-last", "compiled"), "mvit": ("eager",)},
     "cpu": {"rubiks": ("eager", "optimized"), "tsm": ("channels-last",), "mvit": ("eager",)},
@@ -213,7 +213,7 @@ def first_line(error: Exception) -> str:
 def numbers(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     _, run = step(**key, frames=arguments.frames, size=arguments.size, device=arguments.device)
     gc.collect()
-    gc.freeze()  # as train.py does, so that what a compiler left in this process does not slow the models after it
+    gc.freeze()  # as train.py does, so that what a compiler leaves in this process does not slow later models
     duration, memory = timed(run, arguments.warmup, arguments.repeats, arguments.device)
     return {"ms": duration, "clips_per_second": 1e3 * key["batch"] / duration, **memory}
 
@@ -225,7 +225,7 @@ def measure(key: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any
     except Exception as error:  # any failure is a result
         row = key | {"error": first_line(error)}
     gc.unfreeze()
-    gc.collect()  # networks hold themselves in cycles once compiled
+    gc.collect()  # compiled networks are in reference cycles
     if arguments.device == "cuda":
         torch.cuda.empty_cache()
     return row
@@ -245,13 +245,13 @@ def describe(model: str, frames: int, size: int) -> dict[str, Any]:
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             net(clip)
-    except Exception as error:  # an input that the model refuses fails in each measurement too
+    except Exception as error:  # an input that the model rejects also fails in each measurement
         return row | {"error": first_line(error)}
     return row | {"gflops_per_clip": counter.get_total_flops() / 1e9}
 
 
 def keys(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What to measure, in order: TSM comes first at every batch and precision, as what others are compared with."""
+    """What to measure, in order: TSM comes first at every batch and precision, because others are compared with it."""
     found = []
     for precision, batch, model in itertools.product(arguments.precisions, arguments.batches, arguments.models):
         wanted = arguments.modes or DEFAULT_MODES[arguments.device][family(model)]
@@ -347,7 +347,7 @@ def main() -> None:
         row = measure(key, arguments)
         rows.append(row)
         for each in rows:
-            each.update(ratio(rows, each))  # TSM's own modes too, once all are known
+            each.update(ratio(rows, each))  # TSM's own modes too, once all have been measured
         print(text(row), flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -19,7 +19,7 @@ tensor in the step's precision and each pass reading and writing it once, with b
 
 The stem reads the clip in float32 and writes once (the backward reads the clip and its output's gradient); the head
 reads the last features once (the backward reads them and writes their gradient). Weights, optimizer, squeeze-excite and
-attention count nothing.
+attention are not counted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rubiks.models import TIERS, training_path
 from rubiks.models.training_support import supports
 from rubiks.nn import AttentionShift, RubiksBlock
 
-MARK = "part/"  # of the profiler's annotations that are ours
+MARK = "part/"  # prefix of our own profiler annotations
 PARTS = {"bn1": "bn", "conv2": "conv2", "bn2": "bn", "as3": "shift", "se": "se", "conv3": "conv3", "shortcut": "conv3"}
 REST = "relu, add"  # what a block does outside its modules
 COLUMNS = ("attention", "conv2", "shift", "se", "conv3", "bn", REST, "")
@@ -53,7 +53,7 @@ SECTIONS = ("stem", *(f"stage {i}" for i in range(5)), "head", "optimizer", "oth
 
 
 def annotate(module: nn.Module, section: str, part: str) -> None:
-    """Let the profiler see the module's forward as an annotation of its own."""
+    """Mark the module's forward with its own profiler annotation."""
     opened: list[record_function] = []
 
     def enter(module: nn.Module, inputs: Any) -> None:
@@ -68,7 +68,7 @@ def annotate(module: nn.Module, section: str, part: str) -> None:
 
 
 def annotate_network(net: nn.Module) -> None:
-    """Mark stem, stages, their blocks' parts and head, as far as the network has them under these names."""
+    """Mark stem, stages, the parts of their blocks, and head, if the network has them under these names."""
     for name, module in net.named_modules():
         last = name.rpartition(".")[2]
         stage = re.search(r"layer(\d)\.", name)
@@ -83,7 +83,7 @@ def annotate_network(net: nn.Module) -> None:
 
 
 def annotate_fused_blocks() -> None:
-    """Mark the stages of the fused blocks, which hooks on the modules would turn off."""
+    """Mark the stages of the fused blocks; hooks on the modules would turn these off."""
     stages = itertools.cycle(range(5))
     original = training_path.train_blocks
 
@@ -95,7 +95,7 @@ def annotate_fused_blocks() -> None:
 
 
 def least_bytes(net: nn.Module, run: Callable[[], Any], training: bool, itemsize: int) -> dict[str, int]:
-    """Bytes by section that the passes of the module's docstring move in one step."""
+    """Bytes by section that one step moves with the passes listed in the module's docstring."""
     moved: dict[str, int] = defaultdict(int)
 
     def block(section: str) -> Callable[..., None]:
@@ -133,7 +133,7 @@ def least_bytes(net: nn.Module, run: Callable[[], Any], training: bool, itemsize
 
 
 def traced(run: Callable[[], Any], device: str) -> profile:
-    """The profile of one call, after one that the profiler does not see."""
+    """The profile of one call, after an unprofiled one."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     run()
     with profile(activities=activities, acc_events=True) as trace:
@@ -154,7 +154,7 @@ def short(name: str) -> str:
 
 
 def kernels(trace: profile, device: str) -> list[dict[str, Any]]:
-    """Kernels or, on a CPU, operators by falling time."""
+    """Kernels or, on a CPU, operators, by decreasing time."""
     rows = []
     for event in trace.key_averages():
         if event.is_user_annotation or event.key.startswith(MARK):
@@ -183,7 +183,7 @@ def mark_of(event: Any) -> str | None:
 def parts(trace: profile, device: str) -> dict[tuple[str, str], float]:
     """Milliseconds by section and part."""
     events = sorted((e for e in trace.events() if e.device_type == DeviceType.CPU), key=lambda e: e.time_range.start)
-    # An autograd node bears the number of the forward operator that made it.
+    # An autograd node has the number of the forward operator that created it.
     made_by: dict[int, str] = {}
     for event in events:
         mark = mark_of(event)
@@ -267,7 +267,7 @@ def analyse(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("phase", "precision", "batch", "frames", "size", "device")
     setting = {name: getattr(arguments, name) for name in names}
     training = arguments.phase == "training"
-    # The plain network of one clip tells the shapes.
+    # The plain network on one clip gives the shapes.
     net, run = step(model, "eager", **{**setting, "batch": 1})
     itemsize = 2 if arguments.precision == "bf16" else 4
     moved = {name: n * arguments.batch for name, n in least_bytes(net, run, training, itemsize).items()}

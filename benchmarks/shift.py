@@ -3,10 +3,10 @@
     python benchmarks/shift.py [--dtypes float32 bfloat16] [--layouts contiguous channel-major] [--json FILE]
 
 The shapes are those of the large network's shifts for clips of 8 frames of 224 pixels. On a GPU, several calls on
-different tensors are captured in a CUDA graph and replayed, so that neither launches nor the cache count; the times are
-medians over replays, per call. A copy moves each byte twice (read and written); forward moves x and the output once,
-backward x, the upstream gradient and the gradient of x. On a CPU only the times and their ratio to the reference are
-given. The JSON file is written anew after every shape.
+different tensors are captured in a CUDA graph and replayed, so that neither launches nor the cache affect the times,
+which are medians over replays, per call. A copy moves each byte twice (read and written); forward moves x and the
+output once, backward x, the upstream gradient and the gradient of x. On a CPU only the times and their ratio to the
+reference are given. The JSON file is rewritten after every shape.
 """
 
 from __future__ import annotations

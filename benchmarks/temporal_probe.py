@@ -1,23 +1,23 @@
-"""What each variant of RubiksNet makes of time: trained on the built-in data set, whose classes are pairs of an action
-and the same played backwards.
+"""How each variant of RubiksNet uses time: trained on the built-in data set, whose classes are pairs of an action and
+the same played backwards.
 
     python benchmarks/temporal_probe.py [--tiers tiny small] [--variants rubiks3d ...] [--seeds 0 1 2] [--json FILE]
 
 Every network is trained from random weights for the same number of steps on the same clips, which are drawn once and
-stay on the device. Of each validation clip one centre crop is scored. Columns, means and standard deviations over the
+stay on the device. One centre crop of each validation clip is scored. Columns, means and standard deviations over the
 seeds:
 
-    top-1       of the clips as they are
+    top-1       of the unchanged clips
     shuffled    top-1 with the frames in random order
-    reversed    top-1, against the original label, with the frames in reverse: who sees time then answers with the other
-                class of the pair
+    reversed    top-1, against the original label, with the frames in reverse: a network that uses time then answers
+                with the other class of the pair
     pair        how often the logit of the right class is above that of the other of its pair; without time 50%
     budget      with temporal attention, the share of channels whose attention is largest on another frame
 
-GFLOPs are of one clip, those of convolutions and matrix products, two a multiply-add; shifts count nothing. The recipe:
-AdamW at 2e-3 for a batch of 16, weight decay 0.05, cosine after 10% of warm-up, shifts at the same rate with gradients
-normalised per channel; random frames of each segment, random crop, brightness and colour. On a GPU bfloat16, as
-training has by default. The JSON file is written anew after every network.
+GFLOPs are of one clip, those of convolutions and matrix products, two per multiply-add; shifts are not counted. The
+recipe: AdamW at 2e-3 for a batch of 16, weight decay 0.05, cosine after 10% of warm-up, shifts at the same rate with
+gradients normalised per channel; random frames of each segment, random crop, brightness and colour. On a GPU bfloat16,
+as in training by default. The JSON file is rewritten after every network.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Drawn(Dataset):
 
 def draw(plan: Plan, split: int, kept: int, side: int, workers: int, device: str) -> Clips:
     data = Drawn(plan, [clip for clip in plan.clips() if clip.split == split], kept, side)
-    # Copied at once, so that little of the memory that processes share is needed.
+    # Copied at once, so that little shared memory is needed.
     copies = [[part.to(device, copy=True) for part in batch] for batch in DataLoader(data, 8, num_workers=workers)]
     frames, labels = zip(*copies, strict=True)
     return Clips(torch.cat(frames), torch.cat(labels))
@@ -108,7 +108,7 @@ def training_views(clips: Clips, indices: Tensor, frames: int, size: int) -> Ten
 
 
 def recoloured(x: Tensor) -> Tensor:
-    """Normalised views (B, T, 3, H, W) with another contrast for each clip, and brightness for each of its colours."""
+    """Normalised views (B, T, 3, H, W) with a random contrast per clip and a random brightness per colour."""
     contrast = torch.empty(len(x), 1, 1, 1, 1, device=x.device).uniform_(0.8, 1.2)
     brightness = torch.empty(len(x), 1, 3, 1, 1, device=x.device).uniform_(-0.2, 0.2)
     return x * contrast + brightness
@@ -119,7 +119,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def train(net: RubiksNet, clips: Clips, recipe: Recipe, attention: AttentionSchedule, steps: int, size: int) -> float:
-    """Train for a number of steps, which the recipe sees as one epoch; steps per second, without the first few."""
+    """Train for a number of steps, one epoch of the recipe; returns steps per second, without the first few."""
     device = clips.labels.device
     net.train()
     normalize = Normalize().to(device)
@@ -152,7 +152,7 @@ def train(net: RubiksNet, clips: Clips, recipe: Recipe, attention: AttentionSche
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, when the device has done all its work."""
+    """The time in seconds, after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -127,18 +127,18 @@ def start(
     """
     if not saved.position:
         raise InputError(
-            f"{saved.path} does not say where training stands, as states of earlier versions; start a new run from its "
-            f"weights with init={saved.path}"
+            f"{saved.path} is from an earlier version and does not record where training stopped; start a new run from "
+            f"its weights with init={saved.path}"
         )
     position = Position(**saved.position)
     if position.epoch > epochs or (position.epoch == epochs and position.videos):
         raise InputError(
-            f"{saved.path} is the state after {position}, and recipe.epochs={epochs} is less: raise recipe.epochs"
+            f"{saved.path} was saved after {position}, more than recipe.epochs={epochs}: raise recipe.epochs"
         )
     if max_steps is not None and position.steps >= max_steps:
         raise InputError(
-            f"{saved.path} is the state after {position}, and trainer.max_steps={max_steps} is reached: raise "
-            "it, or leave it out"
+            f"{saved.path} was saved after {position}, so trainer.max_steps={max_steps} has been reached: raise it or "
+            "leave it out"
         )
     return epoch_of(trainer, data).settle(position)
 
@@ -181,8 +181,8 @@ def refuse(found: list[Change], folder: Path, started: list[str], asked: list[st
     if not other_weights:
         anew.append(setting("init", folder / "checkpoints" / "last.ckpt"))
     return InputError(
-        f"{folder} was started otherwise, and cannot go on so: {what}.\n"
-        f"To go on: {command(folder, merged(started, asked, found))}\n"
+        f"{folder} was started with other settings and cannot resume with these: {what}.\n"
+        f"To resume: {command(folder, merged(started, asked, found))}\n"
         f"To start a new run{'' if other_weights else ' from its weights'}: {command(None, anew)}"
     )
 

@@ -40,7 +40,7 @@ class VariantSettings(Settings, section="variant"):
 class Experiment(Settings):
     """The settings that training and evaluation share."""
 
-    run: Any = Field(description="names the run's folder, outputs/RUN")
+    run: Any = Field(description="name of the run's folder, outputs/RUN")
     protocol: ProtocolSettings
     trainer: TrainerSettings = TrainerSettings()
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: a GPU if there is one")
@@ -80,7 +80,7 @@ class Experiment(Settings):
         if sampling.span is None and chosen.clips > 2:
             raise InputError(
                 f"protocol.clips must be 1 or 2 with uniform sampling, got {chosen.clips}; choose another protocol, or "
-                "protocol.sampling=dense, which has any number"
+                "protocol.sampling=dense, which allows any number"
             )
         if chosen.short_side is not None and chosen.short_side < size:
             raise chosen.wrong("short_side", f"at least data.size={size}, the side of the crops")
@@ -127,7 +127,7 @@ class Training(Experiment):
     cuda_graphs: bool = Field(
         True,
         description="on a GPU, record a training step's kernels and launch them together, if the fused blocks run; "
-        "false: launch them one by one, which holds less memory between steps",
+        "false: launch them one by one, which uses less memory between steps",
     )
 
     @model_validator(mode="after")
@@ -136,8 +136,8 @@ class Training(Experiment):
         self.protocol_for(sampling)
         if sampling.span is None and self.augment.temporal_jitter:
             raise InputError(
-                "augment.temporal_jitter=true is for data.sampling=dense; uniform sampling takes a random frame of "
-                "each segment anyway. Leave one of them out"
+                "augment.temporal_jitter=true needs data.sampling=dense; data.sampling=uniform takes a random frame "
+                "from each segment anyway. Change one of them"
             )
         if self.recipe.ema_decay is not None and str(self.precision) in ("16-true", "bf16-true"):
             raise InputError(
@@ -160,7 +160,7 @@ class Training(Experiment):
             raise InputError(
                 f"data.size={sampling.size}, data.num_frames=1, data.clips_per_video=1 and "
                 f"recipe.batch_size={self.recipe.batch_size}{of} leave batch norm a single value per channel in the "
-                f"last stage, too few to train; raise data.size above {STRIDE}, or one of the others above 1"
+                f"last stage, too few to train on; raise data.size above {STRIDE}, or one of the others above 1"
             )
 
 
@@ -175,7 +175,7 @@ class Evaluation(Experiment):
     aq: AttentionSchedule | None = None  # comes with variant=rubiks3d-aq; only training uses it
     data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, *Evaluation.DATA))]
     ckpt: Name | None = Field("latest", description="a checkpoint, ours or official, a run's folder, or latest")
-    batch_size: Count = Field(16, description="videos at a time")
+    batch_size: Count = Field(16, description="videos per batch")
     frame_order: FrameOrder = Field("natural", description="order of the frames in time; another one is no score")
     temporal: bool = Field(
         False,

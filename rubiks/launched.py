@@ -56,11 +56,11 @@ def check(devices: int, nodes: int) -> None:
         who = f"srun has started {started} tasks"
     elif "LOCAL_RANK" in os.environ and not processes.is_child():
         started = _number("WORLD_SIZE", 1)
-        who = f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set, as for one of {started} processes (WORLD_SIZE)"
+        who = f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set, which means one of {started} processes (WORLD_SIZE)"
         if started != wanted:
             raise InputError(
-                f"{who}, but trainer.devices and trainer.num_nodes make {wanted}: unset LOCAL_RANK, so that they are "
-                "started here, or start all of them, with WORLD_SIZE"
+                f"{who}, but trainer.devices and trainer.num_nodes make {wanted}: unset LOCAL_RANK to let "
+                "this command start them, or start all of them yourself and set WORLD_SIZE"
             )
         return
     else:
@@ -68,7 +68,7 @@ def check(devices: int, nodes: int) -> None:
         if nodes > 1 and missing and not processes.is_child():
             raise InputError(
                 f"trainer.num_nodes={nodes}, but {', '.join(missing)} is not set: start this with torchrun or srun, or "
-                "on each machine with MASTER_ADDR, MASTER_PORT and NODE_RANK"
+                "on each machine with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
             )
         return
     if started != wanted:

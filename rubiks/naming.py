@@ -37,7 +37,7 @@ def named_run(name: object, command: CommandLine) -> runs.Run | None:
 
 def _folder_name(name: object, command: CommandLine) -> str:
     if not re.fullmatch(r"[\w.,=+-]+", str(name)) or set(str(name)) <= {"."}:
-        raise InputError(f"run must be a name of letters, digits and ._,=+- (it names a folder), got {name!r}")
+        raise InputError(f"run must be a folder name of letters, digits and ._,=+-; got {name!r}")
     return str(name) if command.job is None else f"{name}-{command.job}"
 
 
@@ -46,7 +46,7 @@ def unfinished(run: runs.Run, epochs: int) -> SavedNetwork | None:
     done = run.epochs_finished()
     if done is not None and done >= epochs:
         raise InputError(
-            f"{run.folder} holds a finished run of {done} epochs; choose another run=, raise recipe.epochs to go on, "
-            "or remove the folder"
+            f"{run.folder} contains a finished run of {done} epochs; choose another run=, raise recipe.epochs to "
+            "continue, or remove the folder"
         )
     return run.read_last()

@@ -206,24 +206,26 @@ class _Watch:
         if "signal" in kinds:  # the others may have waited for it
             raise Interrupted(self.received.signal or kinds["signal"][1].signal, kinds["signal"][1].text)
         if self.received.signal is not None:
-            why = f"process {silent[0]} of {total} did not reach the end of its step" if silent else ""
+            why = f"process {silent[0]} of {total} did not finish its step" if silent else ""
             raise Interrupted(self.received.signal, why)
         if self.hangs is None:
             for rank, status in enumerate(statuses):
                 if status < 0 and rank not in self.killed:
                     raise InputError(
                         f"process {rank} of {total} was killed ({signal.Signals(-status).name}), often by the system "
-                        "for lack of memory; the same command goes on from the last saved state"
+                        "for lack of memory; the same command resumes from the last saved state"
                     )
         if self.hangs is not None or silent:
             rank = silent[0] if self.hangs is None else self.hangs
             raise InputError(
                 f"process {rank} of {total} hangs: the others waited for it for {self.timeout:g} s (process_timeout); "
-                "the same command goes on from the last saved state"
+                "the same command resumes from the last saved state"
             )
         if "lost" in kinds:
             rank, found = kinds["lost"]
-            print(f"process {rank} of {total} lost the others:\n{found.text}", end="", file=sys.stderr)
+            print(
+                f"process {rank} of {total} lost its connection to the others:\n{found.text}", end="", file=sys.stderr
+            )
         else:
-            print(f"the processes ended with exit statuses {', '.join(map(str, statuses))}", file=sys.stderr)
+            print(f"the processes exited with statuses {', '.join(map(str, statuses))}", file=sys.stderr)
         sys.exit(1)

@@ -78,7 +78,7 @@ class Run:
         try:
             return int(json.loads(self.finished.read_text())["epochs"])
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self.finished} is damaged; remove it to go on from the run's checkpoint") from None
+            raise InputError(f"{self.finished} is damaged; remove it to resume from the run's checkpoint") from None
 
     def matches(self, data: str, **chosen: str) -> bool:
         """Whether the run was trained on this data set, with the tier and variant if they are given."""
@@ -106,8 +106,8 @@ class Run:
                 return checkpoint.read(present.pop(0))
             except InputError as error:
                 if not present:
-                    raise InputError(f"{error}; remove {self.folder} to train anew") from None
-                log.warning("%s; going on from %s", error, present[0])
+                    raise InputError(f"{error}; remove {self.folder} to train from scratch") from None
+                log.warning("%s; resuming from %s", error, present[0])
         return None
 
     @contextlib.contextmanager
@@ -120,7 +120,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"the run's folder {self.folder} cannot be made: {error.strerror}") from None
+            raise InputError(f"the run's folder {self.folder} cannot be created: {error.strerror}") from None
         try:
             yield
         finally:
@@ -158,9 +158,9 @@ def _lock(file: IO[str], run: Run) -> None:
     except (BlockingIOError, PermissionError):
         file.seek(0)
         owner = file.read().strip() or "another process"
-        raise InputError(f"{run.folder} is in use by {owner}; wait for its end, or choose another run=") from None
+        raise InputError(f"{run.folder} is in use by {owner}; wait until it ends, or choose another run=") from None
     except OSError as error:  # a file system without locks
-        log.warning("%s cannot be locked (%s): take care that no other process trains in it", run.folder, error)
+        log.warning("%s cannot be locked (%s): make sure that no other process trains in it", run.folder, error)
     file.seek(0)
     file.truncate()
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -181,10 +181,10 @@ def new(name: str) -> Run:
             folder.mkdir()
         except FileExistsError:
             if not OUTPUTS.is_dir():
-                raise InputError(f"the run's folder {folder} cannot be made: {OUTPUTS} is not a folder") from None
+                raise InputError(f"the run's folder {folder} cannot be created: {OUTPUTS} is not a folder") from None
             number += 1
         except OSError as error:
-            raise InputError(f"the run's folder {folder} cannot be made: {error.strerror}") from None
+            raise InputError(f"the run's folder {folder} cannot be created: {error.strerror}") from None
         else:
             return Run(folder)
 

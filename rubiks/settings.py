@@ -128,6 +128,8 @@ def _sentence(model: type[Settings], values: Mapping[str, Any], error: Validatio
         return f"{key} is not set"
     field = model.model_fields[name]
     advice = next((f"; {part.advice.format(key=key)}" for part in _expected(field) if part.advice), "")
+    if (section := section_of(field)) is not None:
+        advice = f"; set its keys, for example {key}.{next(iter(section.model_fields))}=VALUE, or leave {key} out"
     words = expectation(field, values[name])
     return f"{key} must be {words}{';' if ', ' in words else ','} got {shown(values[name])}{advice}"
 
@@ -157,7 +159,9 @@ def _words(kind: Any, metadata: Any, value: Any) -> str:
         return f"a list, each {_words(get_args(kind)[0], (), value)}"
     if kind in (int, float):
         return ("a whole number" if kind is int else "a number") + _range(bounds, value)
-    return {bool: "true or false", str: "text", type(None): "null"}.get(kind, "a section")
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return f"a section with {', '.join(kind.model_fields)}"
+    return {bool: "true or false", str: "text", type(None): "null"}[kind]
 
 
 def _choice(words: list[str]) -> str:

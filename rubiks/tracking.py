@@ -41,7 +41,7 @@ Word = Annotated[str, Expected("a name", "quote a number: '\"5\"'")]
 class WandbSettings(Settings, section="logger.wandb"):
     """Weights & Biases."""
 
-    project: Word = Field("rubiks", description="the project that runs go to")
+    project: Word = Field("rubiks", description="the project for the runs")
     entity: Word | None = Field(None, description="user or team; null: the default one")
     tags: Annotated[tuple[str, ...], AsTuple, Expected("a list of words, as in logger.wandb.tags=[a,b]")] = Field(
         (), description="tags of the run"
@@ -57,9 +57,7 @@ class LoggerSettings(Settings, section="logger"):
     """Where the training curves go: any of these, or several together."""
 
     csv: bool = Field(True, description="csv/version_0/metrics.csv in the run's folder")
-    wandb: Annotated[WandbSettings | None, Expected("null or a section with project, entity, tags, mode")] = Field(
-        WandbSettings(), description="Weights & Biases; null: off"
-    )
+    wandb: WandbSettings | None = Field(WandbSettings(), description="Weights & Biases; null: off")
     tensorboard: bool = Field(
         False,
         description="for `tensorboard --logdir outputs` (pip install tensorboard); csv, wandb and this can be on "
@@ -75,7 +73,7 @@ def loggers(settings: LoggerSettings, run: Run, config: dict[str, Any], leader: 
             unless the W&B server refused the run after it had accepted the key.
     """
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise InputError("logger.tensorboard=true needs a package that is not installed: pip install tensorboard")
+        raise InputError("logger.tensorboard=true needs tensorboard, which is not installed: pip install tensorboard")
     options = settings.wandb if settings.wandb is not None and settings.wandb.mode != "disabled" else None
 
     chosen: list[Logger] = []
@@ -127,7 +125,7 @@ def _mode(wanted: str) -> tuple[str, str]:
         settings = wandb.setup(wandb.Settings(show_info=False)).settings
     except ValueError as error:
         raise InputError(
-            f"an environment variable WANDB_... or W&B's file of settings is wrong: {' '.join(str(error).split())}"
+            f"an environment variable WANDB_... or W&B's settings file is wrong: {' '.join(str(error).split())}"
         ) from None
     if wanted != "auto":
         return wanted, f"logger.wandb.mode={wanted}"
@@ -182,7 +180,9 @@ def _begin(options: WandbSettings, run: Run, config: dict[str, Any]) -> Any:
     if experiment is None:
         problem = " ".join(problem.split())
         if insists:
-            raise InputError(f"{insists}, but {problem}. To do without W&B's server, choose logger.wandb.mode=offline")
+            raise InputError(
+                f"{insists}, but {problem}. To train without W&B's server, choose logger.wandb.mode=offline"
+            )
         log.warning("W&B: offline, because %s", problem)
         experiment = _init(options, run, config, "offline")
     elif mode != "offline":

@@ -30,7 +30,9 @@ def network(settings: Training, classes: Sequence[str], use_init: bool = True) -
         if saved.variant == inflation.FROM and variant in inflation.INTO and saved.tier == tier:
             inflation.inflate(net, RubiksNet.from_saved(saved), settings.init_temporal)
             variants = ", to ".join(f"{name} ({VARIANTS[name].about})" for name in (saved.variant, variant))
-            log.info("init: inflated from %s, in time by init_temporal=%s", variants, settings.init_temporal)
+            log.info(
+                "init: inflated from %s, with temporal shifts by init_temporal=%s", variants, settings.init_temporal
+            )
         else:
             _check_same_network(saved, tier, variant)
             checkpoint.load_weights(net, saved)
@@ -49,9 +51,9 @@ def _check_same_network(saved: SavedNetwork, tier: str, variant: str) -> None:
     """Raise InputError unless the checkpoint of `init` is of the chosen tier and variant."""
     if (saved.tier, saved.variant) != (tier, variant):
         raise InputError(
-            f"init={saved.path} holds tier={saved.tier} variant={saved.variant}, but tier={tier} variant={variant} is "
-            f"chosen; add tier={saved.tier} variant={saved.variant}. From {inflation.FROM}, the variants "
-            f"{', '.join(inflation.INTO)} of the same tier can start too"
+            f"init={saved.path} has tier={saved.tier} variant={saved.variant}, but tier={tier} variant={variant} is "
+            f"chosen; add tier={saved.tier} variant={saved.variant}. The variants {', '.join(inflation.INTO)} can also "
+            f"start from {inflation.FROM} of the same tier"
         )
 
 
@@ -84,7 +86,7 @@ def evaluated(settings: Evaluation, command: CommandLine) -> SavedNetwork:
         if found is None:
             wanted = " ".join(f"{key}={name}" for key, name in {"data": data, **chosen}.items())
             raise InputError(
-                f"ckpt=latest: no run of {wanted} with a checkpoint in {runs.OUTPUTS.resolve()}. "
+                f"ckpt=latest: no run with {wanted} and a checkpoint in {runs.OUTPUTS.resolve()}. "
                 "Train one with train.py, or give ckpt=FILE"
             )
         path = found.checkpoint()
@@ -93,12 +95,12 @@ def evaluated(settings: Evaluation, command: CommandLine) -> SavedNetwork:
         if path is None:
             raise InputError(f"ckpt={settings.ckpt} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
     if path is None:
-        raise InputError("ckpt is empty; give a checkpoint file, a run's folder, or latest")
+        raise InputError("ckpt is not set; give a checkpoint file, a run's folder, or latest")
     saved = checkpoint.read(path)
     wrong = [f"{key}={name}" for key, name in chosen.items() if name != getattr(saved, key)]
     if wrong:
         raise InputError(
-            f"ckpt={saved.path} holds tier={saved.tier} variant={saved.variant}, but {' '.join(wrong)} is chosen; "
+            f"ckpt={saved.path} has tier={saved.tier} variant={saved.variant}, but {' '.join(wrong)} is chosen; "
             "leave tier and variant out, they come from the checkpoint"
         )
     return saved

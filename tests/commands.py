@@ -27,7 +27,7 @@ from rubiks.training.pictures import ShiftPictures
 
 
 class Captured:
-    """What is written to stdout and stderr, where pytest's fixtures for it cannot be had."""
+    """Captures stdout and stderr, where pytest's fixtures for it are not available."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._streams = io.StringIO(), io.StringIO()
@@ -35,7 +35,7 @@ class Captured:
             monkeypatch.setattr(sys, name, stream)
 
     def readouterr(self) -> tuple[str, ...]:
-        """What has come since the last call."""
+        """What was written since the last call."""
         texts = tuple(stream.getvalue() for stream in self._streams)
         for stream in self._streams:
             stream.seek(0)
@@ -63,10 +63,10 @@ def _logs_images(trainer: pl.Trainer) -> bool:
 
 
 class Commands:
-    """train.py and eval.py as a user types them, in a folder of their own.
+    """train.py and eval.py as a user types them, in a separate folder.
 
-    Pictures of the shifts are only drawn where they are asked for, or logged: they take longer than a small training.
-    So does a collection of the tests' garbage: what train.py asks of `gc` is only noted.
+    Pictures of the shifts are only drawn for tests that ask for them or log them, since they take longer than a small
+    training. So does collecting the tests' garbage: train.py's calls of `gc` are only recorded.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Commands:
             )
 
     def start(self, name: str, arguments: tuple[str, ...]) -> None:
-        """train.py or eval.py as it is: it prints, and may exit."""
+        """Run train.py or eval.py, which prints and may exit."""
         self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         # Hydra composes the configuration twice, first to learn hydra.mode alone, which nobody sets here, and reads
         # each of its files twice.
@@ -136,6 +136,6 @@ class Commands:
 
 
 BASE = ("device=cpu", "data.workers=0")
-# What Lightning says of runs as small as those of tests.
+# Lightning's warnings about runs as small as those of tests.
 SMALL_RUNS = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*")
 ENTRIES = {"train": (cli_train.train, Training), "eval": (evaluate, Evaluation)}

@@ -1,4 +1,4 @@
-"""Configurations for tests: composed once for the same choices, since Hydra takes its time, then changed in a copy."""
+"""Configurations for tests: composed once for the same choices, since Hydra is slow, then changed in a copy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def command_line(name: str, *choices: str) -> DictConfig:
 
 
 def leaves(node: DictConfig) -> Iterator[str]:
-    """The keys of a configuration that are no sections."""
+    """The keys of a configuration that are not sections."""
 
     def walk(tree: dict, prefix: str) -> Iterator[str]:
         for key, value in tree.items():

@@ -47,7 +47,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def commands(monkeypatch, capsys, tmp_path):
-    """train.py and eval.py in this process, in a folder of the test's own."""
+    """train.py and eval.py in this process, in the test's own folder."""
     from commands import Commands  # it takes ROOT from here
 
     return Commands(monkeypatch, capsys, tmp_path)
@@ -61,7 +61,7 @@ class Fits(list):
 
 @pytest.fixture
 def fits(monkeypatch):
-    """What train.py gives to Lightning's fit, which trains nothing here."""
+    """What train.py passes to Lightning's fit, which trains nothing here."""
     calls = Fits()
     ours = logging.getLogger("rubiks")
     level = ours.level
@@ -78,7 +78,7 @@ def fits(monkeypatch):
 
 
 def watch_flushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Gathers what stands on a captured stdout whenever it is flushed, so that a pipe's reader has it at once."""
+    """Collects a captured stdout whenever it is flushed, so that a pipe's reader gets it at once."""
     texts: list[str] = []
     stream = sys.stdout
     monkeypatch.setattr(stream, "flush", lambda: texts.append(stream.getvalue()))
@@ -113,7 +113,7 @@ def rubiks_command(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def small_network():
-    """tier=tiny is a network of one narrow block in each stage: for tests of what happens around a network."""
+    """Makes tier=tiny a network of one narrow block per stage, for tests of what happens around a network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TIERS, "tiny", SMALL_TIER)
         yield
@@ -140,12 +140,12 @@ def fused_kernels() -> None:
 @pytest.fixture(autouse=True)
 def _as_in_a_new_process() -> None:
     torch.manual_seed(0)
-    rank_zero_only.rank = 0  # Lightning keeps that of the last trainer
+    rank_zero_only.rank = 0  # Lightning keeps the last trainer's
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more process than cores, since many tests wait: for a server, a signal, other processes."""
+    """One more process than cores, since many tests wait for a server, a signal or other processes."""
     return cores() + 1
 
 
@@ -157,7 +157,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now stays: collections of garbage need not go over it again and again."""
+    """Keep what has been imported by now out of garbage collections."""
     gc.collect()
     gc.freeze()
 

@@ -1,7 +1,7 @@
 """train.py with a fault at one place, for tests: FAULT="STEP RANK EPOCH BATCH WHAT" in the environment.
 
 STEP is training or validation; WHAT is raise, input, nan, a signal that the process sends to itself (SIGKILL, SIGTERM,
-...), hang, or wait, for one second: both print "inside" before, for a test to do something meanwhile.
+...), hang, or wait, for one second; both print "inside" first, so that a test can act meanwhile.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""train.py and eval.py in processes of their own, forked from that of the tests: a new interpreter imports for seconds.
+"""train.py and eval.py in processes forked from the tests' process, since a new interpreter would import for seconds.
 
-They have their own signals, environment, output and exit status, and so have the processes that they start.
+They have their own signals, environment, output and exit status, as do the processes that they start.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def start(folder: Path, name: str, *choices: str, fault: str = "", **environment
 
 
 def start_torchrun(folder: Path, processes: int, *choices: str) -> subprocess.Popen:
-    """Start as many processes of train.py by torchrun, which is itself forked from the tests."""
+    """Start this many processes of train.py by torchrun, which is itself forked from the tests."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return _start(folder, [sys.executable, *launcher, *_words("train", choices)], {})
 
@@ -59,7 +59,7 @@ def _start(folder: Path, command: Sequence[str], environment: Mapping[str, str])
 
 
 def end(process: subprocess.Popen, timeout: float = 180) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr, once no process is left that could write to them."""
+    """Exit status, stdout and stderr, once no process is left to write to them."""
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -86,10 +86,10 @@ def _let_go() -> None:
 
 
 def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
-    """In the forked process, where a new interpreter would be called: be the command instead."""
+    """In the forked process, run the command instead of starting a new interpreter."""
     status = 1
     try:
-        gc.freeze()  # what is not of this process, as the ends of threads that it does not have, stays as it is
+        gc.freeze()  # objects of the parent, such as threads that this process does not have, are left alone
         gc.unfreeze = lambda: None
         multiprocessing.process._children = set()
         _let_go()
@@ -120,7 +120,7 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        for child in multiprocessing.active_children():  # as an interpreter does at its end
+        for child in multiprocessing.active_children():  # as an interpreter does at exit
             child.terminate()
             child.join()
         sys.stdout.flush()

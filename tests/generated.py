@@ -1,4 +1,4 @@
-"""Small video files of every kind that people have, made here: codec, container, groups of pictures, times, turns."""
+"""Small generated video files of every kind that people have: codec, container, groups of pictures, times, turns."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def x265(parameters: str) -> Write:
 
 
 def remuxed(write: Write, change: Callable[[list[av.Packet]], list[av.Packet]], **options: str) -> Write:
-    """The packets of another file, changed, in the container that the new file's name gives."""
+    """Changed packets of another file, in the container that the new file's name gives."""
 
     def rewrite(path: Path) -> None:
         source = path.with_name(f"source of {path.stem}.mkv")
@@ -141,7 +141,7 @@ def _jitter(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 def _turned_by_sei(packets: list[av.Packet]) -> list[av.Packet]:
-    """A display orientation within H.264, which the first frame alone has."""
+    """A display orientation within H.264, only in the first frame."""
     change = BitStreamFilterContext("h264_metadata=display_orientation=insert:rotate=90", packets[0].stream)
     return [new for packet in packets for new in change.filter(packet)]
 
@@ -155,7 +155,7 @@ def _swapped(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 def _without_order(packets: list[av.Packet]) -> list[av.Packet]:
-    """In the order of the packets, whatever the order of the frames."""
+    """With time stamps in the order of the packets, whatever the order of the frames."""
     times = sorted(packet.pts for packet in packets)
     for packet, time in zip(packets, times, strict=True):
         packet.pts = packet.dts = time
@@ -163,7 +163,7 @@ def _without_order(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 def _like(packet: av.Packet, content: bytes, later: int = 0) -> av.Packet:
-    """A packet with other content, and so much later."""
+    """A packet with other content, this much later."""
     new = av.Packet(content)
     new.pts = new.dts = packet.pts + later
     new.time_base, new.is_keyframe = packet.time_base, packet.is_keyframe
@@ -197,7 +197,7 @@ def _hidden_packets(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 def _hide(packets: list[av.Packet]) -> list[av.Packet]:
-    """Every fifth frame of VP8 as one that is decoded but not shown, as alt-ref frames are."""
+    """VP8 in which every fifth frame is decoded but not shown, like an alt-ref frame."""
     hidden = []
     for number, packet in enumerate(packets):
         content = bytes(packet)
@@ -237,7 +237,7 @@ def packed_b_frames(path: Path) -> None:
 
 
 def two_sizes(codec: str, pixels: str = "yuv420p") -> Write:
-    """The second half has frames of another size, which the container does not know of."""
+    """The second half has frames of another size, which the container does not mention."""
 
     def write(path: Path) -> None:
         options = {"preset": "veryfast", "x264-params": "repeat-headers=1"} if codec == "libx264" else {}
@@ -265,7 +265,7 @@ def _mux(container: av.container.OutputContainer, stream: av.VideoStream, packet
 
 
 def joined(path: Path) -> None:
-    """Two recordings, one after the other, whose times are the same but for a part of a second."""
+    """Two recordings, one after the other, whose times differ by only a fraction of a second."""
     parts = []
     for times, images in ((range(30), moving_square(30)), (range(1, 31), 255 - moving_square(30))):
         encoded("h264", b_frames=0, times=times, images=images)(path)
@@ -292,7 +292,7 @@ def with_cover(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    """Cut without encoding it anew, so that frames before the cut are kept and hidden."""
+    """Cut without re-encoding, so that frames before the cut are kept and hidden."""
     source = path.with_name("whole.mp4")
     encoded("h264", b_frames=2)(source)
     cut_without_encoding(str(source), path, 17)

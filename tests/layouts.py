@@ -83,8 +83,8 @@ def make_shards(root: Path) -> None:
 
 
 LISTS = {"train_list": "t", "val_list": "v", "labels": "l"}
-# Data set, its keys with values that are not the defaults, what makes its folder, and the names that are listed. Every
-# other name than the configured one is absent, so that a key that is not handed on is an error.
+# Data set, its keys with non-default values, what makes its folder, and the names that are listed. Only the configured
+# names exist, so a key that is not passed on is an error.
 SOURCES = [
     ("ssv1", {"release": "r", "videos": "vids", "first_frame": 0}, make_20bn, ["1"], ["2"]),
     ("jester", {"release": "r", "videos": "vids", "first_frame": 0}, make_20bn, ["1"], ["2"]),

@@ -77,7 +77,7 @@ class Made:
         return assemble.trainer(self.settings, callbacks, stop, max_epochs=3)
 
     def everything(self) -> None:
-        """Make all but the network, which takes long: what is wrong is found then."""
+        """Make everything except the network, which is slow: by then every wrong value has been found."""
         _ = self.settings, self.mixing, self.val, self.data, self.trainer
 
     def callback(self, kind: type):

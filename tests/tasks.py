@@ -1,4 +1,4 @@
-"""What tests have workers do. They import this module anew, so it imports little."""
+"""Functions that tests run in workers. Each worker imports this module, so it imports little."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whatever file comes: every reader returns the frames of a decode from the start, and `rubiks check` agrees.
+"""For every kind of file, every reader returns the frames of a decode from the start, and `rubiks check` agrees.
 
-The files are those of `generated`; a few more were made with other programs. Nothing is left out: a reader that is not
-installed skips with its reason.
+The files are those of `generated`; a few more were made with other programs. A reader that is not installed is skipped,
+with the reason.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rubiks.errors import InputError
 RECORDED = Path(__file__).parent / "data"
 NAMES = [*FILES, *(path.name for path in sorted(RECORDED.iterdir()))]
 
-# What must not get slow: files that any library may seek in, and those that PyAV alone reads from within.
+# Files that must stay fast: those that any library may seek in, and those in which only PyAV seeks.
 ANY_LIBRARY = [
     *(f"h264 closed.{kind}" for kind in ("mp4", "mov", "mkv")),
     *("h264 pyramid.mp4", "h264 no b-frames.mp4", "h264 fragments.mp4", "h264 slices.mp4", "h264 turned.mp4"),
@@ -81,7 +81,7 @@ _truths: dict[Path, np.ndarray] = {}
 
 
 def truth(path: Path) -> np.ndarray:
-    """Every frame decoded from the start, scaled and turned, pixel by pixel, as the first one is."""
+    """Every frame decoded from the start, scaled and turned like the first one, pixel by pixel."""
     if path not in _truths:
         images: list[np.ndarray] = []
         with av.open(str(path)) as container:
@@ -128,7 +128,7 @@ def assert_any_frames_equal(record: VideoRecord, reader: str, frames: np.ndarray
 def test_frames_are_those_of_a_decode_from_the_start(files, reader, name):
     record, frames = VideoRecord(str(files / name), 0), truth(files / name)
     assert_any_frames_equal(record, reader, frames)
-    with open_video(record, reader) as video:  # and again, in any order, from one that is open
+    with open_video(record, reader) as video:  # and again, in any order, from an open one
         for indices in ([0], range(len(frames)), [5, 2], [9], [9]):
             np.testing.assert_array_equal(as_images(video.frames(indices)), frames[indices], str(indices))
 
@@ -139,7 +139,7 @@ def test_check_agrees_and_what_it_found_serves_the_readers(files, reader, name):
     frames, entry = truth(path), examined(path)
     assert (entry.frames, entry.height, entry.width) == frames.shape[:3]
     with VideoFile(str(path)) as video:
-        assert (entry.seek, entry.key_frames) == (video.seek, video.key_frames)  # what packets say held in decoding
+        assert (entry.seek, entry.key_frames) == (video.seek, video.key_frames)  # as the packets say
     checked = CheckedFile(entry.size, entry.frames, entry.key_frames, entry.seek)
     assert_any_frames_equal(VideoRecord(str(path), 0, checked=checked), reader, frames, seed=1)
 
@@ -152,7 +152,7 @@ def examined(path: Path) -> Entry:
 @pytest.mark.parametrize("name", ANY_LIBRARY)
 @pytest.mark.parametrize("library", ["decord", "torchcodec"])
 def test_a_library_reads_what_any_may_read(files, library, name, monkeypatch):
-    """The tests above hold for PyAV alone too, to which all errors of a library lead."""
+    """The tests above would also pass if PyAV read everything, as it does after any error of a library."""
     for other in ("_in_order", "_from_entries"):
         monkeypatch.setattr(VideoFile, other, lambda self, indices: pytest.fail("PyAV reads it"))
     frames = truth(files / name)
@@ -161,7 +161,7 @@ def test_a_library_reads_what_any_may_read(files, library, name, monkeypatch):
 
 
 def test_the_truth_is_not_trivial(files):
-    """Frames differ from each other, and hidden, repeated and dropped ones are there."""
+    """Frames differ from each other, and some are hidden, repeated or dropped."""
     lengths = {name: len(truth(files / name)) for name in NAMES}
     for name in set(NAMES) - {path.name for path in RECORDED.iterdir()}:
         images = truth(files / name)
@@ -185,7 +185,7 @@ def test_files_are_sought_in(files, names, seek):
 
 @pytest.mark.parametrize("name", [*ANY_LIBRARY, *PYAV_ALONE])
 def test_seeking_decodes_few_frames(files, name, monkeypatch):
-    """The frame before the last is had without decoding all those before it, so seeking is no pretence."""
+    """The last frame but one is read without decoding all those before it, so seeking really happens."""
     monkeypatch.setattr(VideoFile, "_in_order", lambda self, indices: pytest.fail("decoded in order"))
     decoded = []
     image = Screen.image
@@ -196,7 +196,7 @@ def test_seeking_decodes_few_frames(files, name, monkeypatch):
         assert len(decoded) <= 2  # with the first, which gives the size
 
 
-# The command turns by any angle, and before version 7 not by what H.264 itself says.
+# The command turns by any angle, but before version 7 ignores the orientation within H.264.
 TURNED_OTHERWISE = [f"h264 turned by {how}" for how in ("60.mp4", "200.mp4", "SEI.mp4", "SEI.mkv")]
 
 
@@ -214,7 +214,7 @@ def test_ffmpeg_shows_the_same(files, name):
 
 @pytest.mark.parametrize("target", [0, 10_000_000], ids=["before", "behind"])
 def test_a_container_that_leads_elsewhere_costs_time_not_a_wrong_frame(files, monkeypatch, target):
-    """Where seeking lands is told by the packets that come."""
+    """The packets that arrive show where seeking landed."""
     made = index.Entry
     monkeypatch.setattr(index, "Entry", lambda position, time, _: made(position, time, target))
     path = files / "h264 closed.mp4"
@@ -244,5 +244,5 @@ def test_a_cover_alone_is_no_video(tmp_path, reader):
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 8192), np.float32), format="fltp", layout="mono")
         silence.rate = 8000
         container.mux([*sound.encode(silence), *sound.encode()])
-    with pytest.raises(InputError, match="holds no video, only a picture, as of a cover"):
+    with pytest.raises(InputError, match="contains no video, only a picture such as a cover"):
         open_video(VideoRecord(str(path), 0), reader)

@@ -60,7 +60,7 @@ def test_defaults_and_what_is_printed_of_them():
     )
     assert str(AttentionSchedule(budget=0.125)) == (
         "attention: soft for 60% of training, temperature 2 to 0.1; "
-        "then at most 12.50% of the channels of the network are shifted in time"
+        "after that, at most 12.50% of the channels of the network are shifted in time"
     )
     assert "1.00% of the channels of every block are" in str(AttentionSchedule(budget=0.01, per_layer=True))
 
@@ -195,7 +195,7 @@ def test_network_has_the_budget(budget):
     assert net.harden(budget) is net
     channels = sum(len(own) for own in best)
     assert channels == 2862
-    # Of random logits two thirds are largest off "stay": enough for every budget but 1.
+    # Two thirds of random logits are largest off "stay", enough for every budget except 1.
     expected = sum((own != 1).sum().item() for own in best) if budget == 1 else math.floor(budget * channels)
     assert net.temporal_share() == expected / channels
     if budget == 1:
@@ -295,7 +295,7 @@ def test_hard_networks_are_saved_and_loaded_exactly(tmp_path):
     assert again.temporal_share() == net.temporal_share() == 357 / 2862
     again.load_state_dict(soft)
     assert again.temporal_share() is None
-    moved = net.double()  # the choice goes with the network
+    moved = net.double()  # the choice is part of the network
     assert moved.temporal_share() == 357 / 2862
 
 
@@ -351,7 +351,7 @@ def test_a_hard_network_of_exactly_the_budget_is_trained():
 @pytest.mark.parametrize("per_layer", [False, True])
 @pytest.mark.parametrize("budget", BUDGETS[1:])
 def test_the_multiplier_holds_the_share(budget, per_layer):
-    """Without a loss of its own the attention goes where the budget is, by gradient alone; with budget 1, nowhere."""
+    """With no other loss, gradients alone move the attention to the budget; with budget 1 it stays where it is."""
     net = small(3, "rubiks3d-aq")
     annealing = Annealing(net, AttentionSchedule(budget=budget, soft=0.8, per_layer=per_layer))
     logits = [shift.weight for shift in net.attention_shifts()]

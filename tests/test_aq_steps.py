@@ -27,7 +27,7 @@ def attention(logits: Tensor, temperature: float) -> Tensor:
 
 
 def allowed(budget: float, temperature: float) -> float:
-    """The share of attention off "stay" of a network of which a share `budget` moves, and does nothing else."""
+    """The share of attention off "stay" in a network in which exactly a share `budget` of the channels moves."""
     moves, stays = attention(torch.tensor([[1.0, 0, 0], [0, 1, 0]]).double(), temperature)[:, 1].tolist()
     return 1 - budget * moves - (1 - budget) * stays
 
@@ -62,7 +62,7 @@ def test_training_in_parts_goes_through_both_phases_by_the_formulas(name, tmp_pa
     data = Data(videos(8), 3)
     caplog.set_level(logging.INFO)
     path, offsets = tmp_path / "last.ckpt", []
-    for epochs in (1, 2, 3):  # the second part begins with a soft network, the third with a hard one
+    for epochs in (1, 2, 3):  # the second part starts with a soft network, the third with a hard one
         if epochs > 1:
             net = network("rubiks3d-aq").double()
         module = VideoClassifier(net, recipe, attention=schedule)
@@ -121,7 +121,7 @@ def test_training_in_parts_goes_through_both_phases_by_the_formulas(name, tmp_pa
             step += 1
         shifted.append([(own.argmax(1) != 1).double().mean().item() for own in logits])
 
-    assert min(wanted["aq/multiplier"][1:soft]) > 1  # the penalty has its part in what is compared
+    assert min(wanted["aq/multiplier"][1:soft]) > 1  # the penalty matters in what is compared
     for key, values in wanted.items():
         assert rows.values(key) == pytest.approx(values, rel=1e-5), key
     assert rows.values("aq/shifted/layer0") == pytest.approx([own[0] for own in shifted])
@@ -131,4 +131,4 @@ def test_training_in_parts_goes_through_both_phases_by_the_formulas(name, tmp_pa
     assert [f"{moved:,} of {sum(widths):,} channels" in line for line in chosen] == [
         True,
         True,
-    ]  # as made, and as found
+    ]  # as created, and as loaded

@@ -42,7 +42,7 @@ def test_each_augmentation_changes_all_frames_alike(name):
         assert (view == again).all()
         outcomes.append(view)
         assert torch.equal(torch.get_rng_state(), state)
-        if name != "crop":  # what was drawn before is drawn as without
+        if name != "crop":  # earlier random numbers are as without it
             before, _ = plain(frames, 0, np.random.default_rng(seed))
             if name == "erasing":
                 untouched = (view == before).all(2)
@@ -53,7 +53,7 @@ def test_each_augmentation_changes_all_frames_alike(name):
 
 
 def test_random_resized_crop_is_taken_from_the_video_itself():
-    """Its share of the area, from a video of which each pixel tells its place."""
+    """Its share of the area, from a video whose pixels encode their position."""
     places = torch.stack([*torch.meshgrid(torch.arange(96), torch.arange(128), indexing="ij"), torch.zeros(96, 128)])
     views = TrainingViews(1, 64, (1.0,), augment=Augment(random_resized_crop=(0.3, 0.4)))
     for seed in range(20):
@@ -175,7 +175,7 @@ def test_the_share_is_drawn_from_the_beta_distribution_of_alpha(alpha):
     inputs, labels = torch.zeros(2, 1, 1, 16, 16), torch.arange(2)
     rng = np.random.default_rng(0)
     drawn = rng.beta(alpha, alpha, 20_000)
-    # A box of that share of the area, of which the part counts that is within the frame.
+    # A box of that share of the area; only the part within the frame counts.
     half = 16 * np.sqrt(1 - drawn) / 2
     y, x = rng.integers(16, size=(2, 20_000))
     sides = [np.clip(middle + half, 0, 16).astype(int) - np.clip(middle - half, 0, 16).astype(int) for middle in (y, x)]
@@ -207,4 +207,4 @@ def test_mixing_follows_from_seed_and_key_alone():
     others.append(Mixing(0.8, 1.0, 5, seed=2)(inputs, labels, (3, 1, 0))[0])
     assert not any(torch.equal(other, first) for other in others)
     kinds = {len(mixing(inputs, labels, (step, 0, 0))[0].eq(inputs).unique()) for step in range(20)}
-    assert kinds == {1, 2}  # blended everywhere, or in part the same
+    assert kinds == {1, 2}  # blended everywhere, or equal in part

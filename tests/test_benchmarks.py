@@ -1,4 +1,4 @@
-"""The benchmarks: the network that others are compared with, what the probe of time measures, and the bookkeeping."""
+"""The benchmarks: the network used for comparison, what the temporal probe measures, and the bookkeeping."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_tsm_is_measured_first_and_failures_do_not_count(network):
 
 
 class Oracle(torch.nn.Module):
-    """Answers from the brightness of frames: class 0 where it rises, 1 where it falls, 2 where the clip is flat."""
+    """Classifies by the brightness of frames: 0 if it rises, 1 if it falls, 2 if it is constant."""
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         slope = clips.mean((2, 3, 4)).diff(dim=1).sum(1)
@@ -104,7 +104,7 @@ def test_the_probe_draws_the_built_in_clips(probe):
     drawn = scenes.draw(plan.rng(plan.clips()[3]), "plain", plan.clips()[3].label)
     assert abs(training.frames[3].float().mean() - np.float32(drawn).mean()) < 12  # the central square of it
 
-    # Views are pieces of the kept frames, a piece and an order for each clip.
+    # Views are crops of the kept frames, with one crop and one order per clip.
     views = probe.training_views(training, torch.tensor([3, 0]), frames=4, size=16)
     for view, number in zip(views, (3, 0), strict=True):
         found = [
@@ -115,7 +115,7 @@ def test_the_probe_draws_the_built_in_clips(probe):
             for y in range(5)
             for x in range(5)
         ]
-        # Where nothing moves between two frames, they are equal.
+        # Two frames between which nothing moves are equal.
         segments = [{3 * t, 3 * t + 1, 3 * t + 2} for t in range(4)]
         assert any(all(own & segment for own, segment in zip(place, segments, strict=True)) for place in found)
 

@@ -24,8 +24,8 @@ VIDEOS = "20bn-something-something-v2"
 TRAIN, VAL = 17, 9  # a few more than the eight classes, and not a multiple of them
 
 
-# A script without a main guard, as from a notebook or `python -c`. The packages' own __init__ files are left out: they
-# import PyTorch, which takes seconds and has no part in this.
+# A script without a main guard, as from a notebook or `python -c`. The packages' own __init__ files are skipped: they
+# import PyTorch, which takes seconds and is not needed here.
 SCRIPT = f"""
 import resource, sys, types
 for name, folder in (("rubiks", {str(ROOT / "rubiks")!r}), ("rubiks.data", {str(ROOT / "rubiks/data")!r})):
@@ -139,7 +139,7 @@ def test_a_temporary_file_taken_away_is_written_again(tmp_path: Path, monkeypatc
     def taken_once(source: Path, target: Path) -> None:
         calls.append(target)
         if len(calls) == 1:
-            builtin_clips.remove_temporary(tmp_path)  # what a second process does as it starts
+            builtin_clips.remove_temporary(tmp_path)  # what a second process does when it starts
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", taken_once)
@@ -165,7 +165,7 @@ def test_ctrl_c_ends_quickly_and_leaves_whole_clips(tmp_path: Path) -> None:
     assert errors.count("Traceback") == 1  # the caller's own: the workers say nothing
     names = sorted(path.name for path in videos.iterdir())
     time.sleep(0.3)
-    assert sorted(path.name for path in videos.iterdir()) == names  # nobody works on
+    assert sorted(path.name for path in videos.iterdir()) == names  # no worker continues
     assert all(name.endswith(".webm") for name in names)
     for path in list(videos.iterdir())[:20]:
         assert len(decord.VideoReader(str(path))) >= 24
@@ -181,7 +181,7 @@ def test_second_class_of_a_pair_is_the_first_reversed(level: str) -> None:
 
 
 def ends(label: int, seed: int) -> tuple[list[actions.Sprite], np.ndarray, np.ndarray]:
-    """The actors of a textured clip, and the last one's way and all its places (frames, 2), in short sides."""
+    """The actors of a textured clip, and the last one's path and all its positions (frames, 2), in short sides."""
     rng = np.random.default_rng([label, seed])
     looks = scenes.cast(rng, "textured", label)
     p = scenes._progress(rng, 48)

@@ -1,4 +1,4 @@
-"""`rubiks check`, the manifest, and what becomes of damaged files."""
+"""`rubiks check`, the manifest, and damaged files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rubiks.models import checkpoint
 
 @pytest.fixture(scope="module", autouse=True)
 def _this_package():
-    """Worker processes import the package that is tested, wherever a test has gone."""
+    """Worker processes import the tested package, whatever a test's working directory is."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         yield
@@ -86,7 +86,7 @@ class TestExamine:
                 frames = decode_in_order(path)
             except av.FFmpegError:
                 continue
-            if len(frames) == 40:  # players show it, and some damage cannot be told from content
+            if len(frames) == 40:  # players show it, and some damage looks like content
                 try:
                     examine(VideoRecord(str(path), 0), "x")
                 except VideoError as error:
@@ -104,7 +104,7 @@ class TestExamine:
                     frame.pts = index
                     container.mux(stream.encode(frame))
             container.mux(stream.encode())
-        assert "holds 20 frames, but its duration and rate promise 40" in reason(path)
+        assert "has 20 frames, but its duration and rate imply 40" in reason(path)
 
     def test_frame_folders(self, tmp_path):
         for number, image in enumerate(moving_square(3), start=1):
@@ -136,7 +136,7 @@ def mutations(whole: bytes, other: bytes, rng: np.random.Generator, number: int)
 
 
 def test_a_thousand_damaged_files(tmp_path):
-    """None ends or hangs the process that checks; each is decoded or named; no file that was cut short passes."""
+    """None crashes or hangs the checking process; each is decoded or reported; no file that was cut short passes."""
     names = {"a.mp4": "libx264", "b.webm": "libvpx-vp9", "c.avi": "mpeg4", "d.mkv": "libx264"}
     for name, codec in names.items():
         write_video(tmp_path / name, moving_square(10, 48, 64), codec)
@@ -247,7 +247,7 @@ class TestManifest:
         (folder / "list.csv").write_text("a.mp4,0\nb.webm,0\nc.avi,0\n")
         words = ("data=csv", f"data.root={folder}", "data.val_list=list.csv", "data.num_classes=1", "--workers", "1")
         assert rubiks_command("check", *words)[0] == 1  # c.avi
-        told = "2 entries are of another version, of no use until rubiks check has read those videos anew"
+        told = "2 entries are from another version and are ignored until rubiks check has read their videos again"
         assert caplog.messages == [f"{path}: {told}"]
         assert [json.loads(line) for line in path.read_text().splitlines()] == lines
         rubiks_command("check", *words)
@@ -256,9 +256,9 @@ class TestManifest:
     @pytest.mark.parametrize("content", ['{"a": 1}\n', '{"Run": "0", "Jump": "1"}', "[]", "video.mp4,0"])
     def test_another_file(self, tmp_path, content):
         (tmp_path / "labels.json").write_text(content)
-        with pytest.raises(InputError, match=r"labels.json, line 1: expected an entry.*data.manifest another name"):
+        with pytest.raises(InputError, match=r"labels.json, line 1: expected an entry.*data.manifest to another name"):
             Manifest(tmp_path, "labels.json")
-        with pytest.raises(InputError, match=r"Is a directory.*; give data.manifest another name"):
+        with pytest.raises(InputError, match=r"Is a directory.*; set data.manifest to another name"):
             Manifest(tmp_path, ".")
 
     def test_entries_of_other_lists_are_kept_where_these_cannot_be_read(self, checked):
@@ -275,7 +275,7 @@ class TestManifest:
             caplog.clear()
             source = SimpleNamespace(val_list="val.csv", records=lambda split, known=known: (known, []))
             videos.records(source, loading, "val", 1, Manifest(folder))
-            assert ("knows none of the val videos" in caplog.text) == told
+            assert ("has no entries for the val videos" in caplog.text) == told
 
     def test_names_that_are_not_text(self, clips, tmp_path):
         names = [os.fsdecode(b"\xff.mp4"), "\ud800.mp4", "ä.mp4"]
@@ -297,7 +297,7 @@ class TestManifest:
 
 @pytest.fixture
 def rubiks_command(rubiks_command, monkeypatch, tmp_path):
-    """The command in a folder of its own."""
+    """The command in a separate folder."""
     monkeypatch.chdir(tmp_path)
     return rubiks_command
 
@@ -319,8 +319,8 @@ class TestCommand:
             "check", "data=ssv2", f"data.root={tmp_path}", "data.num_classes=3", "--workers", "1"
         )
         assert status == 1
-        assert "in training and in validation: 2 videos in 1 groups" in out
-        assert "train: 1 of the 3 classes have no video, the first is 2" in out
+        assert "in both training and validation: 2 videos in 1 groups" in out
+        assert "train: 1 of the 3 classes have no videos; the first is 2" in out
         bad = dict(line.split("\t") for line in (tmp_path / "rubiks-bad.txt").read_text().splitlines())
         assert {os.path.basename(path): words for path, words in bad.items()} == {
             "4.webm": bad[str(videos / "4.webm")],
@@ -352,13 +352,11 @@ class TestCommand:
         status, out, _ = rubiks_command("check", *words)
         assert status == 0
         assert "2 of 4 videos are decoded from their start for every clip (1 with a single key frame, 1 in" in out
-        rates = re.search(r"exact\): (\d+) videos/s a core; `rubiks prepare` would make (\d+) \(2 tried\)", out)
+        rates = re.search(r"exact\): (\d+) videos/s per core, (\d+) after `rubiks prepare` \(measured on 2\)", out)
         assert int(rates[1]) < int(rates[2])
-        assert (
-            "val: 2 videos have pixels that are not square, or frames of several sizes; the first is 3.mkv: fr" in out
-        )
+        assert "val: 2 videos have non-square pixels or frames of different sizes; the first is 3.mkv: fr" in out
         remarks = {name: entry.remark for name, entry in Manifest(tmp_path).entries.items()}
-        assert remarks["4.mp4"] == "its pixels are 64:51, not square, and left as they are"
+        assert remarks["4.mp4"] == "its pixels are 64:51, not square, and are not rescaled"
         assert remarks["1.mp4"] is None
         shutil.copy(tmp_path / "val.csv", tmp_path / "train.csv")
         measured = rubiks_command("bench-data", *words[:-2], "data.train_list=train.csv", "data.size=32")[1]
@@ -374,8 +372,8 @@ class TestCommand:
         status, out, _ = rubiks_command("check", *words)
         assert status == 1
         assert "val: 1 of 2 labels are not in 0 to 1" in out
-        assert "labels seem to start at 1; they must start at 0" in out
-        assert "val: 1 of the 2 classes have no video, the first is 0" in out
+        assert "labels seem to start at 1, but they must start at 0" in out
+        assert "val: 1 of the 2 classes have no videos; the first is 0" in out
 
     def test_a_wrong_list_costs_nothing_that_was_checked(self, clips, tmp_path, rubiks_command):
         for name in ("a.mp4", "b.webm"):
@@ -385,7 +383,7 @@ class TestCommand:
         words = ("check", "data=csv", f"data.root={tmp_path}", "data.train_list=train.csv", "data.num_classes=2")
         status, out, _ = rubiks_command(*words, "data.val_list=val.csv", "--workers", "1")
         assert status == 0
-        assert "in training and in validation: 3 videos in 1 groups" in out
+        assert "in both training and validation: 3 videos in 1 groups" in out
         assert "more than once in a list: 3 videos in 1 groups" in out
         repeats = (tmp_path / "rubiks-repeats.txt").read_text().splitlines()
         assert [line.partition("\t")[0] for line in repeats] == ["train", "train", "val", ""]

@@ -1,4 +1,4 @@
-"""What a checkpoint file must hold, and the exact sentence where it does not."""
+"""What a checkpoint file must contain, and the exact message if it does not."""
 
 from __future__ import annotations
 
@@ -41,8 +41,11 @@ def refusal(path) -> str:
         (lambda own: {"rubiks": own}, "its keys are rubiks"),
         (lambda own: {"state_dict": own["model"]}, "its keys are state_dict"),
         (lambda own: {"rubiks": 1, "state_dict": own["model"]}, "its keys are rubiks, state_dict"),
-        (lambda own: own | {"model": {}}, "its state dict does not hold tensors alone"),
-        (lambda own: own | {"model": own["model"] | {"epoch": 3}}, "its state dict does not hold tensors alone"),
+        (lambda own: own | {"model": {}}, "its state dict is empty or contains values that are not tensors"),
+        (
+            lambda own: own | {"model": own["model"] | {"epoch": 3}},
+            "its state dict is empty or contains values that are not tensors",
+        ),
         (lambda own: own | {"tier": "huge"}, f"its tier is 'huge', expected one of {', '.join(TIERS)}"),
         (lambda own: own | {"variant": "4d"}, f"its variant is '4d', expected one of {', '.join(VARIANTS)}"),
         (lambda own: own | {"num_classes": 0}, "num_classes=0, num_frames=8"),
@@ -67,7 +70,7 @@ def test_one_class_or_frame_is_enough(classes, frames, tmp_path):
 
 
 def zip_without_directory() -> bytes:
-    """A zip file whose list of files is overwritten, though its end says where that is."""
+    """A zip file with its list of files overwritten, but with an intact end that points to it."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a", "x")
@@ -98,7 +101,7 @@ def torn_tar() -> bytes:
 @pytest.mark.parametrize("make", [zip_without_directory, zip_of_an_empty_pickle, torn_tar])
 def test_broken_archives_are_damaged(make, tmp_path):
     (tmp_path / "net.pth.tar").write_bytes(make())
-    assert refusal(tmp_path / "net.pth.tar") == "it is damaged or of another format"
+    assert refusal(tmp_path / "net.pth.tar") == "it is damaged or in another format"
 
 
 def test_weights_that_do_not_fit_are_listed(content, tmp_path):
@@ -115,7 +118,7 @@ def test_weights_that_do_not_fit_are_listed(content, tmp_path):
         checkpoint.load_weights(RubiksNet("tiny", 3), saved)
     assert str(caught.value) == (
         f"{tmp_path}/net.pth.tar does not fit tier tiny, variant rubiks3d; "
-        f"missing: {', '.join(gone[:3])} and {len(gone) - 3} more; unknown: a.b; of another shape: "
+        f"missing: {', '.join(gone[:3])} and {len(gone) - 3} more; unknown: a.b; wrong shape: "
         "new_fc.weight is (2, 432), expected (3, 432), new_fc.bias is (2,), expected (3,)"
     )
 

@@ -16,7 +16,7 @@ from rubiks.training.checkpointing import Checkpoints
 
 @pytest.fixture
 def hooks(tmp_path, monkeypatch):
-    """Checkpoints of which a save only notes the optimiser step; settings as keywords."""
+    """`Checkpoints` whose saves only record the optimiser step; settings as keywords."""
 
     def make(**settings) -> Checkpoints:
         made = Checkpoints(Run(tmp_path), Stop(), SimpleNamespace(check=lambda *_: None), **settings)
@@ -56,13 +56,13 @@ def state(**values) -> SimpleNamespace:
 
 
 def test_an_error_leaves_a_state_only_where_it_is_exact(hooks):
-    """Of one process, in training, between two steps, and only where there is something new."""
+    """With one process, in training, between two steps, and only if there is something new."""
     for world_size, training, patient, step, (begun, done), per_step in itertools.product(
         (1, 2), (True, False), (True, False), (3, 4, 5), ((4, 4), (5, 4), (5, 5), (11, 11), (9, 9), (10, 10)), (1, 2, 3)
     ):
         made = hooks()
         made._saved_at, made.stop.patient = 4, patient
-        last = done >= 10  # a step ends with the epoch, however few batches it has
+        last = done >= 10  # the epoch's end also ends a step, however few batches it has
         exact = begun == done and (done % per_step == 0 or last)
         trainer = state(
             world_size=world_size, training=training, global_step=step, batches=(begun, done),
@@ -101,7 +101,7 @@ def test_the_state_is_saved_every_so_many_steps_at_the_beginning_of_a_step(hooks
 def test_a_signal_waits_for_the_step(hooks):
     made = hooks()
     made.on_train_start(state(), MODULE)
-    assert made.stop.patient is True  # signals are noted from here on
+    assert made.stop.patient is True  # from here on, signals are only noted
     made.stop.signal = signal.SIGTERM
     made.on_train_batch_start(state(), None, None, 3)  # within a step of two batches
     assert made.saved == []

@@ -1,4 +1,4 @@
-"""What the classifier does with a batch, what its checkpoints hold, and how a run with other settings goes on."""
+"""What the classifier does with a batch, what its checkpoints contain, and how a run resumes with other settings."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_clips_go_with_their_own_labels_and_are_mixed_with_those_of_other_videos
     odds = logits.log_softmax(1)
     expected = torch.stack([0.3 * odds[i, mine[i]] + 0.7 * odds[i, theirs[i]] for i in range(6)])
     assert loss.item() == pytest.approx(-(0.9 * expected + 0.1 * odds.mean(1)).mean().item())
-    # A guess counts as right where it is the class that has the larger share.
+    # A prediction is correct if it is the class with the larger share.
     right = (logits.argmax(1) == theirs).double().mean().item()
     assert module.train_accuracy["top1"].compute().item() == pytest.approx(right)
     assert module.logged["train/loss_step"] is loss
@@ -83,7 +83,7 @@ def test_dropout_follows_from_seed_step_batch_and_process_alone():
     def loss(dropout=0.5, seed=3, step=2, batch=1, rank=0):
         torch.manual_seed(0)
         module = alone(network(dropout=dropout), step, rank, seed=seed, recipe=recipe(dropout=dropout))
-        torch.rand(len(losses))  # what was drawn before is of no matter
+        torch.rand(len(losses))  # earlier random numbers do not matter
         return module.training_step(views, batch).item()
 
     losses: list[float] = []
@@ -120,7 +120,7 @@ def test_a_validation_batch_without_a_readable_video_counts_for_nothing():
 
 
 def test_a_loss_that_is_not_finite_is_no_part_of_the_epochs_mean():
-    """The step is left out, and so is its loss; the videos count otherwise as always."""
+    """The step and its loss are skipped; the videos count as usual otherwise."""
     losses = []
 
     def mixing(clips, labels, key):  # nothing is mixed, but the second batch of each epoch is spoiled
@@ -168,11 +168,11 @@ def test_the_best_checkpoint_has_the_best_top1_whatever_the_loss(tmp_path, monke
     assert checkpoints.best == pytest.approx(0.6)
 
 
-# ---- going on with other settings
+# ---- resuming with other settings
 
 
-# The optimiser; what the second part is started with, and what that means: rates of weights and shifts, momentum,
-# decay, and the factors of its steps. The first part is one step on 4 of 12 videos: a third of the epoch.
+# The optimiser; the settings of the second part, and their effect: rates of weights and shifts, momentum, decay, and
+# the factors of its steps. The first part is one step on 4 of 12 videos: a third of the epoch.
 GOING_ON = {
     "rates, momentum and decay": (
         "sgd",
@@ -242,7 +242,7 @@ def test_a_run_goes_on_with_the_settings_of_its_last_start(name, tmp_path):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_count_of_steps_lies_where_the_optimiser_wants_it(fused):
-    """A fused optimiser has it on the device of the parameter, another one on the CPU."""
+    """A fused optimiser keeps it on the parameter's device, others keep it on the CPU."""
     adam, plain = (torch.nn.Parameter(torch.empty(2, device="meta")) for _ in range(2))
     state = {adam: {"step": torch.tensor(7.0)}, plain: {"momentum_buffer": torch.zeros(2)}}
     optimizer = SimpleNamespace(param_groups=[{"params": [adam, plain], "lr": 9.0, "fused": not fused}], state=state)
@@ -261,12 +261,12 @@ def test_the_limit_of_time_is_for_each_start():
     module.on_load_checkpoint(checkpoint)
     assert checkpoint["callbacks"] == {"other": 1}
     module.on_load_checkpoint(checkpoint)
-    assert module.initial_shifts == {}  # of a checkpoint that has none
+    assert module.initial_shifts == {}  # for a checkpoint that has none
 
 
 @pytest.mark.parametrize(("processes", "factor"), [(2, 1.0), (3, 0.5), (1, 0.5)])
 def test_statistics_of_processes_are_each_ones_own_or_their_mean_where_there_are_others(processes, factor):
-    """Of a checkpoint of two processes, whose running statistics are 0 and 1; this is the second process."""
+    """From a checkpoint of two processes, with running statistics 0 and 1; this is the second process."""
     module = alone(RubiksNet("tiny", 3), rank=1)
     module._trainer.world_size = processes
     count = sum(buffer.numel() for name, buffer in module.net.named_buffers() if "running" in name)
@@ -279,7 +279,7 @@ def test_statistics_of_processes_are_each_ones_own_or_their_mean_where_there_are
         assert len(found) == 2 * sum(isinstance(norm, torch.nn.BatchNorm2d) for norm in module.net.modules())
         for buffer in found.values():
             assert (buffer == factor).all()
-        factor = 7  # what training makes of them is not written over
+        factor = 7  # what training makes of them is not overwritten
         for buffer in found.values():
             buffer.fill_(factor)
 
@@ -305,7 +305,7 @@ def test_shares_of_attention_are_logged_for_every_stage():
     assert module.logged == {}
 
 
-# ---- what a checkpoint says of itself
+# ---- what a checkpoint says about itself
 
 
 def test_a_checkpoint_describes_its_network_and_its_training(tmp_path):
@@ -341,4 +341,4 @@ def test_a_checkpoint_describes_its_network_and_its_training(tmp_path):
         "epoch": 3, "videos": 8, "steps": 40, "validation_due": False, "validation_due_within": False,
     }  # fmt: skip
     assert VideoClassifier(net).config == {}
-    assert VideoClassifier(net, start=Position(2)).position == Position(2)  # until training has moved on
+    assert VideoClassifier(net, start=Position(2)).position == Position(2)  # until training continues

@@ -146,7 +146,7 @@ def test_a_run_can_be_evaluated_by_its_name(trained, builtin_data, commands, tmp
 def test_interrupted_training_goes_on_as_if_it_had_not_been(
     trained, builtin_data, tmp_path, monkeypatch, capfd, step, epoch, batch
 ):
-    """Ctrl-C, then the same command: the end equals the uninterrupted run's."""
+    """After Ctrl-C and the same command again, the result equals that of an uninterrupted run."""
     commands = Commands(monkeypatch, capfd, tmp_path)
     original = getattr(VideoClassifier, step)
 
@@ -163,7 +163,7 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(
     assert "Stopping after this step" in err
     assert "run=again" in err
     output = commands.train(builtin_data, *SMALL, *QUICK, "run=again")
-    assert "Going on with outputs/again" in output
+    assert "Resuming outputs/again" in output
     ours, reference = (
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
         for folder in (tmp_path / "outputs/again", trained[0] / "outputs/first")
@@ -177,7 +177,7 @@ def test_a_finished_run_is_not_overwritten(trained, builtin_data, commands, tmp_
     copy_of(trained, tmp_path)
     assert "finished run of 2 epochs" in commands.refused("train", builtin_data, *SMALL, *QUICK, "run=first")
     output = commands.train(builtin_data, *SMALL, QUICK[0], "recipe.epochs=3", "run=first")
-    assert "Going on with outputs/first" in output
+    assert "Resuming outputs/first" in output
     assert json.loads((tmp_path / "outputs/first/finished.json").read_text())["epochs"] == 3
 
 
@@ -238,7 +238,7 @@ def test_attention_is_quantised_within_its_budget(builtin_data, commands, tmp_pa
 
 
 def test_the_best_checkpoint_is_within_the_budget(builtin_data, commands, tmp_path, monkeypatch):
-    """The best network of all is a soft one; of those within the budget, the one with the best top-1 is kept."""
+    """The best network overall is a soft one; among those within the budget, the one with the best top-1 is kept."""
     scores = [  # of each epoch
         {"val/top1": 0.9, "val/top5": 0.9, "val/loss": 1.0},
         {"val/top1": 1.0, "val/top5": 1.0, "val/loss": 0.5},
@@ -262,8 +262,8 @@ def test_the_best_checkpoint_is_within_the_budget(builtin_data, commands, tmp_pa
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the commands show a network: the frame numbers of each video that is read, with its length; and of each
-    batch the step that it is for and the shape of its views."""
+    """What the commands feed a network: for each video read, its frame numbers and length; for each batch, the stage
+    and the shape of its views."""
     seen = SimpleNamespace(frames=[], batches=[])
     frames = VideoFile.frames
 
@@ -292,15 +292,15 @@ def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(bui
     clips = ("data.sampling=dense", "data.window=13", "data.clips_per_video=2", "data.balanced=true", "data.flip=auto")
     augment = ("augment=strong", "augment.color_jitter=0.4", "augment.temporal_jitter=true")
     output = commands.train(builtin_data, *SMALL, *clips, *augment, QUICK[0], "recipe.epochs=1", "run=dense")
-    assert output.count("mirroring exchanges") == 2
+    assert output.count("mirroring swaps") == 2
     assert "'Moving something from left to right' and 'Moving something from right to left'" in output
     assert "'Moving something clockwise' and 'Moving something counter-clockwise'" in output
     training = [(length, numbers) for length, numbers in seen.frames if len(numbers) == 2]
     validation = [(length, numbers) for length, numbers in seen.frames if len(numbers) == 1]
-    assert (len(training), len(validation)) == (24, 16)  # validation is tried before
+    assert (len(training), len(validation)) == (24, 16)  # validation is tried first
     assert min(length for length, _ in seen.frames) >= 13
     steps = np.concatenate([np.diff(numbers) for _, numbers in training])
-    assert set(steps.flatten().tolist()) == set(range(1, 6))  # 13 // 4, and up to two frames more or less
+    assert set(steps.flatten().tolist()) == set(range(1, 6))  # 13 // 4, give or take two frames
     assert any((first != second).any() for _, (first, second) in training)
     for length, (numbers,) in validation:
         assert numbers.tolist() == [(length - 13) // 2 + 3 * step for step in range(4)]
@@ -346,7 +346,7 @@ def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(bui
         (["turn left", "turn right"], "auto", [1, 0], "'turn left' and 'turn right'"),
         (["run", "jump"], "auto", [0, 1], ""),
         (["turn left", "jump"], "auto", None, "class 'turn left' has no mirror image"),
-        (["0", "1"], "auto", None, "'0' tells no side"),
+        (["0", "1"], "auto", None, "'0' contains no words"),
         (["0", "1"], "true", [0, 1], ""),
         (["turn left", "jump"], "true", [0, 1], ""),
         (["turn left", "turn right"], "false", None, ""),
@@ -413,7 +413,7 @@ def test_pictures_and_table_of_shifts(trained, monkeypatch, capsys, tmp_path):
 
 
 def test_multirun(builtin_data, commands, tmp_path):
-    # Hydra takes --multirun before the first or after the last choice.
+    # Hydra accepts --multirun before the first or after the last choice.
     options = (
         *BASE,
         "logger=csv",
@@ -435,7 +435,7 @@ def test_multirun(builtin_data, commands, tmp_path):
 
 @pytest.fixture
 def real_videos(tmp_path):
-    """The real clips laid out as Something-Something-V2, Kinetics, frames and csv; arguments by name."""
+    """The real clips in the layouts of Something-Something-V2, Kinetics, frames and csv; arguments by name."""
     ssv2, kinetics, frames = tmp_path / "ssv2", tmp_path / "kinetics", tmp_path / "frames"
     (ssv2 / "20bn-something-something-v2").mkdir(parents=True)
     entries = []
@@ -519,8 +519,8 @@ def test_from_images_to_video(builtin_data, commands, tmp_path):
         assert words in commands.refused("train", *video, *wrong)
     RubiksNet("tiny", 8).save_pretrained(tmp_path / "net.pth.tar")
     message = commands.refused("train", builtin_data, *SMALL, "init=net.pth.tar", "variant=rubiks2d")
-    assert "holds tier=tiny variant=rubiks3d" in message
-    assert "From rubiks2d" in message
+    assert "has tier=tiny variant=rubiks3d" in message
+    assert "can also start from rubiks2d" in message
 
 
 def test_classes_of_a_number_list_can_come_from_the_checkpoint(real_videos, commands, tmp_path):
@@ -616,7 +616,7 @@ def test_evaluation_leaves_out_bad_videos_on_request(commands, tmp_path):
 def test_bad_checkpoints_of_eval(builtin_data, commands, tmp_path):
     options = (builtin_data, *SMALL)
     message = commands.refused("eval", *options)
-    for words in ("no run of data=builtin-plain with", str(tmp_path / "outputs"), "train.py"):
+    for words in ("no run with data=builtin-plain and", str(tmp_path / "outputs"), "train.py"):
         assert words in message
     (tmp_path / "text.ckpt").write_text("nothing")
     assert "text.ckpt is not a RubiksNet checkpoint" in commands.refused("eval", *options, "ckpt=text.ckpt")
@@ -629,7 +629,7 @@ def test_bad_checkpoints_of_eval(builtin_data, commands, tmp_path):
 
 
 def test_checkpoints_that_cannot_be_written_are_one_clear_error(builtin_data, commands, tmp_path):
-    """A limit on the size of files stands for a full disk."""
+    """A limit on the size of files imitates a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:

@@ -56,7 +56,7 @@ def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks_command, fol
     (row,) = json.loads(out)["rows"]
     assert row["cores"]["the GPU"] == pytest.approx(50 / row["videos_per_core_second"])
     status, out, _ = rubiks_command("bench-data", *shards, "--clips-per-second", 100)
-    assert "--clips-per-second: the GPU 100" in out
+    assert "(--clips-per-second): the GPU 100" in out
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_a_data_set_goes_to_shards_and_is_measured_from_them(rubiks_command, fol
             "--clips-per-second",
         ),
         (("shard", "--out", "x", "--size", "many"), "expected a size such as 500MB"),
-        (("check", "data=shards", "data.root=x"), "check the loose videos"),
-        (("prepare", "data=shards", "data.root=x", "--out", "y"), "prepare the loose videos"),
+        (("check", "data=shards", "data.root=x"), "check the original videos"),
+        (("prepare", "data=shards", "data.root=x", "--out", "y"), "prepare the original videos"),
     ],
 )
 def test_wrong_choices_are_one_message(rubiks_command, tmp_path, monkeypatch, words, message):
@@ -106,7 +106,7 @@ def test_the_benchmark_compares_the_originals_with_their_prepared_forms(folder, 
     words = [f"raw={tmp_path / 'raw'}", "--readers", "auto", "pyav", "--rounds", "1", "--repeat", "1", "--size", "32"]
     with pytest.raises(InputError, match="found no files"):
         bench.run(bench.parse(["raw=nowhere"]), tmp_path / "work")
-    with pytest.raises(InputError, match=r"csv: .*; take it out of the folder"):
+    with pytest.raises(InputError, match=r"csv: .*; remove it from the folder"):
         bench.run(bench.parse([f"raw={folder}"]), tmp_path / "work")
     report = bench.run(bench.parse(words), tmp_path / "new")
     rows = [(row["form"], row["reader"], row["videos"]) for row in report["rows"]]

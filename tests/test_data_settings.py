@@ -1,4 +1,4 @@
-"""What is set on the command line reaches what loads the data: train.py and eval.py up to the first batch."""
+"""Settings on the command line reach the code that loads data: train.py and eval.py up to the first batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def choices(tmp_path_factory):
 
 @pytest.fixture
 def read(monkeypatch):
-    """The frame numbers that are read, for each video, as they are asked for."""
+    """The frame numbers that are read from each video, in order."""
     numbers = []
     frames = VideoFile.frames
 
@@ -46,12 +46,12 @@ def read(monkeypatch):
 
 
 class Reached(Exception):  # noqa: N818
-    """The command has come to where it would train or evaluate."""
+    """The command has reached the point where it would train or evaluate."""
 
 
 @pytest.fixture
 def loaded(commands, choices, monkeypatch):
-    """The data module that a command would train or evaluate with."""
+    """The data module with which a command would train or evaluate."""
 
     def load(*others: str, name: str = "train"):
         found = []
@@ -140,7 +140,7 @@ def dense(tmp_path_factory):
 @pytest.mark.parametrize(
     ("words", "clips", "crops", "size"),
     [
-        ([], [[8, 10, 12, 14, 16]], 1, 48),  # as it was trained
+        ([], [[8, 10, 12, 14, 16]], 1, 48),  # as in training
         (["protocol.clips=3"], [[0, 2, 4, 6, 8], [8, 10, 12, 14, 16], [17, 19, 21, 23, 25]], 1, 48),
         (["protocol=two_clip"], [[0, 2, 4, 6, 8], [17, 19, 21, 23, 25]], 3, 48),
         (["protocol=dense_10x3", "protocol.clips=1", "protocol.crops=1"], [[8, 10, 12, 14, 16]], 1, 256),

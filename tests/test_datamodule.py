@@ -33,7 +33,7 @@ def records(tmp_path_factory):
     return [VideoRecord(str(folder / f"{number}.mp4"), number % 3) for number in range(7)]
 
 
-# Everything that draws random numbers for a sample.
+# Everything that uses random numbers for a sample.
 ALL = TrainingViews(
     4,
     32,
@@ -72,7 +72,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(records):
 
 
 class Numbers(Dataset):
-    """Samples whose views are full of their number; every fifth cannot be read, and late ones are larger."""
+    """Samples whose views are filled with their number; every fifth cannot be read, and late ones are larger."""
 
     def __len__(self) -> int:
         return 90
@@ -139,12 +139,12 @@ def test_waiting_is_the_time_that_making_a_batch_takes(monkeypatch):
     waited = []
     for _ in loader:
         waited.append(loader.waited)
-        now += 100.0  # what its user does with the batch
+        now += 100.0  # the user's own time
     assert waited == [3.0 + 4.0, 5.0 + 6.0]
 
 
 def test_evaluation_batches_hold_every_video_once_in_order(records):
-    data = data_module([], records, balanced=True)  # which is for training alone
+    data = data_module([], records, balanced=True)  # which is only for training
     for loader in (data.val_dataloader(), data.predict_dataloader()):
         found = list(loader)
         assert [batch["index"].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6]]
@@ -248,7 +248,7 @@ def test_every_augmentation_is_the_same_for_any_number_of_workers(records):
     assert reference[0]["views"].shape == (2, 2, 4, 3, 32, 32)
     assert reference[0]["label"].shape == (2, 2)
     for workers in (1, 2):
-        torch.manual_seed(workers)  # what happened before has no part in it
+        torch.manual_seed(workers)  # what happened before does not matter
         assert same(batches(data_module(records, workers=workers, views=ALL, balanced=True), epoch=1), reference)
     assert not same(batches(data_module(records, views=ALL, balanced=True), epoch=2), reference)
 
@@ -261,7 +261,7 @@ def test_an_epoch_goes_on_inside_with_the_same_samples(records):
 
 
 def test_a_sample_follows_from_seed_epoch_index_and_repeat(records):
-    """Also those of recipes without balanced classes, of which this is the rule: numpy pads keys by zeros."""
+    """Also without a repeat: numpy pads keys with zeros, so repeat 0 changes nothing."""
     for views, key in ((TrainingViews(4, 32, (1.0, 0.75), flip=[0, 1, 2]), (3, 2)), (ALL, (3, 2, 1))):
         rng = np.random.default_rng((5, *key))
         video = decode_in_order(records[2].path)
@@ -284,7 +284,7 @@ def damaged(records, tmp_path):
 
 
 class Stage:
-    """Stands for the trainer where only the stage is asked for."""
+    """Replaces the trainer where only the stage is used."""
 
     def __init__(self, training: bool) -> None:
         self.training = training
@@ -295,7 +295,7 @@ def pass_all(data: VideoDataModule, loader) -> list[dict]:
 
 
 def test_unreadable_videos_are_left_out_counted_and_named(damaged, caplog):
-    data = data_module([], damaged, on_error="skip", max_bad=0.3)  # as many as may be
+    data = data_module([], damaged, on_error="skip", max_bad=0.3)  # as many as are allowed
     loader = data.val_dataloader()
     data.trainer = Stage(training=False)
     seen = pass_all(data, loader)
@@ -331,7 +331,9 @@ def test_unreadable_videos_of_training_and_validation_are_kept_apart(records):
 def test_a_training_batch_without_a_readable_video_ends_the_run(records):
     data = data_module(records, records, on_error="skip", max_bad=1.0)
     data.trainer = Stage(training=True)
-    with pytest.raises(InputError, match=r"^no video of a training batch can be read, the first is a: broken$"):
+    with pytest.raises(
+        InputError, match=r"^none of the videos in a training batch can be read; the first is a: broken$"
+    ):
         data.on_before_batch_transfer(bad_batch(0, "a", "b"), 0)
     assert len(data.on_before_batch_transfer(bad_batch(1), 0)["label"]) == 1
 
@@ -365,7 +367,7 @@ def test_views_are_turned_to_the_networks_order_where_they_are_used(records):
     data = data_module(records)
     (batch, *_) = batches(data, 0)
     before = batch["views"]
-    assert before.movedim(3, -1).is_contiguous()  # as decoders leave them
+    assert before.movedim(3, -1).is_contiguous()  # as decoders return them
     after = data.on_after_batch_transfer(batch, 0)["views"]
     assert after.is_contiguous()
     assert torch.equal(after, before)
@@ -374,7 +376,7 @@ def test_views_are_turned_to_the_networks_order_where_they_are_used(records):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_video_that_hangs_is_given_up_and_named(records, tmp_path, workers):
-    # Opening a pipe that nobody writes to blocks for ever, within the operating system.
+    # Opening a pipe that nobody writes to blocks forever, in the operating system.
     os.mkfifo(tmp_path / "pipe")
     stuck = VideoRecord("stuck.mp4", 0, span=Span(str(tmp_path / "pipe"), 0, 100))
     listed = [records[0], stuck, *records[1:]]

@@ -1,4 +1,4 @@
-"""Samples: what is drawn for them, what reads them, and what becomes of videos that cannot be read in time."""
+"""Samples: their random choices, how they are read, and what happens to videos that cannot be read in time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rubiks.errors import VideoError
 
 
 class FirstFrames:
-    """Views of as many clips of the first frames, untouched; what came is kept. `before` is called first."""
+    """Views: this many clips of the first frames, unchanged; arguments are recorded. `before` is called first."""
 
     def __init__(self, clips: int = 2, frames: int = 3, before=lambda: None) -> None:
         self.clips, self.frames, self.before = clips, frames, before
@@ -83,7 +83,7 @@ def test_a_video_that_is_not_read_in_time_is_left_behind(record):
     try:
         found = VideoDataset([record], FirstFrames(before=lambda: end.wait(20)), 0, timeout=0.25)[0, 0, 0]
         others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
-        assert all(thread.daemon for thread in others)  # no process waits for it at its end
+        assert all(thread.daemon for thread in others)  # the process does not wait for it at exit
     finally:
         end.set()
     assert isinstance(found, VideoError)
@@ -95,7 +95,7 @@ def test_a_video_that_is_not_read_in_time_is_left_behind(record):
 
 @pytest.mark.parametrize(("timeout", "same"), [(None, True), (60.0, False)])
 def test_only_a_limit_takes_a_thread(record, timeout, same):
-    """Without one nothing is ever given up."""
+    """Without a time limit no video is ever abandoned."""
     threads = []
     views = FirstFrames(before=lambda: threads.append(threading.current_thread()))
     assert VideoDataset([record], views, 0, timeout=timeout)[0, 0, 0]["label"] == 4

@@ -182,7 +182,7 @@ class TestVideoFile:
     def test_more_than_8_bits_per_channel(self, tmp_path, assert_same_as_in_order):
         write_video(tmp_path / "10.mp4", moving_square(12), gop=4, pix_fmt="yuv420p10le")
         with VideoFile(str(tmp_path / "10.mp4")) as video:
-            assert (video.seek, video.key_frames) == ("pyav", 3)  # decord and torchcodec would seek, too
+            assert (video.seek, video.key_frames) == ("pyav", 3)  # decord and torchcodec would seek too
         assert_same_as_in_order(tmp_path / "10.mp4", [11, 3])
 
 
@@ -243,7 +243,7 @@ class TestBadVideoFiles:
             sound.setsampwidth(2)
             sound.setframerate(8000)
             sound.writeframes(bytes(4000))
-        assert reason(path) == "holds no video, only sound or data"
+        assert reason(path) == "contains no video, only sound or data"
 
     @pytest.mark.parametrize("name", ["vp9.webm", "h264.avi"])
     def test_no_frames(self, tmp_path, clips, name, reason):
@@ -252,7 +252,7 @@ class TestBadVideoFiles:
         whole = (clips / name).read_bytes()
         marker = b"movi" if name.endswith("avi") else b"\x1f\x43\xb6\x75"
         path.write_bytes(whole[: whole.index(marker) + 4])
-        assert reason(path) == "holds no frames"
+        assert reason(path) == "contains no frames"
 
     @pytest.mark.parametrize("name", ["h264.avi", "h264.ts", "mpeg4.avi"])
     def test_what_is_left_of_a_file_cut_off(self, tmp_path, clips, name):
@@ -265,7 +265,7 @@ class TestBadVideoFiles:
             np.testing.assert_array_equal(as_images(video.frames(indices)), decode_in_order(clips / name)[indices])
 
     def test_damage_in_the_middle(self, tmp_path, clips, reason):
-        # Without the packets that hold frames 12 to 39 the container still announces 40.
+        # Without the packets of frames 12 to 39, the container still announces 40 frames.
         whole = bytearray((clips / "h264.mp4").read_bytes())
         start = whole.index(b"mdat")
         moov = whole.index(b"moov")
@@ -283,7 +283,7 @@ class TestBadVideoFiles:
 
         class Reader:
             def __init__(self, path, num_threads, fault_tol):
-                assert 0 < fault_tol * 40 < 1  # negative, its default, means that replaced frames are no error
+                assert 0 < fault_tol * 40 < 1  # negative, the default, means that replaced frames are not an error
 
             def __len__(self):
                 return 40
@@ -371,7 +371,9 @@ class TestFrameFolder:
 
     @pytest.mark.parametrize("count", [0, -3, None])
     def test_no_frames(self, tmp_path, count):
-        assert f"{count or 0} frames" in self.reason(VideoRecord(str(tmp_path), 0, count, "{:05d}.jpg"))
+        assert ("contains no frames" if count is None else f"{count} frames") in self.reason(
+            VideoRecord(str(tmp_path), 0, count, "{:05d}.jpg")
+        )
 
     def test_no_folder(self, tmp_path):
         assert "no such folder" in self.reason(VideoRecord(str(tmp_path / "none"), 0, 4, "{:05d}.jpg"))
@@ -429,7 +431,7 @@ def test_a_torchcodec_that_finds_no_ffmpeg_is_an_error_not_a_slow_run(monkeypatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(VideoDecoder=decoder))
-    with pytest.raises(InputError, match="needs the FFmpeg libraries of the system"):
+    with pytest.raises(InputError, match="needs the system's FFmpeg libraries"):
         check_reader("torchcodec")
 
 

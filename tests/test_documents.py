@@ -1,4 +1,4 @@
-"""The commands that the documents show are understood as they stand there."""
+"""The commands in the documents are accepted exactly as shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLACEHOLDER = re.compile(r"\b(FOLDER|NAME|FILE|CKPT|KEY=VALUE)\b|\.\.\.")
 
 
 def commands(document: Path) -> Iterator[str]:
-    """Lines of code blocks that are commands, without comments, with lines that go on."""
+    """The commands in code blocks, without comments and with continuation lines joined."""
     text = re.sub(r"\\\n\s*", "", document.read_text(encoding="utf-8"))
     fenced = False
     for line in text.splitlines():
@@ -48,7 +48,7 @@ def test_a_command_is_understood(document, line):
         return
     if program in ("train", "eval"):
         model = {"train": Training, "eval": Evaluation}[program]
-        # Of several runs the first; `latest` and the like need not be there.
+        # The first of several runs; `latest` and the like need not exist.
         choices = [re.sub(r"^((?:seed|data\.split)=\d),.*", r"\1", word) for word in rest if not word.startswith("-")]
         model(**plain(compose(choices, program)))
     else:

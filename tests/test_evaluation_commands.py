@@ -1,4 +1,4 @@
-"""eval.py as a user runs it: what it takes from the checkpoint, what it writes, what it refuses, how it is stopped."""
+"""eval.py as a user runs it: what comes from the checkpoint, what is written, what is refused, how it is stopped."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def runs(files, tmp_path):
-    """Four runs' folders with what an evaluation looks at, from the oldest to the newest."""
+    """The folders of four runs with the files that an evaluation reads, from the oldest to the newest."""
     for age, (name, data, tier, variant) in enumerate(
         (
             ("first", "builtin-plain", "tiny", "rubiks3d"),
@@ -99,8 +99,8 @@ def test_tier_and_variant_come_from_the_checkpoint(choices, expected, data, file
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        (["ckpt=outputs/second", "tier=tiny"], ["holds tier=small variant=rubiks3d", "but tier=tiny is chosen"]),
-        (["tier=large"], ["no run of data=builtin-plain tier=large with a checkpoint"]),
+        (["ckpt=outputs/second", "tier=tiny"], ["has tier=small variant=rubiks3d", "but tier=tiny is chosen"]),
+        (["tier=large"], ["no run with data=builtin-plain tier=large and a checkpoint"]),
         (["teir=small"], ["teir", "Did you mean tier?", "variant"]),
     ],
 )
@@ -111,7 +111,7 @@ def test_another_tier_or_variant_than_the_checkpoints_is_refused(choices, words,
     assert message.count("\n") == 1
 
 
-# ---- keys that there are not
+# ---- keys that do not exist
 
 
 @pytest.mark.parametrize(
@@ -132,15 +132,20 @@ def test_another_tier_or_variant_than_the_checkpoints_is_refused(choices, words,
         ("train", "+run.x=1", ["run.x is not a key"]),
         ("train", "+csv/x=1", ["csv/x is not a key"]),
         ("train", "+data@extra=csv", ["data@extra is not a key", "recipe"]),
-        ("train", "+logger=csv", ["+logger=csv", "without +, logger=csv"]),
-        ("train", "++tier=large", ["++tier=large", "without ++, tier=large"]),
+        ("train", "+logger=csv", ["+logger=csv", "write logger=csv, without +"]),
+        ("train", "++tier=large", ["++tier=large", "write tier=large, without ++"]),
         ("train", "+tier=null", ["+tier=null", "without +"]),
         ("train", "+=3", ["+=3 is not a key"]),
         ("train", "+seed=3", ["+seed", "without +"]),
-        ("train", "tier=3", ["tier=3", "name"]),
-        ("train", "~seed", ["~seed", "give seed another value"]),
-        ("train", "~recipe.lr", ["~recipe.lr", "give recipe.lr another value"]),
-        ("train", "~tier", ["~tier", "give tier another value"]),
+        ("train", "tier=3", ["tier=3", "tier must be one of large, medium, small, tiny, the files in "]),
+        ("train", "tier=null", ["tier=null", "tier must be one of large, medium, small, tiny"]),
+        ("train", "recipe=null", ["recipe=null", "recipe must be one of builtin, csv, "]),
+        ("train", "recipe={lr: 1}", ["recipe={lr: 1}", "recipe must be one of builtin, csv, "]),
+        ("train", "trainer=", ["trainer=", "trainer must be one of ddp, default"]),
+        ("eval", "protocol=[1]", ["protocol=[1]", "protocol must be one of one_clip, ten_clip, two_clip"]),
+        ("train", "~seed", ["~seed", "set seed to another value"]),
+        ("train", "~recipe.lr", ["~recipe.lr", "set recipe.lr to another value"]),
+        ("train", "~tier", ["~tier", "set tier to another value"]),
         ("train", "~epochs", ["~epochs"]),
         ("eval", "+epochs=3", ["epochs is not a key", "batch_size, ckpt, data"]),
         ("eval", "+data.rot=x", ["data.rot is not a key", "Did you mean data.root?"]),
@@ -148,8 +153,8 @@ def test_another_tier_or_variant_than_the_checkpoints_is_refused(choices, words,
         ("eval", "+tier.name=tiny", ["tier.name is not a key", "tier, trainer, variant"]),
         ("eval", "+logger=csv", ["logger is not a key", "batch_size"]),
         ("eval", "logger=csv", ["logger is not a key", "batch_size"]),
-        ("eval", "+tier=tiny", ["+tier=tiny", "without +, tier=tiny"]),
-        ("eval", "~data.root", ["~data.root", "give data.root another value"]),
+        ("eval", "+tier=tiny", ["+tier=tiny", "write tier=tiny, without +"]),
+        ("eval", "~data.root", ["~data.root", "set data.root to another value"]),
         ("eval", "~protocol", ["~protocol"]),
     ],
 )
@@ -183,8 +188,10 @@ def test_the_other_commands_refuse_added_keys_too(rubiks_command):
     status, _, err = rubiks_command("check", "data=csv", "+data.rot=x")
     assert status == 2
     assert "data.rot is not a key of the configuration. Did you mean data.root?" in err
+    status, _, err = rubiks_command("check", "data=null")
+    assert (status, "data must be one of builtin, csv, " in err) == (2, True)
     status, _, err = rubiks_command("check", "data=csv", "~data.root")
-    assert (status, "give data.root another value" in err) == (2, True)
+    assert (status, "set data.root to another value" in err) == (2, True)
 
 
 # ---- clips too small for batch norm in training
@@ -224,7 +231,7 @@ def test_batches_too_small_for_batch_norm_are_told_from_those_that_train():
 @pytest.mark.parametrize(
     ("videos", "devices", "nodes", "synchronised", "trains"),
     [
-        (3, 2, 1, False, False),  # one video for each process
+        (3, 2, 1, False, False),  # one video per process
         (4, 2, 1, False, True),
         (3, 1, 2, False, False),
         (3, 2, 1, True, True),
@@ -327,7 +334,7 @@ def test_an_evaluation_that_is_stopped_says_so(
     for line in process.stdout:
         if line.startswith("inside"):
             break
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # like a terminal
     found, _, err = forked.end(process, timeout=60)
     assert found == status, err
     assert err == f"interrupted by {name}: there are no results yet\n"

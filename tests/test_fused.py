@@ -24,12 +24,12 @@ from rubiks.ops.fused import (
     row_sums,
 )
 
-VARIANTS = ("rubiks3d", "rubiks3d-aq", "rubiks2d", "fixed-tsm", "grouped")  # which it replaces
+VARIANTS = ("rubiks3d", "rubiks3d-aq", "rubiks2d", "fixed-tsm", "grouped")  # which the fused path replaces
 SIZES = [(2, 4, 3, 32, 32), (3, 3, 3, 33, 35)]
 
 
 def shaken(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """In training mode, with norms and shifts as training may leave them: scales of both signs and 0, long shifts."""
+    """In training mode, with norms and shifts as training may make them: scales of both signs and 0, long shifts."""
     for name, parameter in module.named_parameters():
         if "bn" in name or name.endswith("shift"):
             nn.init.normal_(parameter, 0.3, 0.8)
@@ -43,7 +43,7 @@ def shaken(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Equal, but for `tolerance` of the largest value in each tensor."""
+    """Equal up to `tolerance` of the largest value in each tensor."""
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         limit = tolerance * value.abs().max().item() if value.is_floating_point() else 0
@@ -244,7 +244,7 @@ def test_gradcheck(attention, reduction, channels, stride):
     torch.manual_seed(3)
     block = RubiksBlock(*channels, stride, attention, reduction).double()
     for name, parameter in block.named_parameters():
-        if name.endswith("shift"):  # away from whole numbers, where the gradient is a mean of two
+        if name.endswith("shift"):  # not near whole numbers, where the gradient is a mean of two
             nn.init.uniform_(parameter, 0.2, 0.8)
     names, values = zip(*block.named_parameters(), strict=True)
     x = torch.randn(2, 2, channels[0], 3, 4, dtype=torch.float64, requires_grad=True)
@@ -316,7 +316,7 @@ def test_one_value_per_channel_has_no_variance():
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_pointwise_and_its_gradients(relu):
-    """With what the block leaves out: offset, residual, ReLU of the result."""
+    """Including what the block does not use: offset, residual, ReLU of the result."""
     x, residual = (torch.randn(n, 20).double() for n in (6, 5))
     weight = torch.randn(5, 6).double().requires_grad_()
     x.requires_grad_()

@@ -1,4 +1,4 @@
-"""The compiled operators of the fused block, and what is built of them, on a GPU: as their definitions in float64."""
+"""The compiled operators of the fused block, and what is built from them, against their definitions in float64."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sums_agree(parts: Tensor, value: Tensor, other: Tensor) -> bool:
 
 
 def same_bits(call) -> tuple[Tensor, ...]:
-    """The results of a call, which are the same when it is made again with other contents in free memory."""
+    """The results of a call, which must be the same in a second call with other contents in free memory."""
     first = call()
     torch.full((2**22,), torch.nan, device="cuda")
     assert all(torch.equal(a, b) for a, b in zip(first, call(), strict=True))
@@ -65,7 +65,7 @@ def pointwise(x, weight, scale, bias, attention, frames, offset, residual, relu)
     return fused.pointwise(x, weight, before, offset=offset, residual=residual, relu=relu)[0]
 
 
-# Rows of the result, rows of x, columns: of the tiers, and odd ones; for 145 to 288 rows Hopper has another kernel.
+# Rows of the result, rows of x, columns: the tiers' and odd ones; for 145 to 288 rows Hopper has another kernel.
 SHAPES = [(54, 54, 392), (72, 72, 4104), (144, 72, 1000), (288, 288, 3136), (576, 576, 136), (20, 6, 264), (145, 38, 8)]
 SHAPES += [(288, 144, 1000), (216, 216, 17032), (150, 40, 72)]
 
@@ -88,7 +88,7 @@ def test_pointwise(m, k, p):
 
 
 def sums_of_rounded(arguments: tuple[Tensor | None, ...], relu: bool) -> Tensor:
-    """The result, where what enters the product is rounded first, as the kernel does."""
+    """The result if the input of the product is rounded first, as in the kernel."""
     x, weight, scale, bias, attention, frames, offset, residual = arguments
     a = torch.addcmul(bias[:, None], x, scale[:, None]).relu().bfloat16()
     if attention is not None:
@@ -188,12 +188,12 @@ def test_norm_input_grad(geometry):
 
 
 def shifts(channels: int):
-    """Shifts (2 or 3, C) and strides: within a pixel and far, with whole ones, and one out of the clip."""
+    """Shifts (2 or 3, C) and strides: below a pixel and long, some whole, and one out of the clip."""
     for rows, stride, size in itertools.product((2, 3), (1, 2), (1, 6)):
         shift = size * (2 * torch.rand(rows, channels, device="cuda") - 1)
         shift[:, 1] = shift[:, 1].round()
         shift[:, 2] = 100
-        shift[-1, 3] = -1  # whole in W alone
+        shift[-1, 3] = -1  # whole only in W
         yield shift, stride
 
 
@@ -289,7 +289,7 @@ def test_training_is_as_exact_as_the_modules(tier, variant, freeze, frames, monk
     assert sum(a.values()) < 1.15 * sum(b.values())
     assert a["logits"] < 2 * b["logits"] + 0.01
     off = {name: (error, b[name]) for name, error in a.items() if error > 2 * b[name] + 0.4}
-    assert not off  # small ones are mostly rounding
+    assert not off  # small ones are mostly rounding errors
 
 
 @pytest.mark.parametrize(("tier", "variant"), NETWORKS)
@@ -334,6 +334,6 @@ def test_inference(tier, variant):
         assert torch.equal(module(clips), logits)
         assert torch.equal(module(clips.flatten(1, 2)), logits)
     assert module(clips[:0]).shape == (0, 7)
-    # Graphs do not outlive a move, and full precision needs no kernels of ours.
+    # Graphs are dropped by a move, and full precision uses none of our kernels.
     assert torch.equal(module.cpu().cuda()(clips), logits)
     close(net.optimize_for_inference(torch.float64)(clips.double()), exact, 1e-6)

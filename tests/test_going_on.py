@@ -1,5 +1,5 @@
-"""Going on with a run: each pair of what it was started with and what is asked now either trains as printed, or is
-refused with commands that work."""
+"""Resuming a run: each pair of original and current settings either trains as printed, or is refused with commands that
+work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rubiks.data import builtin
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_network"), SMALL_RUNS]
 
-VIDEOS, DONE, STEPS = 24, 16, 4  # of the list, and where the run stands: in batches of 4, within its first epoch
+VIDEOS, DONE, STEPS = 24, 16, 4  # of the list, and where the run stopped: in batches of 4, within its first epoch
 START = (
     "data.train_videos=24",
     "data.val_videos=8",
@@ -45,7 +45,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def started(small_network, data, tmp_path_factory):
-    """The folder of a run that has stopped within its first epoch."""
+    """The folder of a run that was stopped within its first epoch."""
     folder = tmp_path_factory.mktemp("started")
     choices = (f"data.root={data}", *START, "run=first", f"trainer.max_steps={STEPS}")
     status, _, err = end(start(folder, "train", *choices))
@@ -60,7 +60,7 @@ def commands(monkeypatch, capsys, tmp_path, started):
 
 
 def now(data, changes: tuple[str, ...]) -> list[str]:
-    """The choices of the start, with these in place of them."""
+    """The original choices, with these replaced."""
     keys = {change.partition("=")[0] for change in changes}
     return [choice for choice in (f"data.root={data}", *START) if choice.partition("=")[0] not in keys] + [*changes]
 
@@ -69,7 +69,7 @@ def cosine(progress: float, epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress / epochs))
 
 
-# What is asked, what must be printed, and by what the first learning rate is multiplied at a progress in epochs.
+# The current choices, what must be printed, and the factor of the first learning rate at a progress in epochs.
 TRAINED = {
     "nothing else": ((), (), cosine),
     "lower rate": (("recipe.lr=0.001",), ("recipe.lr: 0.002 -> 0.001",), cosine),
@@ -115,8 +115,8 @@ TRAINED = {
     ),
     "short epochs": (("trainer.limit_train_batches=5",), ("trainer.limit_train_batches: 1.0 -> 5",), cosine),
     "short epochs that are over": (("trainer.limit_train_batches=3",), ("trainer.limit_train_batches",), cosine),
-    "larger views": (("data.size=48",), ("the best checkpoint is chosen from here on",), cosine),
-    "another protocol": (("protocol=two_clip",), ("the best checkpoint is chosen from here on",), cosine),
+    "larger views": (("data.size=48",), ("the best checkpoint is chosen from now on",), cosine),
+    "another protocol": (("protocol=two_clip",), ("the best checkpoint is chosen from now on",), cosine),
     "bfloat16": (("precision=bf16-mixed",), ("precision: auto -> bf16-mixed",), cosine),
     "loading": (("data.workers=1", "data.timeout=60"), (), cosine),
 }
@@ -137,7 +137,7 @@ def test_what_a_run_takes_up_is_trained_as_printed(name, data, commands, tmp_pat
     assert all(text in output for text in printed)
     assert ("Changed since" in output) == bool(printed)
 
-    # The schedule, from the numbers of videos alone.
+    # The schedule, computed only from numbers of videos.
     batch, accumulate = int(asked["recipe.batch_size"]), int(asked.get("recipe.accumulate", 1))
     epochs = int(asked["recipe.epochs"])
     batches = min(VIDEOS // batch, int(asked.get("trainer.limit_train_batches", 10**6)))
@@ -169,7 +169,7 @@ def test_what_a_run_takes_up_is_trained_as_printed(name, data, commands, tmp_pat
 def test_a_run_goes_on_where_its_data_has_moved(data, commands, tmp_path):
     shutil.copytree(data / "plain-24+8-seed0", tmp_path / "moved/plain-24+8-seed0")
     output = commands.train(*now("moved", ()), "run=first")
-    assert "Going on with outputs/first" in output
+    assert "Resuming outputs/first" in output
     assert "Changed" not in output
 
 
@@ -196,12 +196,12 @@ def test_what_a_run_cannot_take_up_is_refused_with_commands_that_work(name, data
     assert words in message
     assert "Traceback" not in message
     (_, going_on, anew) = message.splitlines()
-    assert going_on.startswith("To go on: python train.py run=first ")
+    assert going_on.startswith("To resume: python train.py run=first ")
     again = shlex.split(going_on.partition("python train.py ")[2])
-    # What can be taken up is.
+    # What can be kept is kept.
     assert ("recipe.lr=0.001" in again) == ("recipe.lr=0.001" in changes)
     output = commands.train(*[choice for choice in again if choice not in (*BASE, "logger=csv")])
-    assert "Going on with outputs/first after 0 epochs and 16 videos of the next" in output
+    assert "Resuming outputs/first after 0 epochs and 16 videos of the next" in output
 
     assert re.match(r"To start a new run( from its weights)?: python train.py ", anew)
     fresh = shlex.split(anew.partition("python train.py ")[2])
@@ -221,15 +221,15 @@ def test_lists_that_have_changed_on_the_disk(data, commands, tmp_path):
 
 def test_a_run_cannot_go_back(data, commands):
     commands.train(*now(data, ()), "run=first", "trainer.max_steps=8")
-    assert "after 1 epoch and 8 videos of the next (8 steps), and recipe.epochs=1 is less" in commands.refused(
+    assert "after 1 epoch and 8 videos of the next (8 steps), more than recipe.epochs=1" in commands.refused(
         "train", "logger=csv", *now(data, ("recipe.epochs=1",)), "run=first"
     )
     message = commands.refused("train", "logger=csv", *now(data, ("trainer.max_steps=8",)), "run=first")
-    assert "trainer.max_steps=8 is reached" in message
+    assert "trainer.max_steps=8 has been reached" in message
 
 
 def test_a_run_goes_on_with_another_number_of_processes(data, started, tmp_path):
-    """From one process to two, and within the next epoch back to one: as many steps, at the same rate."""
+    """From one process to two, and within the next epoch back to one: the same number of steps, at the same rate."""
     shutil.copytree(started, tmp_path / "outputs")
     two = ("recipe.batch_size=2", "trainer=ddp", "trainer.devices=2", "trainer.max_steps=9")
     for changes in (two, ()):
@@ -237,7 +237,7 @@ def test_a_run_goes_on_with_another_number_of_processes(data, started, tmp_path)
         assert status == 0, err
         assert "total batch 4 " in out
         assert f"recipe.batch_size: {'4 -> 2' if changes else '2 -> 4'}" in out
-    assert "Going on with outputs/first after 1 epoch and 12 videos of the next (9 steps)" in out
+    assert "Resuming outputs/first after 1 epoch and 12 videos of the next (9 steps)" in out
     state = torch.load(tmp_path / "outputs/first/checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 12
     assert state["rubiks"]["position"]["epoch"] == 2

@@ -1,4 +1,4 @@
-"""The same numbers on a GPU as on the CPU, and training that does not wait for it."""
+"""A GPU gives the same numbers as the CPU, and training does not wait for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def _float32_arithmetic():
-    """Full float32 in matrix products and convolutions, whatever the defaults are."""
+    """Full float32 in matrix products and convolutions, regardless of the defaults."""
     flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield
@@ -174,7 +174,7 @@ def test_clips_are_mixed_as_on_the_cpu():
 
 
 class NoWaiting(pl.Callback):
-    """Makes whatever waits for the GPU between the third and the last batch an error."""
+    """Raises an error for any wait for the GPU between the third and the last batch."""
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if batch_idx == 2:
@@ -202,7 +202,7 @@ def test_steps_do_not_wait_for_the_gpu(variant, name, options):
     recipe = Recipe(epochs=1, batch_size=2, lr=0.01, lr_batch=2, optimizer=name, clip_grad_norm=20, **options)
     attention = AttentionSchedule(budget=0.125, soft=0.99) if variant == "rubiks3d-aq" else None
     net = RubiksNet("tiny", 7, variant)
-    net.recorder.enabled = False  # making a recording waits, once
+    net.recorder.enabled = False  # recording waits, once
     if recipe.freeze is not None:
         net.backbone.freeze(recipe.freeze)
     module = VideoClassifier(net, recipe, attention=attention, mixing=Mixing(0.2, 1.0, 7, seed=0))

@@ -1,4 +1,4 @@
-"""What train.py is given arrives where it is used."""
+"""The settings of train.py reach the objects that use them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rubiks.training.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
-# No two are alike, and none is a preset's or a default.
+# All different, and none from a preset or a default.
 RECIPE = {
     "epochs": 3, "batch_size": 5, "accumulate": 7, "optimizer": "sgd", "lr": 0.011, "lr_batch": 13, "momentum": 0.17,
     "weight_decay": 0.019, "shift_lr_scale": 0.23, "attention_lr_scale": 0.29, "classifier_lr_scale": 0.31,

@@ -16,7 +16,7 @@ from rubiks.models.tiers import TIERS, VARIANTS
 
 
 def trained(tier: str, variant: str, dtype: torch.dtype = torch.float64) -> RubiksNet:
-    """A network whose norms are those of a trained one and worse: scales of both signs, and channels switched off."""
+    """A network with norms like those of a trained one and worse: scales of both signs, and channels switched off."""
     torch.manual_seed(0)
     net = RubiksNet(tier, 7, variant)
     for module in net.modules():
@@ -72,7 +72,7 @@ def test_any_size_number_of_frames_and_layout(variant, monkeypatch):
         check(net, clips, 1e-13, module)
     check(net, clips.flatten(1, 2), 1e-13, module)
     assert module(clips[:0]).shape == (0, 7)
-    # Larger work is taken apart.
+    # Larger work is split.
     monkeypatch.setattr(inference_cpu, "PIXELS_AT_ONCE", 2 * 4 * 40 * 40)
     monkeypatch.setattr(inference_cpu, "ELEMENTS_AT_ONCE", 3 * 72 * 20 * 20)
     check(net, torch.randn(3, 4, 3, 40, 40, dtype=torch.float64), 1e-13, module)
@@ -100,7 +100,7 @@ def test_autocast_and_bfloat16():
     net = trained("tiny", "rubiks3d", torch.float32)
     clips = torch.randn(2, 4, 3, 32, 32)
     module = net.optimize_for_inference()
-    with torch.autocast("cpu", torch.bfloat16):  # it computes in the type of its weights
+    with torch.autocast("cpu", torch.bfloat16):  # computed in the type of its weights
         logits = module(clips)
     with torch.no_grad():
         torch.testing.assert_close(logits, net(clips), rtol=0, atol=1e-4 * logits.abs().max().item())

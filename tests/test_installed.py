@@ -1,4 +1,4 @@
-"""The wheel is the whole product: its commands work in an empty folder, with no checkout near."""
+"""The wheel is complete: its commands work in an empty folder, without a checkout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUICK = (
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The wheel's files; without a compiled operator, which other tests are about."""
+    """The wheel's files, without a compiled operator, which other tests cover."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(".*", "outputs", "build", "librubiks.*"))
     environment = os.environ | {"CXX": "false", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
@@ -45,7 +45,7 @@ def installed(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(installed, tmp_path_factory):
-    """Runs a command of the installed package in a folder that was empty at first; gives stdout."""
+    """Runs a command of the installed package in an initially empty folder; returns stdout."""
     server, folder = WithTorch(*SLOW_TO_IMPORT), tmp_path_factory.mktemp("empty")
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     plain |= {"RUBIKS_REFERENCE": "1", "WANDB_MODE": "disabled"}

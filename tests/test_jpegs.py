@@ -1,4 +1,4 @@
-"""Videos of JPEG frames: the frames that any reader of JPEG gives, few read without the others, damage named."""
+"""Videos of JPEG frames: the same frames as any JPEG reader, a few read without the others, damage reported."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_damaged_frame_is_named_and_the_others_are_read(path, pictures, tmp_pa
 
 
 def test_mutated_files_are_read_or_named(path, tmp_path, capfd):
-    """What is cut short is always named; a changed byte may leave another picture, which nothing can tell."""
+    """A truncated file is always reported; a changed byte may give another picture, which cannot be detected."""
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     bad = tmp_path / "bad.mp4"
@@ -99,7 +99,7 @@ def test_mutated_files_are_read_or_named(path, tmp_path, capfd):
         content = bytearray(whole)
         if cut := number % 3 == 0:
             del content[rng.integers(len(whole)) :]
-        else:  # in the index, and anywhere
+        else:  # in the index, and elsewhere
             content[rng.integers(len(whole) - 900 if number % 3 == 1 else 0, len(whole))] = rng.integers(256)
         bad.write_bytes(content)
         try:

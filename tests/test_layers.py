@@ -1,4 +1,4 @@
-"""Imports point down the layers, and only the top knows the configuration."""
+"""Imports point down the layers, and only the top layer knows the configuration."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ALLOWED_IN_MODELS = {
 
 
 def imports(path) -> set[str]:
-    """The names that a file imports anywhere, also for type checking alone."""
+    """The names that a file imports anywhere, including those for type checking."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -134,7 +134,7 @@ def test_layers_within_models():
 
 
 def test_imports_have_no_circle():
-    """Those for type checking alone, and those within functions, count too."""
+    """Imports for type checking and imports in functions count too."""
     graph = import_graph()
     try:
         order = list(TopologicalSorter(graph).static_order())

@@ -1,4 +1,4 @@
-"""The compiled operator's library: built once, found again, and never in the way where it cannot be had."""
+"""The compiled operator's library: built once, found again, and no obstacle if it cannot be built."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from with_torch import Process, WithTorch
 
 pytestmark = pytest.mark.slow
 
-# Runs the operator, after `{setup}`, and prints how. Moving every channel by one frame shows that the result is right.
+# Runs the operator after `{setup}` and prints which one ran. Moving every channel by one frame checks the result.
 PROGRAM = """
 import json, warnings, torch
 {setup}
@@ -55,7 +55,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 class Checkout:
-    """A copy of the operator with its sources, nothing installed, and an environment and cache of its own."""
+    """A copy of the operator with its sources, nothing installed, and a separate environment and cache."""
 
     def __init__(self, folder: Path, with_torch: WithTorch) -> None:
         self.folder, self.with_torch = folder, with_torch
@@ -82,7 +82,7 @@ class Checkout:
         return self.finish(self.start(setup, **environment))
 
     def install(self, built: Path, **changes) -> None:
-        """Put a built library beside the package, with changed facts."""
+        """Put a built library next to the package, with changed facts."""
         shutil.copy(built / "librubiks.so", self.ops)
         facts = json.loads((built / "librubiks.json").read_text()) | changes
         (self.ops / "librubiks.json").write_text(json.dumps(facts))
@@ -117,7 +117,7 @@ def checkout(tmp_path, with_torch):
 
 @pytest.fixture(scope="module")
 def first_use(tmp_path_factory, with_torch):
-    """A checkout in which three processes have started at once with an empty cache, and what they told."""
+    """A checkout in which three processes started at once with an empty cache, and their output."""
     checkout = Checkout(tmp_path_factory.mktemp("library") / "checkout", with_torch)
     processes = [checkout.start() for _ in range(3)]
     return checkout, [checkout.finish(process) for process in processes]
@@ -195,7 +195,7 @@ def test_a_library_that_cannot_be_used_is_left_alone(built, with_torch, tmp_path
     for name, library, changes, words in (
         ("truncated", contents[:-5000], {}, "is damaged"),
         ("other file", b"text", {"sha256": hashlib.sha256(b"text").hexdigest()}, "cannot be loaded: "),
-        ("of CUDA", contents, {"cuda": True}, "needs PyTorch with CUDA, this is"),
+        ("of CUDA", contents, {"cuda": True}, "needs PyTorch with CUDA; PyTorch here is"),
         ("without facts", contents, None, "is damaged"),
     ):
         checkout = Checkout(tmp_path / name, with_torch)
@@ -230,7 +230,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_private_temporary_one(b
     (temporary,) = (checkout.folder / "tmp").glob("rubiks*")
     assert Path(result["library"]).is_relative_to(temporary)
     assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
-    temporary.chmod(0o777)  # others might have put a library there
+    temporary.chmod(0o777)  # others might have put a library in it
     (warning,) = checkout.run(**environment)["warnings"]
     assert "is not a folder that only this user can write" in warning
 

@@ -1,4 +1,4 @@
-"""What a user is told where the machine's limits end a loader's workers: shared memory that is full, and kills."""
+"""The messages when the machine's limits end a loader's workers: full shared memory, and kills."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _soon_noticed(monkeypatch):
-    """PyTorch looks every five seconds whether the workers that it waits for still live."""
+    """PyTorch checks every five seconds whether the workers that it waits for are alive."""
     monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
@@ -97,7 +97,7 @@ def test_a_defect_in_a_worker_keeps_its_traceback():
 
 
 def test_ctrl_c_while_workers_start_is_not_theirs(capfd):
-    """A terminal sends it to all of them, also to one that has just been forked."""
+    """A terminal sends it to all of them, including one that has just been forked."""
 
     def interrupted(number: int) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -107,28 +107,28 @@ def test_ctrl_c_while_workers_start_is_not_theirs(capfd):
     loader.worker_init_fn = interrupted
     assert len(list(loader)) == 20
     assert capfd.readouterr().err == ""
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()  # and here it comes again
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()  # and here a second one arrives
 
 
 def test_the_end_of_a_worker_is_told_where_a_batch_is_waited_for():
-    """Not within a step of the optimiser, nor while a checkpoint is written."""
+    """Not within an optimiser step, nor while a checkpoint is written."""
     loader = make_loader(Samples())
     steps = iter(loader)
     next(steps)
     victim = loader._iterator._workers[0]
     os.kill(victim.pid, signal.SIGKILL)
-    victim.join()  # with which SIGCHLD has come
+    victim.join()  # after which SIGCHLD arrived
     assert victim.exitcode == -signal.SIGKILL
     assert_rejected(lambda: next(steps), f"loader process (id {victim.pid}) was killed")
 
 
 def test_ctrl_c_leaves_the_workers_to_their_parent():
-    """A terminal sends it to all; the parent may want to end a validation first."""
+    """A terminal sends it to all; the parent may finish a validation first."""
     loader = make_loader(Samples())
     numbers = []
     for batch in loader:
         numbers += batch["index"].tolist()
-        for worker in loader._iterator._workers if len(numbers) > 3 else ():  # both have begun by then
+        for worker in loader._iterator._workers if len(numbers) > 3 else ():  # by then both have started
             os.kill(worker.pid, signal.SIGINT)
     assert numbers == list(range(60))
 
@@ -164,8 +164,8 @@ def test_memory_is_that_of_a_container():
 
 
 def with_small_shm(size: int, folder: Path, function) -> None:
-    """What the process of `small_shm` does."""
-    torch.set_num_threads(1)  # the other threads are left behind where a process is forked
+    """What the process of `small_shm` runs."""
+    torch.set_num_threads(1)  # a forked process does not have the other threads
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = open(folder / name, "w")  # noqa: SIM115  to the end of the process
         os.dup2(file.fileno(), number)
@@ -179,7 +179,7 @@ def with_small_shm(size: int, folder: Path, function) -> None:
 
 @pytest.fixture
 def small_shm(tmp_path_factory):
-    """Calls a function in a process of its own, for which /dev/shm has so many bytes; status, stdout and stderr."""
+    """Calls a function in a separate process with a /dev/shm of this many bytes; returns status, stdout and stderr."""
 
     def run(size: int, function) -> tuple[int, str, str]:
         folder = tmp_path_factory.mktemp("output")
@@ -195,7 +195,7 @@ def small_shm(tmp_path_factory):
     return run
 
 
-# Of one batch the views take 49 pages, label and index one each; semaphores take eleven.
+# The views of a batch take 49 pages, label and index one each; semaphores take eleven.
 def never_room_enough() -> None:
     class Large(Samples):
         def __getitem__(self, number: int) -> dict:
@@ -210,7 +210,7 @@ def never_room_enough() -> None:
 
 
 def test_shared_memory_of_any_size_that_does_not_suffice_is_one_message(small_shm):
-    """Too small for views, or for one of the small tensors: never a wait that does not end."""
+    """Too small for views, or for one of the small tensors: it never waits forever."""
     assert small_shm(4096, never_room_enough) == (0, "done\n", "")
 
 

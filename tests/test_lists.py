@@ -1,4 +1,4 @@
-"""Lists and folders as people write them: headers, blank lines, hidden files, accents, numbers from 1 and from 0."""
+"""Lists and folders as people write them: headers, blank lines, hidden files, accents, numbering from 1 and from 0."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_list_with_a_header_of_another_project(shared, tmp_path):
     assert len(missing) == 149
 
 
-# ---- lines of blanks
+# ---- blank lines
 
 
 BLANK = " \t \n"
@@ -166,7 +166,7 @@ def test_hidden_files_are_no_frames(tmp_path):
 
 
 def test_a_folder_of_hidden_files_alone_has_no_frames(tmp_path):
-    with pytest.raises(VideoError, match="holds 0 frames"):
+    with pytest.raises(VideoError, match="contains no frames"):
         count_frames(write(tmp_path, dict.fromkeys(HIDDEN)), "{:05d}.jpg")
 
 
@@ -182,12 +182,12 @@ def test_hidden_files_are_no_images(tmp_path):
         "train/.cache/c.jpg",
         "train/._dog/d.jpg",
     )
-    for root in (tmp_path, tmp_path / ".hidden"):  # what lies in a hidden folder is hidden only from those outside
+    for root in (tmp_path, tmp_path / ".hidden"):  # what is in a hidden folder is only hidden from outside
         source = ImageFolders(root=write(root, dict.fromkeys((*files, "val/dog/e.jpg"))))
         assert source.classes == ["dog"]
         assert names_and_labels(source.records("train")[0]) == [("train/dog/a.jpg", 0)]
     only = ImageFolders(root=write(tmp_path / "only", {"train/.cache/c.jpg": None}))
-    assert_rejected(lambda: only.classes, "expected a folder for each class, found none")
+    assert_rejected(lambda: only.classes, "expected a subfolder for each class, found none")
 
 
 def test_hidden_files_are_no_classes_of_hmdb51(tmp_path):
@@ -351,7 +351,7 @@ def test_frames_numbered_otherwise_are_said_to_be(count, numbers, first, tmp_pat
     folder = frame_folder(tmp_path / "v", numbers)
     record = VideoRecord(str(folder), 0, count, "{:05d}.jpg", first_frame=first)
     with pytest.raises(VideoError) as caught, open_video(record) as video:
-        video.frames([1])  # whose file is there in any case, and one frame off
+        video.frames([1])  # whose file exists in any case, but is one frame off
     assert caught.value.reason.endswith(f"; its frames are numbered from {1 - first}; set data.first_frame={1 - first}")
     assert "unpack it again" not in caught.value.reason
 
@@ -401,7 +401,7 @@ def test_what_is_known_of_frames_from_0(tmp_path, rubiks_command):
     (known,) = Manifest(tmp_path).apply([VideoRecord(str(tmp_path / "v"), 0, pattern="{:05d}.jpg", first_frame=0)])
     with open_video(known) as video:
         assert len(video) == 3
-    frame_folder(tmp_path / "v", (3,))  # it was not all unpacked
+    frame_folder(tmp_path / "v", (3,))  # it was only partly unpacked
     with open_video(known) as video:
         assert len(video) == 4
 
@@ -409,7 +409,7 @@ def test_what_is_known_of_frames_from_0(tmp_path, rubiks_command):
 # ---- one list alone
 
 
-# Per data set: files, choices, how many videos are listed, and what the message about the other list names.
+# Per data set: files, choices, the number of listed videos, and what the message about the other list mentions.
 VAL_ALONE = {
     "csv": ({"val.csv": "a.mp4,run\nb.mp4,jump\n"}, ["data.val_list=val.csv"], 2, "data.train_list"),
     "frames": ({"val.txt": "a 3 0\n"}, ["data.val_list=val.txt", "data.num_classes=2"], 1, "data.train_list"),

@@ -70,7 +70,7 @@ def test_logits_equal_the_official_code(variant):
 
 
 def training_pass(variant, dtype):
-    """Logits, loss and gradients, those of shifts normalised, of one pass with the official weights."""
+    """Logits, loss and gradients (normalised for shifts) of one pass with the official weights."""
     net = official_net(variant).train().to(dtype)
     logits = net(recipe.clip(4, 8, 64, seed=11).to(dtype))
     loss = F.cross_entropy(logits, torch.tensor([3, 50, 101, 173]))
@@ -96,7 +96,7 @@ def test_training_pass_equals_the_official_code(variant):
             torch.testing.assert_close(lengths[fractional], torch.ones_like(lengths[fractional]))
             continue
         # Rounding moves activations across the kink of ReLU: the same pass in float64 is up to 1.2e-2 from the official
-        # numbers, which are float32. Ours may be as far from them as that pass is, and a little more.
+        # float32 numbers. Ours may be as far from them as that pass, and a little more.
         own_norm, own_dot = recipe.project(name, gradient)
         exact_norm, exact_dot = recipe.project(name, exact[name].float())
         assert abs(own_norm - norm) < 1e-3 * norm + abs(exact_norm - norm), name
@@ -220,12 +220,12 @@ def test_what_could_run_code_is_named_and_not_loaded(what, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "damaged or of another format"),
-        (b"<!DOCTYPE html><html>", "damaged or of another format"),
-        (bytes(range(256)) * 20, "damaged or of another format"),
-        (b"\x80\x02}q\x00(X", "damaged or of another format"),  # half a pickle
-        (b"PK\x03\x04" + bytes(100), "damaged or of another format"),
-        ({"a.txt": b"x"}, "damaged or of another format"),
+        (b"", "damaged or in another format"),
+        (b"<!DOCTYPE html><html>", "damaged or in another format"),
+        (bytes(range(256)) * 20, "damaged or in another format"),
+        (b"\x80\x02}q\x00(X", "damaged or in another format"),  # half a pickle
+        (b"PK\x03\x04" + bytes(100), "damaged or in another format"),
+        ({"a.txt": b"x"}, "damaged or in another format"),
         ({"a.npy": b"x"}, "it is a NumPy file"),
         (b"\x93NUMPY\x01\x00v\x00", "it is a NumPy file"),
     ],

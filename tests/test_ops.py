@@ -1,6 +1,6 @@
 """The shift operator against the official numbers, a brute-force oracle and finite differences.
 
-Whatever serves the operator is tested, on the CPU and, with `-m gpu`, on a GPU; beside it the PyTorch reference.
+Every implementation is tested, on the CPU and, with `-m gpu`, on a GPU, and the PyTorch reference as well.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def cases(draw):
 @given(case=cases(), layout=st.permutations(range(5)), frames_shift=st.booleans())
 def test_forward_and_gradient_of_x_equal_the_oracle(device, case, layout, frames_shift):
     x, shift, stride, padding, quantize = case
-    if not frames_shift:  # images: time stays where it is
+    if not frames_shift:  # images: no shift in time
         shift[0], stride, padding = 0, (1, *stride[1:]), (0, *padding[1:])
     expected_x = x.clone().requires_grad_()
     expected = oracle.shift(expected_x, shift, stride, padding, quantize)
@@ -134,7 +134,7 @@ def test_gradients_equal_finite_differences(stride, padding, device):
     assert gradcheck(lambda a, b: shift2d(a, b, stride[1:], padding[1:]), (flat, shift[1:].detach().requires_grad_()))
 
 
-# Beyond the oracle's patience: several tiles of a kernel, odd sizes, one long axis, planes smaller than a vector.
+# Too large for the oracle: several tiles of a kernel, odd sizes, one long axis, planes smaller than a vector.
 SHAPES = [
     (2, 3, 5, 40, 61),
     (3, 2, 4, 64, 64),
@@ -153,7 +153,7 @@ def laid_out(x, layout):
         return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     if layout == "sliced":
         n, t, c, h, w = x.shape
-        wide = x.new_full((n, t, c + 1, h + 1, w + 3), torch.nan)  # what lies between must not be used
+        wide = x.new_full((n, t, c + 1, h + 1, w + 3), torch.nan)  # the gaps must not be used
         wide[:, :, 1:, 1:, 2:-1] = x
         return wide[:, :, 1:, 1:, 2:-1]
     return x
@@ -191,7 +191,7 @@ def test_equals_the_reference_in_float64(shape, layout, dtype, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_expanded_gradient_and_partial_need(device):
-    """sum() sends one value to every element; only the gradients that are asked for are made."""
+    """sum() gives every element the same gradient; only the requested gradients are computed."""
     x, shift = torch.randn(2, 3, 4, 6, 6, device=device), torch.rand(3, 4, device=device)
     both = x.clone().requires_grad_(), shift.clone().requires_grad_()
     shift3d(*both).sum().backward()
@@ -234,7 +234,7 @@ def operator_cases(device):
     yield x.bfloat16(), shift[1:], (1, 2, 1), (0, 0, 0), False
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # from opcheck itself
 @pytest.mark.parametrize("device", DEVICES)
 def test_operator_is_well_registered(device):
     """Schemas, fake kernels, autograd and tracing agree with what the kernels do."""
@@ -306,7 +306,7 @@ def test_shift_that_is_not_finite_is_refused_in_a_compiled_graph_too():
     ],
 )
 def test_kernels_check_their_arguments_themselves(change, words):
-    """Graphs and other languages call the operator without the Python functions."""
+    """Graphs and other languages call the operator directly, without the Python functions."""
     if not library.load().compiled("CPU"):
         pytest.skip("the reference serves")
     arguments = {"x": torch.zeros(1, 2, 4, 5, 5), "shift": torch.zeros(3, 4), "stride": (1, 1, 1), "padding": (0, 0, 0)}

@@ -20,7 +20,7 @@ CLASSES = 7
 
 
 class Video(dict):
-    """What the loader gives of a video; its name is for messages."""
+    """A video as the loader gives it; the name is for messages."""
 
     path = "video.mp4"
 
@@ -38,7 +38,7 @@ def videos(count: int, views: int = 1, seed: int = 1) -> list[Video]:
 
 
 class Data(pl.LightningDataModule):
-    """Batches in order, as if from a list of videos; the first epoch begins after so many of them."""
+    """Batches in order, as if from a list of videos; the first epoch starts after this many of them."""
 
     def __init__(self, train: list[Video], batch_size: int, start: int = 0) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def make_trainer(recipe: Recipe, **options) -> pl.Trainer:
 
 
 def network(variant: str = "rubiks3d", **options) -> RubiksNet:
-    """Whose classifier matters: at its start the gradient of everything before it is tiny."""
+    """A network with larger classifier weights: initial ones make the gradients of everything before them tiny."""
     net = small(CLASSES, variant, **options)
     torch.nn.init.normal_(net.new_fc.weight, std=0.1)
     return net
@@ -93,8 +93,8 @@ def rates(weights: float, shift: float, attention: float = 0.0, classifier: floa
     }  # fmt: skip
 
 
-# For each: the network's variant, the recipe, what it means for `Training`, and what every learning rate is multiplied
-# by at each step. Eight videos in batches of three are three batches in an epoch, of which the last has two.
+# For each: the network's variant, the recipe, what it means for `Training`, and the factor of every learning rate at
+# each step. Eight videos in batches of three are three batches in an epoch, of which the last has two.
 BOTH = {"weights": 0.1, "classifier": 0.1}
 CASES = {
     "momentum, milestones, clipping, smoothing": (
@@ -151,7 +151,7 @@ def test_steps_and_what_is_logged_of_them_are_the_formulas(name):
             logits, loss = expected.batch(pixels(batch["views"][:, 0]), one_hot(labels, CLASSES), accumulate)
             losses += [loss] * len(labels)
             scores["train"].append((logits, labels))
-            if number % accumulate == 0 or number == len(batches):  # Lightning writes a row for each step
+            if number % accumulate == 0 or number == len(batches):  # Lightning writes one row per step
                 logged["train/lr"].append(left[0] * meaning["rates"]["weights"])
                 logged["train/loss_step"].append(loss)
                 expected.step(left.pop(0))

@@ -1,4 +1,4 @@
-"""Where a run stands, counted in videos, and how other batches take it up."""
+"""Where a run stands, counted in videos, and how it resumes with other batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EPOCHS = st.builds(
 
 
 def trained_videos(epoch: Epoch, start: int, batches: int) -> list[int]:
-    """What all processes take in their next batches of one epoch, by the sampler."""
+    """The videos that all processes get in their next batches of one epoch, from the sampler."""
     seen = []
     for rank in range(epoch.processes):
         sampler = EpochSampler(epoch.videos, True, 0, rank, epoch.processes)

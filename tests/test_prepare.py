@@ -34,7 +34,7 @@ from rubiks.errors import InputError, VideoError
 
 @pytest.fixture(scope="module", autouse=True)
 def _this_package():
-    """Worker processes import the package that is tested, wherever a test has gone."""
+    """Worker processes import the tested package, whatever a test's working directory is."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         yield
@@ -42,7 +42,7 @@ def _this_package():
 
 @pytest.fixture
 def rubiks_command(rubiks_command, monkeypatch, tmp_path):
-    """Runs `rubiks prepare` in a folder of its own; what it printed, or its error."""
+    """Runs `rubiks prepare` in a separate folder; returns its output or its error."""
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments):
@@ -53,7 +53,7 @@ def rubiks_command(rubiks_command, monkeypatch, tmp_path):
 
 
 def prepared(source, folder, form="jpeg", short_side=256):
-    """Prepare one video; its record."""
+    """Prepare one video; returns its record."""
     name = target_name("v.mp4", form)
     manifest = Manifest(folder)
     assert prepare([Job(VideoRecord(str(source), 0), folder / name, name, form, short_side)], manifest, 1, 60) == {}
@@ -214,7 +214,7 @@ class TestDataSets:
         before, after = (source.records("train")[0] for source in sources)
         assert [(Path(r.name).stem, r.label) for r in after] == [(Path(r.name).stem, r.label) for r in before]
 
-        # From there to folders of frames, and from these to videos.
+        # From these to folders of frames, and from those to videos.
         printed = rubiks_command(*choices, f"data.root={root}", "--out", folders, "--form", "frames")
         assert "data=frames data.train_list=train.txt data.val_list=val.txt data.labels=labels.txt" in printed
         assert "'data.pattern=\"{:06d}.jpg\"'" in printed
@@ -247,8 +247,8 @@ class TestDataSets:
         for form in ("jpeg", "frames"):
             out = rubiks_command(*choices, "--form", form, "--out", tmp_path / form)
             (factor,) = re.search(
-                r"^JPEG frames take about ([\d.]+) times the space of these videos \(3 tried\): some [\d.]+ GB for "
-                r"[\d.]+ GB; free on the disk of .*: [\d.]+ GB. --form h264 takes less$",
+                r"^JPEG frames take about ([\d.]+) times the space of these videos \(measured on 3\), "
+                r"[\d.]+ GB instead of [\d.]+ GB; the disk of .* has [\d.]+ GB free. --form h264 takes less$",
                 out,
                 re.MULTILINE,
             ).groups()
@@ -260,7 +260,7 @@ class TestDataSets:
             assert "space of these videos" not in rubiks_command(*choices, "--form", form, "--out", tmp_path / form)
         assert "space of these videos" not in rubiks_command(*choices, "--form", "h264", "--out", tmp_path / "h264")
         recipe = rubiks_command(*choices, "recipe=finetune", "--out", tmp_path / "other")
-        assert "and in training also: recipe=finetune" in recipe
+        assert "For training, add: recipe=finetune" in recipe
 
     def test_nothing_written_is_no_success(self, tmp_path, monkeypatch, capsys):
         (tmp_path / "a.mp4").write_text("no video")
@@ -271,7 +271,7 @@ class TestDataSets:
             main.main()
         assert end.value.code == 1
         out = capsys.readouterr().out
-        assert "No video was prepared" in out
+        assert "No videos were prepared" in out
         assert "a.mp4: cannot be opened as a video" in out
         assert "Use it with" not in out
 
@@ -287,9 +287,9 @@ class TestDataSets:
             write_video(root / name, moving_square(5))
         (root / "val.csv").write_text("a.mp4,0\n")
         choices = ("data=csv", f"data.root={root}", "data.val_list=val.csv", "data.train_list=val.csv", "--out")
-        assert "own folder" in rubiks_command(*choices, root)
+        assert "is the folder of the data set itself" in rubiks_command(*choices, root)
         assert "Use it with" in rubiks_command(*choices, out)
-        assert "was begun with" in rubiks_command(*choices, out, "--short-side", 128)
+        assert "was started with" in rubiks_command(*choices, out, "--short-side", 128)
         (root / "val.csv").write_text("a.mp4,0\na.mkv,0\n")
         assert "both become a.mp4" in rubiks_command(*choices, tmp_path / "other")
         for folder in ("one", "two"):
@@ -304,11 +304,11 @@ class TestDataSets:
         (root / "val.csv").write_text("a.mp4,0\n./a.mp4,0\n")
         assert "Use it with" in rubiks_command(*choices, tmp_path / "spelled")
         (tmp_path / "file").touch()
-        assert "is a file; give a folder" in rubiks_command(*choices, tmp_path / "file")
+        assert "is a file; choose a folder" in rubiks_command(*choices, tmp_path / "file")
         assert "cannot be written: Not a directory" in rubiks_command(*choices, tmp_path / "file" / "out")
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "file").touch()
-        assert "holds other files" in rubiks_command(*choices, tmp_path / "full")
+        assert "contains other files" in rubiks_command(*choices, tmp_path / "full")
 
 
 def tree(folder):
@@ -327,7 +327,7 @@ def test_killed_at_any_moment(tmp_path):
         write_video(root / f"{number}.mp4", moving_square(12, 96, 128 + 2 * number))
 
     def jobs(out):
-        """Every video, in each of the forms by turns."""
+        """Every video, with the forms in turn."""
         made = []
         for path, form in zip(sorted(root.iterdir()), cycle(("jpeg", "frames", "h264")), strict=False):
             name = target_name(path.name, form)

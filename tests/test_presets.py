@@ -1,4 +1,4 @@
-"""Presets of data sets: their configuration, tiny copies of their layouts, and what can be wrong with them."""
+"""Presets of data sets: their configuration, tiny copies of their layouts, and their possible errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLASSES = {"ssv1": 174, "ssv2": 174, "jester": 27, "ucf101": 101, "hmdb51": 51, 
 
 @pytest.fixture(scope="module", autouse=True)
 def _this_package():
-    """Worker processes import the package that is tested, wherever a test has gone."""
+    """Worker processes import the tested package, whatever a test's working directory is."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         yield
@@ -229,7 +229,7 @@ def test_the_commands(layouts, tmp_path, monkeypatch, capsys):
     commands.train(*data, "recipe.epochs=1", "recipe.batch_size=2", "recipe.dropout=0")
     commands.evaluate(*data, "run=scores")  # the newest run on this split
     assert json.loads((tmp_path / "outputs/scores/results.json").read_text())["videos"] == 1
-    assert "no run of data=ucf101-split2" in commands.refused("eval", *data, "data.split=2")
+    assert "no run with data=ucf101-split2" in commands.refused("eval", *data, "data.split=2")
 
 
 def test_check_reads_frames_once_and_the_manifest_counts_them(copied, rubiks_command, monkeypatch):
@@ -244,8 +244,8 @@ def test_check_reads_frames_once_and_the_manifest_counts_them(copied, rubiks_com
     assert status == 1
     bad = dict(line.split("\t") for line in (root / "rubiks-bad.txt").read_text().splitlines())
     assert {os.path.basename(path): reason.partition(",")[0] for path, reason in bad.items()} == {
-        "4": "holds 0 frames",
-        "5": "holds 1 .jpg files but not 00001.jpg",
+        "4": "contains no frames",
+        "5": "has 1 .jpg files but not 00001.jpg",
         "6": "no such file",
     }
     shutil.copy(root / "20bn-jester-v1/1/00001.jpg", root / "20bn-jester-v1/5")
@@ -260,7 +260,7 @@ def test_check_reads_frames_once_and_the_manifest_counts_them(copied, rubiks_com
         patch.setattr(stills, "count_frames", lambda *_: pytest.fail("counted again"))
         with decode.open_video(known[0]) as video:
             assert len(video) == 6
-    shutil.copy(root / "20bn-jester-v1/1/00001.jpg", root / "20bn-jester-v1/1/00007.jpg")  # it was not all unpacked
+    shutil.copy(root / "20bn-jester-v1/1/00001.jpg", root / "20bn-jester-v1/1/00007.jpg")  # it was only partly unpacked
     with decode.open_video(known[0]) as video:
         assert len(video) == 7
 
@@ -287,7 +287,7 @@ def test_videos_outside_of_the_root_are_not_prepared_where_nobody_would_look(lay
     choices = (f"data.root={root}", f"data.videos={tmp_path / 'elsewhere'}", "data.num_classes=2")
     status, printed, errors = rubiks_command("prepare", "data=ucf101", *choices, "--out", tmp_path / "out")
     assert status == 2
-    assert f"lies outside of data.root={root}" in printed + errors
+    assert f"is outside data.root={root}" in printed + errors
 
 
 @pytest.mark.parametrize("name", ["jester", "ucf101", "hmdb51"])
@@ -329,7 +329,7 @@ def source_of(name, root, **keys):
         ("ucf101", "ucfTrainTestlist/trainlist01.txt", None, ["data.train_list", "trainlist01.txt"]),
         ("ucf101", "ucfTrainTestlist/classInd.txt", None, ["data.labels", "classInd.txt"]),
         ("ucf101", "ucfTrainTestlist/classInd.txt", "1 YoYo\n3 Archery\n", ["line 2", "`2 class`", "'3 Archery'"]),
-        ("ucf101", "ucfTrainTestlist/classInd.txt", "1 YoYo\n2 YoYo\n", ["line 2", "of its own"]),
+        ("ucf101", "ucfTrainTestlist/classInd.txt", "1 YoYo\n2 YoYo\n", ["line 2", "with a new class"]),
         ("ucf101", "ucfTrainTestlist/classInd.txt", "YoYo\n", ["line 1", "`1 class`"]),
         ("ucf101", "ucfTrainTestlist/classInd.txt", "", ["no classes"]),
         ("ucf101", "ucfTrainTestlist/trainlist01.txt", "v_YoYo_g08_c01.avi 1\n", ["line 1", "`class/video.avi`"]),
@@ -360,7 +360,7 @@ def test_lists_of_hmdb51_without_videos(copied):
     source = HMDB51(root=str(root), split=3)
     assert_rejected(lambda: source.classes, "testTrainMulti_7030_splits", "CLASS_test_split3.txt, found none")
     (root / "testTrainMulti_7030_splits/chew_test_split3.txt").write_text("c=d!_chew_h_0.avi 2\n")
-    assert_rejected(lambda: source.records("train"), "testTrainMulti_7030_splits", "no train videos, flag 1")
+    assert_rejected(lambda: source.records("train"), "testTrainMulti_7030_splits", "no train videos (flag 1)")
 
 
 @pytest.mark.parametrize(

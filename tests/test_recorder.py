@@ -22,7 +22,7 @@ from rubiks.models.cuda_graphs import (
 
 
 class Remembered:
-    """In place of a recording: its result is that of the first inputs."""
+    """Replaces a recording: its result is that of the first inputs."""
 
     made = 0
 
@@ -71,7 +71,7 @@ def call(recorder: Recorder, size: int = 1, constants: object = None, weight: Te
 
 
 def made(recorder: Recorder, calls: int, **options) -> list[bool]:
-    """Of some calls, whether each had its result from a recording."""
+    """For each call, whether its result came from a recording."""
     return [call(recorder, **options) is not None for _ in range(calls)]
 
 
@@ -85,7 +85,7 @@ def test_other_batches_do_not_take_its_place():
     made(recorder, CALLS_BEFORE_RECORDING + 1)
     assert made(recorder, CALLS_BEFORE_REPLACING, size=3) == [False] * CALLS_BEFORE_REPLACING
     assert made(recorder, 1) == [True]
-    for _ in range(2 * CALLS_BEFORE_REPLACING):  # never many in turn
+    for _ in range(2 * CALLS_BEFORE_REPLACING):  # never many in a row
         assert made(recorder, 2, size=3) == [False, False]
         assert made(recorder, 1) == [True]
     assert Remembered.made == 1
@@ -128,7 +128,7 @@ def test_a_failure_is_told_once(monkeypatch, caplog):
 
     monkeypatch.setattr(cuda_graphs, "Recording", fail)
     assert not any(made(Recorder(), CALLS_BEFORE_RECORDING + 5))
-    assert caplog.text.count("Going on without CUDA graphs, since the step cannot be recorded: no room") == 1
+    assert caplog.text.count("Continuing without CUDA graphs, since the step cannot be recorded: no room") == 1
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda recorder: pickle.loads(pickle.dumps(recorder))])
@@ -152,7 +152,7 @@ def test_forgotten_and_switched_off():
 
 
 class Graph:
-    """In place of a CUDA graph: computes its result anew."""
+    """Replaces a CUDA graph: computes its result again."""
 
     def __init__(self, function, source: Tensor, result: Tensor) -> None:
         self.function, self.source, self.result = function, source, result
@@ -163,7 +163,7 @@ class Graph:
 
 @pytest.fixture
 def recorded(monkeypatch) -> list[tuple[int, ...]]:
-    """The shapes that graphs of inference were recorded for."""
+    """The shapes for which inference graphs were recorded."""
     shapes = []
 
     def record(function, x):
@@ -194,7 +194,7 @@ def test_inference_keeps_the_latest_graphs(recorded):
     for size in range(KEPT_GRAPHS):
         graphs(double, torch.ones(size))
     graphs(double, torch.ones(0))  # now the latest
-    graphs(double, torch.ones(KEPT_GRAPHS))  # in place of that for 1
+    graphs(double, torch.ones(KEPT_GRAPHS))  # replaces the one for 1
     before = len(recorded)
     for size in (0, *range(2, KEPT_GRAPHS + 1)):
         graphs(double, torch.ones(size))

@@ -1,4 +1,4 @@
-"""Training by CUDA graphs: the same steps, bit for bit, and everything else as without them."""
+"""Training with CUDA graphs: the same steps, bit for bit, and the same behaviour otherwise."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_forwards_before_their_backwards():
         losses = [loss(net, batch) for batch in batches(3)]
         for value in losses:
             value.backward()
-        loss(net, batches(1)[0])  # whose backward never comes
+        loss(net, batches(1)[0])  # whose backward never runs
         sum(loss(net, batch) for batch in batches(2)).backward()
         loss(net, batches(1)[0]).backward()
     assert recorded(nets[0])
@@ -176,7 +176,7 @@ def test_what_changes_on_the_way(change):
         before = net.recorder._recording
         for batch in batches(CALLS_BEFORE_REPLACING + 2):
             loss(net, batch).backward()
-        same = change in ("frozen", "attention")  # nothing of what the graphs read
+        same = change in ("frozen", "attention")  # the graphs read none of this
         assert (net.recorder._recording is before) == (same or net is nets[1])
     assert_same(*nets)
 
@@ -206,7 +206,7 @@ def test_too_little_memory(monkeypatch, caplog):
         patch.setattr(training_path, "stem_weight_grad", fail)  # at the end of the recording
         value = loss(nets[0], batches(1)[0])
     value.backward()
-    assert "Going on without CUDA graphs" in caplog.text
+    assert "Continuing without CUDA graphs" in caplog.text
     for net in nets:
         for batch in batches(CALLS_BEFORE_RECORDING + 2)[net is nets[0] :]:
             loss(net, batch).backward()
@@ -272,7 +272,7 @@ def test_within_a_graph_of_the_whole_step():
 
 
 def test_the_last_norm_alone():
-    """The trunk is frozen and in training mode; the norm reads the trunk's result where it lies, of one clip."""
+    """The trunk is frozen and in training mode, with one clip; the norm reads the trunk's result in place."""
     nets = pair()
     for net in nets:
         for name, parameter in net.backbone.named_parameters():

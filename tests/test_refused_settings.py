@@ -1,5 +1,5 @@
-"""Values of settings that are refused, each with one message that names the key and the value; and the last that are
-not."""
+"""Values of settings that are refused, each with one message that names the key and the value; and the limits that are
+accepted."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from rubiks.trainers import TrainerSettings
 from rubiks.training.patience import Patience
 
 NO_WHOLE_NUMBERS = (True, 2.5, "3", "many")
-MOST = 2**32 - 1  # what seeds and sizes are kept within
+MOST = 2**32 - 1  # the limit of seeds and sizes
 
-# Key: what is refused, and the last values that are not.
+# Key: values that are refused, and the outermost values that are accepted.
 VALUES = {
     "data.num_frames": ([0, -1, MOST + 1, None, *NO_WHOLE_NUMBERS], [1, 64]),
     "data.size": ([15, MOST + 1, None, *NO_WHOLE_NUMBERS], [16, MOST]),
@@ -62,7 +62,7 @@ VALUES = {
     "recipe.milestones": ([5, None, "5"], [[], [5]]),
     "recipe.freeze": (["layer9", 3, True], ["stem", "layer4", "backbone", None]),
     "recipe.ema_decay": ([0, 1, "slow", True], [0.5, None]),
-    "recipe.crop_scales": ([0.5, None], [[0.5]]),
+    "recipe.crop_scales": ([0.5, None, [], [0], [1.1]], [[0.5], [1]]),
     "augment.random_resized_crop": ([0.5, [0.5]], [[0.5, 1], None]),
     "augment.mixup": ([-1, "much"], [0, 0.001]),
     "aq.budget": ([-0.1, 1.1], [0, 1]),
@@ -76,6 +76,12 @@ VALUES = {
     "trainer.val_check_interval": ([0, 0.0, 1.5, -1, True, None, "often"], [1, 40, 0.01, 1.0]),
     "trainer.profiler": (["fast", True, 1], ["simple", "advanced", "pytorch", None]),
     "trainer.num_nodes": ([0, -1, True, "3"], [1]),
+    "checkpoint": ([None, 5, "last"], []),
+    "trainer": ([None, 5], []),
+    "recipe": ([None, "ssv2"], []),
+    "augment": ([None, False], []),
+    "logger": ([None, False], []),
+    "logger.wandb": ([False], [None]),
 }
 
 
@@ -107,7 +113,7 @@ def made(root: Path, key: str, value: object) -> Made:
 
 
 def refusal(action: Callable[[], object]) -> str:
-    """The message of the InputError that it ends with, one line."""
+    """The message of the InputError that it raises, one line."""
     with pytest.raises(InputError) as caught:
         action()
     message = str(caught.value)
@@ -122,6 +128,16 @@ def test_a_bad_value_is_refused_by_key_and_value(key, value, root):
     assert repr(value) in message
 
 
+def test_what_to_do_about_a_section_that_is_null(root):
+    remedy = "; set its keys, for example checkpoint.every_n_steps=VALUE, or leave checkpoint out"
+    assert refusal(lambda: made(root, "checkpoint", None).settings).endswith(remedy)
+
+
+def test_a_list_that_must_not_be_empty(root):
+    message = refusal(lambda: made(root, "recipe.crop_scales", []).settings)
+    assert message == "recipe.crop_scales must be a list of at least one number, each above 0 and at most 1; got []"
+
+
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key in VALUES for value in VALUES[key][1]])
 def test_the_last_good_values_are_taken(key, value, root):
     made(root, key, value).everything()
@@ -129,7 +145,7 @@ def test_the_last_good_values_are_taken(key, value, root):
 
 DATA_SETS = sorted(SOURCES)
 KEYS = sorted({key for name in DATA_SETS for key in leaves(configuration(f"data={name}", "variant=rubiks3d-aq"))})
-# Of any type: others check them, and `run` is made a name.
+# Of any type: other code checks them, and `run` becomes a name.
 ANY_TYPE = {"run", "precision"} | {f"trainer.{name}" for name, field in TrainerSettings.model_fields.items()
                                    if field.annotation is Any}  # fmt: skip
 
@@ -184,7 +200,7 @@ def test_uniform_sampling_has_two_clips_and_no_jitter():
     words = "protocol.clips must be 1 or 2 with uniform sampling, got 3"
     assert_rejected(lambda: training(protocol__clips=3), words)
     dense = training(protocol__clips=3, data__sampling="dense")
-    assert_rejected(lambda: dense.protocol_for(uniform), words)  # as for a network that was trained so
+    assert_rejected(lambda: dense.protocol_for(uniform), words)  # as for a network trained like this
     assert training(protocol__clips=3, protocol__sampling="dense").protocol_for(uniform).window == 64
     assert_rejected(lambda: training(augment__temporal_jitter=True), "augment.temporal_jitter=true", "dense")
 
@@ -339,7 +355,7 @@ class Listed(CsvLists):
     ("name", "on_error", "max_bad", "present", "missing", "words"),
     [
         ("csv", "raise", 0.0, 4, 0, None),
-        ("csv", "raise", 0.5, 3, 1, "1 of the 4 val videos are missing, the first is gone0.mp4. data.on_error=skip"),
+        ("csv", "raise", 0.5, 3, 1, "1 of the 4 val videos are missing; the first is gone0.mp4. data.on_error=skip"),
         ("csv", "skip", 0.25, 3, 1, None),
         (
             "csv",
@@ -347,7 +363,7 @@ class Listed(CsvLists):
             0.2499,
             3,
             1,
-            "1 of the 4 val videos are missing, the first is gone0.mp4; more than data.m",
+            "1 of the 4 val videos are missing; the first is gone0.mp4. That is more than data.m",
         ),
         ("csv", "skip", 1.0, 0, 1200, "1,200 of the 1,200 val videos are missing"),
         ("kinetics", "raise", 0.0, 1, 9, None),
@@ -366,7 +382,7 @@ def test_missing_videos_end_a_run_or_are_told(name, on_error, max_bad, present, 
         assert_rejected(lambda: videos.records(source, loading, "val", 1, Manifest("nowhere")), words)
         return
     assert videos.records(source, loading, "val", 1, Manifest("nowhere")) == (records, gone)
-    told = f"{missing} of the {missing + present} val videos are missing, the first is gone0.mp4"
+    told = f"{missing} of the {missing + present} val videos are missing; the first is gone0.mp4"
     assert caplog.messages == ([told] if missing else [])
 
 
@@ -393,7 +409,7 @@ def test_a_manifest_that_knows_none_of_the_videos_is_told(known, caplog, tmp_pat
     records = [VideoRecord(str(tmp_path / name), 0) for name in ("0.mp4", "1.mp4")]
     found, _ = videos.records(Listed(root="", present=records), Loading(), "train", 1, manifest)
     assert [record.checked and record.checked.frames for record in found] == [7 if known == "0.mp4" else None, None]
-    assert [f"{manifest.path} knows none of the train videos" in text for text in caplog.messages] == (
+    assert [f"{manifest.path} has no entries for the train videos" in text for text in caplog.messages] == (
         [] if known == "0.mp4" else [True]
     )
 
@@ -404,7 +420,7 @@ def test_entries_of_another_version_are_told(caplog, tmp_path):
     found = videos.manifest_of(CsvLists(root=str(tmp_path), manifest="own.jsonl"))
     assert list(found.entries) == ["2.mp4"]
     assert len(caplog.messages) == 1
-    assert f"{tmp_path / 'own.jsonl'}: 2 entries are of another version" in caplog.text
+    assert f"{tmp_path / 'own.jsonl'}: 2 entries are from another version" in caplog.text
 
 
 # ---- predictions

@@ -1,4 +1,4 @@
-"""What eval.py hands on, and that all it writes and prints is true. Lightning's predict gives scores that are known."""
+"""What eval.py passes on, and that what it writes and prints is correct. Lightning's predict gives known scores."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from rubiks.experiment import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
-LABELS = [6, 0, 3, 1, 2, 6]  # of the list; the third video is missing, and the last but one turns out to be unreadable
+LABELS = [6, 0, 3, 1, 2, 6]  # in the list; the third video is missing, and the last but one is unreadable
 PRESENT = [f"v{number}.mp4" for number in (0, 1, 3, 4, 5)]
-SCORED = [0, 1, 2, 4]  # of those that are present
-# Of seven classes. The right one comes first for v0 alone, and among the first five for v0, v1 and v5.
+SCORED = [0, 1, 2, 4]  # of the present ones
+# Of seven classes. The right one is first only for v0, and among the first five for v0, v1 and v5.
 LOGITS = np.array(
     [
         [0, 1, 2, 3, 4, 5, 9],
@@ -88,7 +88,7 @@ def listed(tmp_path) -> tuple[str, ...]:
 
 
 def save(path, variant: str = "rubiks3d", num_frames: int = 5, budget: float | None = None, **described) -> RubiksNet:
-    """Write an official file, or a checkpoint of ours that says all this of itself."""
+    """Write an official file, or a checkpoint of ours with this description."""
     net = RubiksNet("tiny", 7, variant, num_frames)
     if budget is not None:
         net.harden(budget)
@@ -193,7 +193,7 @@ def test_every_number_and_name_that_is_written_is_true(listed, commands, predict
         ["mean class accuracy", "16.67", "0.00 to 50.00"],
     ]
 
-    # What was handed on to that end.
+    # What was passed on to get there.
     (call,) = predicts
     assert (call.seed, os.environ["PL_GLOBAL_SEED"]) == (9, "9")
     assert call.options == {"return_predictions": False}
@@ -361,7 +361,7 @@ def test_classes_come_from_the_checkpoint_where_the_data_names_none_and_must_be_
     ):
         assert words in commands.refused("eval", *unnamed, choice)
     assert len(predicts) == 1
-    # The least that may be.
+    # The smallest allowed.
     commands.evaluate(*unnamed, "batch_size=1", "data.num_frames=1", "seed=0")
     assert written(tmp_path)["num_frames"] == 1
 
@@ -370,7 +370,7 @@ def test_a_gpu_is_named_and_a_soft_network_has_no_share(listed, commands, predic
     save(tmp_path / "net.pth.tar", "rubiks3d-aq")
     trainer, told = trainers.trainer, []
 
-    def on_a_cpu(settings, gpu, *others, **options) -> pl.Trainer:  # Lightning is told the truth
+    def on_a_cpu(settings, gpu, *others, **options) -> pl.Trainer:  # Lightning gets the right value
         told.append(gpu)
         return trainer(settings, False, *others, **options)
 

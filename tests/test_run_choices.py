@@ -91,7 +91,7 @@ def test_a_process_that_another_has_started_takes_its_folder(told, monkeypatch):
 @pytest.mark.parametrize("name", ["../elsewhere", "a b", ".", "..", "", "a/b", "x;y"])
 def test_names_that_are_no_folders_are_refused(name, told):
     settings, command = told("train", f"run='{name}'")
-    assert_rejected(lambda: run_of(settings, command), "run must be a name", f"got {name!r}")
+    assert_rejected(lambda: run_of(settings, command), "run must be a folder name", f"got {name!r}")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_finished_run_goes_on_for_more_epochs_alone(done, epochs, refused, mon
     monkeypatch.setattr(runs.Run, "read_last", lambda self: saved)
     if refused:
         assert_rejected(
-            lambda: naming.unfinished(run, epochs), f"outputs/x holds a finished run of {done} epochs", "epochs"
+            lambda: naming.unfinished(run, epochs), f"outputs/x contains a finished run of {done} epochs", "epochs"
         )
     else:
         assert naming.unfinished(run, epochs) is saved

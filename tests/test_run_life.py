@@ -1,4 +1,4 @@
-"""A run's life: how it stops, what it keeps, and that it goes on as if it had not been interrupted."""
+"""A run's life: how it stops, what it saves, and that it resumes as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def last(folder) -> dict:
 
 
 def assert_same_state(ours: dict, reference: dict) -> None:
-    """Weights, statistics, and what the optimiser and the schedule keep."""
+    """Weights, statistics, and the states of the optimiser and the schedule."""
     assert ours["rubiks"]["position"] == reference["rubiks"]["position"]
     for name, tensor in reference["state_dict"].items():
         assert torch.equal(ours["state_dict"][name], tensor), name
@@ -64,7 +64,7 @@ def assert_same_state(ours: dict, reference: dict) -> None:
     assert ours["lr_schedulers"][0]["last_epoch"] == reference["lr_schedulers"][0]["last_epoch"]
 
 
-# ---- going on exactly
+# ---- resuming exactly
 
 CASES = {
     "plain": (),
@@ -101,12 +101,12 @@ def test_a_run_in_parts_ends_as_one_in_a_piece(name, builtin_data, commands, tmp
 
 
 DDP = ("trainer=ddp", "trainer.devices=2", "recipe.batch_size=2", "process_timeout=20")
-# By hand, more rounds and longer runs.
+# When run by hand: more rounds and longer runs.
 ROUNDS, EPOCHS = (int(os.environ.get(f"KILL_{name}", default)) for name, default in (("ROUNDS", "1"), ("EPOCHS", "2")))
 
 
 def wait_inside(process: subprocess.Popen) -> bool:
-    """Wait until it is where its fault was put, if it gets there."""
+    """Wait until it reaches its fault, if it does."""
     return any(line.startswith("inside") for line in process.stdout)
 
 
@@ -134,7 +134,7 @@ def test_runs_that_are_ended_at_random_moments_go_on(processes, number, builtin_
     for _ in range(ROUNDS):
         process = start(tmp_path, "train", *choices)
         began = time.monotonic()
-        lock = tmp_path / "outputs/again/.lock"  # while Python still imports, signals have their usual effect
+        lock = tmp_path / "outputs/again/.lock"  # while Python still imports, signals act as usual
         while not (lock.is_file() and f"process {process.pid} " in lock.read_text()) and process.poll() is None:
             time.sleep(0.05)
         time.sleep(moments.uniform(0, 5 if processes == 2 else 2))
@@ -142,12 +142,12 @@ def test_runs_that_are_ended_at_random_moments_go_on(processes, number, builtin_
         sent = time.monotonic()
         status, _, err = end(process, timeout=10 if number == signal.SIGKILL else 60)
         print(f"{number.name} after {sent - began:.1f} s, ended {time.monotonic() - sent:.1f} s later with {status}")
-        if status == 0 or "holds a finished run" in err:
+        if status == 0 or "contains a finished run" in err:
             break
         assert status == (-number if number == signal.SIGKILL else 128 + number), err
         assert "Traceback" not in err
     status, _, err = end(start(tmp_path, "train", *choices), timeout=600)
-    assert status == 0 or "holds a finished run" in err, err
+    assert status == 0 or "contains a finished run" in err, err
     assert_same_state(last(tmp_path / "outputs/again"), references[processes])
 
 
@@ -156,10 +156,10 @@ def test_runs_that_are_ended_at_random_moments_go_on(processes, number, builtin_
     [
         ("training 1 0 3 raise", 1, ["process 1 of 2 failed", "ValueError: the fault of the test"]),
         ("training 1 0 3 input", 2, ["error: process 1 of 2: the input of the test is bad"]),
-        ("training 1 0 3 SIGKILL", 2, ["error: process 1 of 2 was killed (SIGKILL)", "goes on from"]),
+        ("training 1 0 3 SIGKILL", 2, ["error: process 1 of 2 was killed (SIGKILL)", "resumes from"]),
         ("training 1 1 2 hang", 2, ["error: process 1 of 2 hangs", "10 s (process_timeout)"]),
-        ("training 1 0 3 SIGTERM", 143, ["interrupted by SIGTERM: to go on: python train.py run=two"]),
-        ("validation 0 0 0 SIGUSR1", 138, ["interrupted by SIGUSR1: to go on: python train.py run=two"]),
+        ("training 1 0 3 SIGTERM", 143, ["interrupted by SIGTERM: to resume: python train.py run=two"]),
+        ("validation 0 0 0 SIGUSR1", 138, ["interrupted by SIGUSR1: to resume: python train.py run=two"]),
     ],
 )
 def test_one_of_two_processes_fails(where, status, words, builtin_data, references, tmp_path):
@@ -170,7 +170,7 @@ def test_one_of_two_processes_fails(where, status, words, builtin_data, referenc
     for word in words:
         assert word in err
     assert err.count("Traceback") == (status == 1)
-    if "SIG" in where and "TERM" not in where:  # the rest of the run is as if nothing had been
+    if "SIG" in where and "TERM" not in where:  # the rest of the run is unaffected
         status, _, err = end(start(tmp_path, "train", *choices))
         assert status == 0, err
         assert_same_state(last(tmp_path / "outputs/two"), references[2])
@@ -200,11 +200,11 @@ def test_a_signal_ends_a_run_with_one_sentence(number, where, builtin_data, refe
     assert status == 128 + number
     note, sentence = err.splitlines()
     assert note.startswith("Stopping after this step")
-    assert sentence.startswith(f"interrupted by {number.name}: to go on: python train.py run=stopped ")
+    assert sentence.startswith(f"interrupted by {number.name}: to resume: python train.py run=stopped ")
     choices = shlex.split(sentence.partition("python train.py ")[2])
     status, out, err = end(start(tmp_path, "train", *choices))
     assert status == 0, err
-    assert "Going on with outputs/stopped" in out
+    assert "Resuming outputs/stopped" in out
     assert_same_state(last(tmp_path / "outputs/stopped"), references[1])
 
 
@@ -229,7 +229,7 @@ def test_a_killed_loader_process_leaves_the_state_of_its_step(builtin_data, comm
 
 
 def test_a_full_disk_leaves_the_state_before(builtin_data, commands, references, tmp_path):
-    """A limit on the size of files stands for a full disk."""
+    """A limit on the size of files imitates a full disk."""
     commands.train(builtin_data, *QUICK, "run=full", "trainer.max_steps=3")
     before = (tmp_path / "outputs/full/checkpoints/last.ckpt").read_bytes()
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -249,9 +249,10 @@ def test_a_full_disk_leaves_the_state_before(builtin_data, commands, references,
 
 
 def pasted(output: str) -> list[str]:
-    """The choices of the printed command to go on, without those that the tests add anyway."""
-    (line,) = [line for line in output.splitlines() if line.startswith("To go on: python train.py ")]
-    return [choice for choice in shlex.split(line)[5:] if choice not in (*BASE, "logger=csv")]
+    """The choices of the printed command to resume, without those that the tests add anyway."""
+    start = "To resume: python train.py "
+    (line,) = [line for line in output.splitlines() if line.startswith(start)]
+    return [choice for choice in shlex.split(line.removeprefix(start)) if choice not in (*BASE, "logger=csv")]
 
 
 @pytest.mark.parametrize("limit", ["trainer.max_steps=4", "trainer.max_time=00:00:00:01", "patience=1"])
@@ -259,7 +260,7 @@ def test_a_run_that_stopped_early_is_not_finished(limit, builtin_data, commands,
     more = {
         "trainer.max_steps=4": (),
         "trainer.max_time=00:00:00:01": ("recipe.epochs=50",),
-        "patience=1": ("recipe.lr=0.0", "recipe.epochs=4"),  # nothing rises
+        "patience=1": ("recipe.lr=0.0", "recipe.epochs=4"),  # nothing improves
     }
     output = commands.train(builtin_data, *QUICK, *more[limit], limit, "run=early")
     assert f"({limit}" in output
@@ -267,12 +268,12 @@ def test_a_run_that_stopped_early_is_not_finished(limit, builtin_data, commands,
     assert not (tmp_path / "outputs/early/finished.json").exists()
     before = last(tmp_path / "outputs/early")["global_step"]
     again = pasted(output)
-    if "max_time" in limit:  # counts from each start
+    if "max_time" in limit:  # counted from each start
         assert limit in again
         again = [choice for choice in again if choice not in (limit, "recipe.epochs=50")]
         again.append(f"recipe.epochs={last(tmp_path / 'outputs/early')['rubiks']['position']['epoch'] + 1}")
     assert limit not in again
-    assert "Going on with outputs/early" in commands.train(*again)
+    assert "Resuming outputs/early" in commands.train(*again)
     assert (tmp_path / "outputs/early/finished.json").is_file()
     assert last(tmp_path / "outputs/early")["global_step"] > before
 
@@ -314,7 +315,7 @@ def test_states_that_are_kept(builtin_data, commands, tmp_path):
 
 
 def test_a_moved_run_goes_on_and_keeps_its_best(builtin_data, commands, tmp_path, monkeypatch):
-    commands.train(builtin_data, *QUICK, "recipe.lr=0.0", "run=first")  # with no rate, no later score is better
+    commands.train(builtin_data, *QUICK, "recipe.lr=0.0", "run=first")  # with a rate of 0, no later score is better
     best = (tmp_path / "outputs/first/checkpoints/best.ckpt").read_bytes()
     score = json.loads((tmp_path / "outputs/first/finished.json").read_text())["best_val_top1"]
     elsewhere = tmp_path / "elsewhere"
@@ -330,7 +331,7 @@ def test_a_moved_run_goes_on_and_keeps_its_best(builtin_data, commands, tmp_path
 
 @pytest.fixture(scope="module")
 def stopped(small_network, builtin_data, tmp_path_factory):
-    """The folder of a run that has stopped within its second epoch."""
+    """The folder of a run that was stopped within its second epoch."""
     folder = tmp_path_factory.mktemp("stopped")
     status, _, err = end(start(folder, "train", builtin_data, *QUICK, "trainer.max_steps=9", "run=torn"))
     assert status == 0, err
@@ -345,12 +346,12 @@ def test_a_damaged_state_gives_way_to_the_one_before(damage, builtin_data, comma
     path.write_bytes({"empty": b"", "torn": content[: len(content) // 2], "noise": os.urandom(1000)}[damage])
     output = commands.train(builtin_data, *QUICK, "run=torn")
     assert "outputs/torn/checkpoints/last.ckpt" in output
-    assert "going on from outputs/torn/checkpoints/previous.ckpt" in output
+    assert "resuming from outputs/torn/checkpoints/previous.ckpt" in output
     assert_same_state(last(tmp_path / "outputs/torn"), references[1])
     (tmp_path / "outputs/torn/finished.json").unlink()
     for name in ("last", "previous"):
         (tmp_path / f"outputs/torn/checkpoints/{name}.ckpt").write_bytes(b"")
-    assert "remove outputs/torn to train anew" in commands.refused("train", builtin_data, *QUICK, "run=torn")
+    assert "remove outputs/torn to train from scratch" in commands.refused("train", builtin_data, *QUICK, "run=torn")
 
 
 def test_names_that_are_taken_at_the_same_moment(tmp_path, monkeypatch):
@@ -442,7 +443,7 @@ def test_training_that_diverges_ends_with_its_last_state(builtin_data, commands,
         patch.setattr(VideoClassifier, "training_step", lambda self, *a: original(self, *a) * float("inf"))
         status, _, err = commands.run("train", (*BASE, "logger=csv", *choices))
     assert status == 2
-    assert "20 steps in a row were left out: the gradient of step 44 is not finite (learning rate" in err
+    assert "20 steps in a row were skipped: the gradient of step 44 is not finite (learning rate" in err
     assert "lower learning rate (recipe.lr)" in err
     after = last(tmp_path / "outputs/diverged")
     for name, tensor in before["state_dict"].items():
@@ -468,7 +469,7 @@ def test_weights_that_are_not_finite_are_never_saved(builtin_data, commands, tmp
     assert {path: path.read_bytes() for path in files} == files
 
 
-# ---- who has started the processes
+# ---- who starts the processes
 
 
 @pytest.mark.parametrize(

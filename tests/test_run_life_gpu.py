@@ -1,4 +1,4 @@
-"""What `test_run_life` shows on the CPU, on GPUs: mixed precision, recorded steps, NCCL."""
+"""The tests of `test_run_life` on GPUs: mixed precision, recorded steps, NCCL."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_run_in_parts_ends_as_one_in_a_piece(options, precision, variant, data
     # Not to the bit: cuDNN may choose other kernels in another process.
     for name, tensor in reference["state_dict"].items():
         found = ours["state_dict"][name]
-        if name.endswith("conv2.0.weight"):  # attention, 0 or 1 after the choice, which rounding decides in near ties
+        if name.endswith("conv2.0.weight"):  # attention, 0 or 1 after the choice, which rounding decides for near ties
             same = found.argmax(1) == tensor.argmax(1)
             assert same.float().mean() > 0.9, name
             found, tensor = found[same], tensor[same]
@@ -116,8 +116,8 @@ def test_a_step_that_is_not_finite_is_left_out(variant, precision, optimizer, da
         ("training 1 0 3 input", 2, ["error: process 1 of 2: the input of the test is bad"]),
         ("training 1 0 3 SIGKILL", 2, ["process 1 of 2"]),
         ("training 1 1 2 hang", 2, ["error: process 1 of 2 hangs", "20 s (process_timeout)"]),
-        ("training 1 0 3 SIGTERM", 143, ["interrupted by SIGTERM: to go on: python train.py run=two"]),
-        ("validation 0 0 0 SIGUSR1", 138, ["interrupted by SIGUSR1: to go on: python train.py run=two"]),
+        ("training 1 0 3 SIGTERM", 143, ["interrupted by SIGTERM: to resume: python train.py run=two"]),
+        ("validation 0 0 0 SIGUSR1", 138, ["interrupted by SIGUSR1: to resume: python train.py run=two"]),
     ],
 )
 def test_one_of_two_processes_fails(where, status, words, data, tmp_path):

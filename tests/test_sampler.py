@@ -1,4 +1,4 @@
-"""The order of an epoch, its division among processes, and classes that have equally many videos in it."""
+"""The order of an epoch, its split among processes, and classes with equal numbers of videos."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_order_follows_from_seed_and_epoch(seed, epoch):
 
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(0, 60))
 def test_any_number_of_processes_goes_on_with_what_is_left(length, world_size, done):
-    """Seen by however many processes there were before; the last few may be left out."""
+    """Seen by any number of processes before; the last few may be skipped."""
     done = min(done, length)
     order = np.random.default_rng((3, 2)).permutation(length).tolist()
     parts = []
@@ -97,7 +97,7 @@ def test_balanced_epochs_have_each_class_equally_often(world_size):
     epochs = [list(chain.from_iterable(keys(epoch))) for epoch in range(3)]
     for epoch in epochs:
         assert Counter(labels[index] for _, index, _ in epoch) == {0: 20, 2: 20, 5: 20}
-        assert len(set(epoch)) == 60  # no sample comes twice: repeats of a video differ in their last number
+        assert len(set(epoch)) == 60  # no sample occurs twice: repeats of a video differ in their last number
         for index, count in Counter(index for _, index, _ in epoch).items():
             assert sorted(repeat for _, i, repeat in epoch if i == index) == list(range(count))
             assert count in {0: (1,), 2: (6, 7), 5: (1, 2)}[labels[index]]
@@ -111,14 +111,14 @@ def test_balanced_classes_that_do_not_divide_the_list():
 
 
 class Unshuffled:
-    """Stands for a random generator."""
+    """Replaces a random generator."""
 
     def permutation(self, x: int | np.ndarray) -> np.ndarray:
         return np.arange(x) if isinstance(x, int) else x
 
 
 def test_a_class_goes_through_all_its_videos_before_one_repeats():
-    """In the list's order, were it not shuffled; the places that are over go to the first classes."""
+    """In the list's order without shuffling; the remaining places go to the first classes."""
     labels = [7, 3, 3, 9] * 10 + [9]
     own = {label: [index for index, one in enumerate(labels) if one == label] for label in (3, 7, 9)}
     expected = []
@@ -130,7 +130,7 @@ def test_a_class_goes_through_all_its_videos_before_one_repeats():
 
 
 def test_balanced_classes_are_mixed_and_each_is_shuffled():
-    """And the places that are over go to other classes in other epochs."""
+    """The remaining places go to other classes in other epochs."""
     labels = [0] * 30 + [1] * 30 + [2] * 4
     favoured = set()
     for seed in range(20):

@@ -1,4 +1,4 @@
-"""Shards: the same batches as the loose files give, bit for bit, and what is wrong with them said at the start."""
+"""Shards give the same batches as the original files, bit for bit, and report errors at the start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rubiks.errors import InputError
 
 @pytest.fixture(scope="module")
 def loose(tmp_path_factory):
-    """Two folders in which a name comes twice, an image, an empty file and one that is no video."""
+    """Two folders with one name in both, an image, an empty file and a file that is not a video."""
     folder = tmp_path_factory.mktemp("loose")
     for number, name in enumerate(("a/1.mp4", "b/1.mp4", "b/2.webm", "b/3.avi", "a/c/4.mp4")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def test_the_same_videos_give_the_same_files(loose, written, tmp_path):
 def test_errors(loose, written, tmp_path):
     with pytest.raises(InputError, match=r"index\.json: cannot be read.*rubiks shard"):
         _ = Shards(root=str(tmp_path)).classes
-    with pytest.raises(InputError, match="holds shards already"):
+    with pytest.raises(InputError, match="already contains shards"):
         list(shards.write(written, {"train": (loose, [])}, None, 1))
     folder = VideoRecord("frames", 0, 8, "{}.jpg")
     with pytest.raises(InputError, match="frames: shards are made of video files"):
@@ -137,7 +137,7 @@ def test_errors(loose, written, tmp_path):
         (tmp_path / "a" / "index.json").write_text(text)
         with pytest.raises(InputError, match=message):
             Shards(root=str(tmp_path / "a")).records("val")
-    with pytest.raises(InputError, match="expected a file with a video"):
+    with pytest.raises(InputError, match="expected a video file"):
         list(shards.write(tmp_path, {"train": ([VideoRecord(str(tmp_path), 0)], [])}, None, 1))
 
 

@@ -48,7 +48,7 @@ def network(folder: Path, file: str | None, classes: list[str], variant: str = "
 
 
 def tensors(net: RubiksNet, classifier: bool) -> dict[str, torch.Tensor]:
-    """The classifier's, or all others."""
+    """The weights of the classifier, or all others."""
     return {key: value for key, value in net.state_dict().items() if key.startswith("new_fc") == classifier}
 
 
@@ -95,7 +95,9 @@ def test_a_network_of_images_is_inflated_by_init_temporal(rule, count, folder, c
     caplog.set_level("INFO")
     classes = [str(label) for label in range(count)]
     net = network(folder, "flat.pth.tar", classes, init_temporal=rule)
-    assert f"from rubiks2d (2D shift), to rubiks3d (3D shift), in time by init_temporal={rule}" in caplog.text
+    assert (
+        f"from rubiks2d (2D shift), to rubiks3d (3D shift), with temporal shifts by init_temporal={rule}" in caplog.text
+    )
     flat = RubiksNet.load_pretrained(folder / "flat.pth.tar")
     assert torch.equal(net.backbone.conv1.weight, flat.backbone.conv1.weight)
     assert equal(tensors(net, classifier=True), tensors(flat, classifier=True)) == (count == 3)
@@ -117,11 +119,11 @@ def test_a_network_of_images_goes_on_without_time_as_it_is(folder):
 @pytest.mark.parametrize(
     ("file", "variant", "changes", "words"),
     [
-        ("small.pth.tar", "rubiks3d", {}, ["init=", "small.pth.tar holds tier=small variant=rubiks3d, but tier=tiny "]),
-        ("small.pth.tar", "rubiks3d", {}, ["is chosen; add tier=small variant=rubiks3d. From rubiks2d"]),
-        ("official.pth.tar", "grouped", {}, ["holds tier=tiny variant=rubiks3d, but tier=tiny variant=grouped is"]),
-        ("official.pth.tar", "rubiks2d", {}, ["holds tier=tiny variant=rubiks3d", "fixed-tsm of the same tier can"]),
-        ("official.pth.tar", "rubiks3d-aq", {}, ["holds tier=tiny variant=rubiks3d, but"]),
+        ("small.pth.tar", "rubiks3d", {}, ["init=", "small.pth.tar has tier=small variant=rubiks3d, but tier=tiny "]),
+        ("small.pth.tar", "rubiks3d", {}, ["is chosen; add tier=small variant=rubiks3d. The variants "]),
+        ("official.pth.tar", "grouped", {}, ["has tier=tiny variant=rubiks3d, but tier=tiny variant=grouped is"]),
+        ("official.pth.tar", "rubiks2d", {}, ["has tier=tiny variant=rubiks3d", "can also start from rubiks2d"]),
+        ("official.pth.tar", "rubiks3d-aq", {}, ["has tier=tiny variant=rubiks3d, but"]),
         ("flat.pth.tar", "grouped", {}, ["variant=grouped is chosen"]),
         ("flat.pth.tar", "rubiks3d", {"tier__name": "small"}, ["tier=small variant=rubiks3d is chosen"]),
         ("flat.pth.tar", "fixed-tsm", {"init_temporal": "zero"}, ["init_temporal must be tsm", "'zero'"]),
@@ -176,7 +178,7 @@ def evaluated(*choices: str) -> SavedNetwork:
 
 @pytest.fixture
 def runs(folder, tmp_path, monkeypatch):
-    """Runs' folders with what an evaluation looks at, from the oldest to the newest."""
+    """Folders of runs with the files that an evaluation reads, from the oldest to the newest."""
     monkeypatch.chdir(tmp_path)
     for age, (name, data, source, file) in enumerate(
         (
@@ -231,17 +233,17 @@ def test_the_checkpoint_that_is_evaluated(choices, path, runs):
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        (["tier=large"], ["ckpt=latest: no run of data=builtin-plain tier=large with a checkpoint in "]),
-        (["variant=grouped"], ["no run of data=builtin-plain variant=grouped with", "/outputs. T", "ckpt=FILE"]),
-        (["data=csv"], ["no run of data=csv with a checkpoint"]),
+        (["tier=large"], ["ckpt=latest: no run with data=builtin-plain tier=large and a checkpoint in "]),
+        (["variant=grouped"], ["no run with data=builtin-plain variant=grouped and", "/outputs. T", "ckpt=FILE"]),
+        (["data=csv"], ["no run with data=csv and a checkpoint"]),
         (["ckpt=outputs/empty"], ["ckpt=outputs/empty is a folder without checkpoints/best.ckpt"]),
         (["ckpt=nowhere"], ["nowhere"]),
         (["ckpt=outputs/first", "tier=small"], [
-            "ckpt=outputs/first/checkpoints/best.ckpt holds tier=tiny variant=rubiks3d, but tier=small is chosen; l",
+            "ckpt=outputs/first/checkpoints/best.ckpt has tier=tiny variant=rubiks3d, but tier=small is chosen; l",
         ]),
         (["ckpt=outputs/first", "tier=small", "variant=grouped"], ["but tier=small variant=grouped is chosen"]),
         (["ckpt=outputs/first", "tier=tiny", "variant=grouped"], ["but variant=grouped is chosen"]),
-        (["run=second", "tier=tiny"], ["outputs/second/checkpoints/last.ckpt holds tier=small", "tier=tiny is chosen"]),
+        (["run=second", "tier=tiny"], ["outputs/second/checkpoints/last.ckpt has tier=small", "tier=tiny is chosen"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_evaluated(choices, words, runs):
@@ -249,5 +251,5 @@ def test_what_cannot_be_evaluated(choices, words, runs):
 
 
 def test_an_evaluation_of_nothing():
-    with pytest.raises(InputError, match=r"^ckpt is empty; .* latest$"):
+    with pytest.raises(InputError, match=r"^ckpt is not set; .* latest$"):
         evaluated("ckpt=null")

@@ -1,4 +1,4 @@
-"""Where the curves go: Weights & Biases with and without a server, offline parts, sweeps, TensorBoard."""
+"""Logging of curves: Weights & Biases with and without a server, offline parts, sweeps, TensorBoard."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_network"), SMALL_
 
 
 class Server(ThreadingHTTPServer):
-    """As much of W&B's server as a run and `wandb sync` need."""
+    """The parts of W&B's server that a run and `wandb sync` need."""
 
     daemon_threads = True
 
@@ -117,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     with Server() as server:
         yield server
-        wandb.finish()  # while there is a server to tell
+        wandb.finish()  # while there is a server
         server.shutdown()
 
 
@@ -137,13 +137,13 @@ def closed_port():
 
 @pytest.fixture
 def silent_port():
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are accepted, and that is all
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are only accepted
         yield f"http://127.0.0.1:{silent.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """The quickest for tensors as small as these, above all on cores that are shared."""
+    """The fastest setting for such small tensors, especially on shared cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -152,7 +152,7 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def setting(monkeypatch, tmp_path):
-    """Nobody's settings and keys; W&B anew in each test. Returns what sets an environment variable."""
+    """No user settings or keys, and a fresh W&B in each test. Returns a function that sets an environment variable."""
     for name in os.environ:
         if name.startswith("WANDB_"):
             monkeypatch.delenv(name)
@@ -174,7 +174,7 @@ def builtin_data(tmp_path_factory):
 
 @pytest.fixture
 def begin(tmp_path, caplog):
-    """Begins a run's logging as train.py does; the kind of W&B's folder, or None, and what was said of W&B."""
+    """Starts a run's logging like train.py; returns the kind of W&B's folder, or None, and the messages about W&B."""
     caplog.set_level("INFO")
     run = Run(tmp_path / "run")
     run.folder.mkdir()
@@ -353,10 +353,9 @@ sys.exit(agent._run_processes["agent1"].wait())
 
 @pytest.fixture(scope="module")
 def swept(builtin_data, tmp_path_factory):
-    """A run of the sweep that is shipped, its values and the screen.
+    """A run of the shipped sweep: its values and its output.
 
-    W&B's own agent makes the command from the file and starts it; what a server would send is made up. Nobody is logged
-    in.
+    W&B's own agent makes the command from the file and starts it; the server's part is imitated. Nobody is logged in.
     """
     folder = tmp_path_factory.mktemp("swept")
     sweep = yaml.safe_load((ROOT / "scripts/sweep.yaml").read_text())
@@ -374,7 +373,7 @@ def swept(builtin_data, tmp_path_factory):
 
 
 def test_the_screen_shows_two_lines_about_wandb(swept):
-    """In processes of their own, since W&B's service writes past Python too."""
+    """In separate processes, since W&B's service also writes past Python."""
     _, _, done = swept
     assert [line for line in done.stdout.splitlines() if re.search("wandb|W&B", line)] == [
         "W&B: offline, because nobody is logged in (`wandb login`, or WANDB_API_KEY)",
@@ -464,7 +463,7 @@ def test_the_run_id_of_an_agent_is_kept(setting, begin, tmp_path):
 
 def test_a_choice_with_hyphens_gets_a_hint(builtin_data, commands):
     message = commands.refused("train", builtin_data, "--recipe.lr=0.1")
-    assert "write recipe.lr=0.1;" in message
+    assert "write recipe.lr=0.1. " in message
     assert "${args_no_hyphens}" in message
     assert message.count("\n") == 1
     assert "args_no_hyphens" in commands.refused("eval", "--run=night")

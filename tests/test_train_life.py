@@ -1,6 +1,6 @@
-"""What train.py does around the training itself: rehearsals, going on, several processes, sweeps, and the last lines.
+"""What train.py does around the training itself: trial runs, resuming, several processes, sweeps, and the last lines.
 
-Lightning's fit is only looked at; nothing is trained.
+Lightning's fit is replaced; nothing is trained.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def ends(monkeypatch) -> list[tuple[str, int]]:
 
 
 def save(call, folder, name: str = "last", **position) -> bytes:
-    """Write a state of training at this position, as far as train.py itself looks at it."""
+    """Write the parts of a training state at this position that train.py itself reads."""
     module = call.module
     described = {
         "tier": module.net.tier,
@@ -61,7 +61,7 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def over(call, best: float | None = None) -> None:
-    """Let the training come to its end."""
+    """Let the training finish."""
     call.module.position = Position(call.trainer.max_epochs, 0, 12)
     call.trainer.checkpoint_callback.best = best
 
@@ -71,7 +71,7 @@ def line_of(output: str, beginning: str) -> str:
     return line.removeprefix(beginning)
 
 
-# ---- rehearsals
+# ---- trial runs
 
 
 def test_a_rehearsal_takes_everything_anew_and_leaves_everything_as_it_was(
@@ -90,7 +90,7 @@ def test_a_rehearsal_takes_everything_anew_and_leaves_everything_as_it_was(
     assert (trainer.fast_dev_run, trainer.checkpoint_callback, trainer.early_stopping_callback) == (1, None, None)
     assert fits[1].options["ckpt_path"] is None
     assert (module.start, fits[1].data._start, module.recipe.lr) == (Position(), (0, 0), 0.5)
-    assert output.splitlines()[-1] == "Rehearsal"
+    assert output.splitlines()[-1] == "Trial run, nothing is saved"
     assert "Changed" not in output
     assert ends == []
     assert contents(tmp_path) == before
@@ -102,7 +102,7 @@ def test_a_rehearsal_takes_everything_anew_and_leaves_everything_as_it_was(
     assert contents(tmp_path) == before
 
 
-# ---- going on
+# ---- resuming
 
 
 def test_a_run_goes_on_from_its_last_state(builtin_data, commands, fits, tmp_path):
@@ -133,21 +133,21 @@ def test_a_run_goes_on_from_its_last_state(builtin_data, commands, fits, tmp_pat
         "Changed since the run was last started: recipe.epochs: 2 -> 3",
         "Changed since the run was last started: recipe.lr: 0.002 -> 0.5",
     ]
-    assert "Going on with outputs/first after 1 epoch and 8 videos of the next (8 steps)\n" in output
+    assert "Resuming outputs/first after 1 epoch and 8 videos of the next (8 steps)\n" in output
     assert "Run in" not in output
     assert "Validation" not in output
     assert call.trainer.checkpoint_callback.keep_best
     assert yaml.safe_load((folder / "config.yaml").read_text())["recipe"]["lr"] == 0.5
     assert "recipe.lr=0.5" in (folder / "choices.txt").read_text().splitlines()
 
-    # At the limits of what is asked now.
+    # At the current limits.
     wrong = (builtin_data, *SMALL, "run=first")
-    assert "trainer.max_steps=8 is reached" in commands.refused("train", *wrong, "trainer.max_steps=8")
-    assert "recipe.epochs=1 is less" in commands.refused("train", *wrong, "recipe.epochs=1")
+    assert "trainer.max_steps=8 has been reached" in commands.refused("train", *wrong, "trainer.max_steps=8")
+    assert "more than recipe.epochs=1" in commands.refused("train", *wrong, "recipe.epochs=1")
     (folder / "finished.json").write_text('{"epochs": 3}\n')
     assert "finished run of 3 epochs" in commands.refused("train", *wrong, "recipe.epochs=3")
     (folder / "finished.json").unlink()
-    # What a run cannot take up is told before its lists are read, which may be others.
+    # Settings that a run cannot resume with are refused before its lists are read, which may have changed.
     message = commands.refused("train", "data=csv", "data.train_list=none.csv", "data.num_classes=8", "run=first")
     assert "data.format: builtin -> csv" in message
     # Other classes of the same number, in a list of the same videos.
@@ -163,8 +163,10 @@ def test_a_state_that_has_no_best_score_any_more_says_so(builtin_data, commands,
     save(fits[0], tmp_path / "outputs/first", epoch=1, videos=0, steps=6, validation_due=False)
     output = commands.train(builtin_data, *SMALL, "run=first", "protocol=two_clip")
     assert not fits[1].trainer.checkpoint_callback.keep_best
-    assert "Validation is not what it was: the best checkpoint is chosen from here on\n" in output
-    assert "Going on with outputs/first after 1 epoch (6 steps)\n" in output
+    assert (
+        "Validation scores cannot be compared with earlier ones: the best checkpoint is chosen from now on\n" in output
+    )
+    assert "Resuming outputs/first after 1 epoch (6 steps)\n" in output
 
 
 @pytest.mark.parametrize("damaged", [True, False])
@@ -194,8 +196,11 @@ def test_a_parent_starts_its_processes_and_trains_nothing(came, builtin_data, co
     assert commands.run("train", choices) == (0, "", "")
     assert started == [("train", 2, 1, Path("outputs/two"), list(choices), 21)]
     status, _, err = commands.run("train", (*choices, "seed=1,2", "--multirun"))
-    if came:  # too late to end the first run of the sweep
-        assert (status, err) == (143, "interrupted by SIGTERM: outputs/two-0 is done, the runs after it are not\n")
+    if came:  # too late to stop the first run of the sweep
+        assert (status, err) == (
+            143,
+            "interrupted by SIGTERM: outputs/two-0 is finished, but the runs after it were not started\n",
+        )
     else:
         assert (status, err) == (0, "")
     assert [arguments[3].name for arguments in started[1:]] == ["two-0", "two-1"][: 1 if came else 2]
@@ -205,11 +210,11 @@ def test_a_parent_starts_its_processes_and_trains_nothing(came, builtin_data, co
 
 @pytest.fixture
 def one_of_two(monkeypatch, tmp_path):
-    """Makes this process one of two of a training, started by a parent of ours or by somebody else."""
+    """Makes this process one of two of a training, started by our parent or from outside."""
 
     def become(rank: int, by_us: bool) -> None:
         monkeypatch.setattr(processes, "follow_parent", lambda: None)
-        monkeypatch.setattr(os, "_exit", sys.exit)  # it would be the end of the tests, too
+        monkeypatch.setattr(os, "_exit", sys.exit)  # it would also end the tests
         values = {"LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
         if by_us:
             (tmp_path / "reports").mkdir()
@@ -224,7 +229,7 @@ def one_of_two(monkeypatch, tmp_path):
 @pytest.mark.parametrize("by_us", [True, False])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_process_of_two_speaks_and_writes(rank, by_us, builtin_data, commands, fits, ends, one_of_two, tmp_path):
-    Manifest(tmp_path, "other.jsonl").append(Entry("unknown", 1, 1))  # of which the first process warns
+    Manifest(tmp_path, "other.jsonl").append(Entry("unknown", 1, 1))  # the first process warns about this
     choices = (
         builtin_data,
         *SMALL,
@@ -245,8 +250,8 @@ def test_one_process_of_two_speaks_and_writes(rank, by_us, builtin_data, command
     first = rank == 0 and not by_us
     assert stop._quiet is not first
     assert isinstance(stop._beat, processes.Beat) == by_us
-    assert locked == [first]  # else the parent holds it
-    assert ("knows none of the train videos" in out) == first
+    assert locked == [first]  # otherwise the parent holds it
+    assert ("has no entries for the train videos" in out) == first
     assert call.log_levels == (logging.INFO if rank == 0 else logging.WARNING, logging.INFO)
     written = {"config.yaml", "choices.txt", "finished.json"} | ({".lock"} if first else set())
     assert {path.name for path in folder.glob("*")} == (written if rank == 0 else set())
@@ -263,7 +268,7 @@ def test_one_process_of_two_speaks_and_writes(rank, by_us, builtin_data, command
 
 def test_a_sweep_that_is_started_again_goes_on_where_it_ended(builtin_data, commands, fits, tmp_path):
     def seeds(*choices: str) -> tuple[list[int], str]:
-        """The seeds of what is trained, of which the first alone comes to its end, and what is printed."""
+        """The seeds of the trained runs, of which only the first finishes, and the output."""
         fits.clear()
         fits.during = lambda call: over(call) if call.module.seed == 1 else None
         options = (builtin_data, *SMALL, "run=sweep", "seed=1,2", *choices, "--multirun")
@@ -291,7 +296,9 @@ def test_a_signal_that_came_too_late_for_a_run_ends_its_sweep(sweep, builtin_dat
     assert len(fits) == 1
     if sweep:
         assert status == 143
-        assert err.endswith("interrupted by SIGTERM: outputs/late-0 is done, the runs after it are not\n")
+        assert err.endswith(
+            "interrupted by SIGTERM: outputs/late-0 is finished, but the runs after it were not started\n"
+        )
     else:
         assert (status, "interrupted" in err) == (0, False)
 
@@ -303,9 +310,9 @@ def test_a_signal_that_came_too_late_for_a_run_ends_its_sweep(sweep, builtin_dat
     ("message", "saved", "words"),
     [
         ("", False, ""),
-        ("", True, ": to go on: python train.py run=first COMMAND"),
+        ("", True, ": to resume: python train.py run=first COMMAND"),
         ("process 1 is stuck", False, ": process 1 is stuck"),
-        ("process 1 is stuck", True, ": process 1 is stuck; to go on: python train.py run=first COMMAND"),
+        ("process 1 is stuck", True, ": process 1 is stuck; to resume: python train.py run=first COMMAND"),
     ],
 )
 def test_an_interrupted_run_says_how_to_go_on(message, saved, words, builtin_data, commands, fits, ends, tmp_path):
@@ -336,7 +343,7 @@ def test_an_interrupted_run_says_how_to_go_on(message, saved, words, builtin_dat
             ("trainer.max_time=00:00:00:09", "trainer.max_steps=99", "patience=4"),
             [
                 "Stopped after 1 epoch and 8 videos of the next (8 steps) of 2 epochs (trainer.max_time=00:00:00:09)",
-                "To go on: python train.py run=first CHOICES trainer.max_time=00:00:00:09",
+                "To resume: python train.py run=first CHOICES trainer.max_time=00:00:00:09",
             ],
         ),
         (
@@ -345,7 +352,7 @@ def test_an_interrupted_run_says_how_to_go_on(message, saved, words, builtin_dat
             (),
             [
                 "Stopped after 0 epochs (0 steps) of 2 epochs",
-                "To go on: python train.py run=first CHOICES",
+                "To resume: python train.py run=first CHOICES",
                 "Best validation top-1: 50.0%, in outputs/first/checkpoints/best.ckpt",
             ],
         ),

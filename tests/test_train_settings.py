@@ -1,4 +1,4 @@
-"""What train.py hands on: each setting reaches what it is for. Lightning's fit is only looked at: it trains nothing."""
+"""What train.py passes on: each setting reaches its object. Lightning's fit is replaced: nothing is trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
 
 def lists(builtin_data: str) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
-    """Class names, and of each split the videos' names and labels, read from the data set's own files."""
+    """Class names, and the names and labels of each split's videos, read from the data set's own files."""
     folder = f"{builtin_data.partition('=')[2]}/plain-24+8-seed0"
 
     def content(name: str):
@@ -119,7 +119,7 @@ def test_every_setting_reaches_what_it_is_for(builtin_data, commands, fits, tmp_
         "val_sha256": list_digest(videos["val"]),
     }
 
-    # The videos, and what becomes of them.
+    # The videos, and how they are used.
     for split in ("train", "val"):
         assert [(record.name, record.label) for record in data.records[split]] == videos[split]
         known = [record.name for record in data.records[split] if record.checked is not None]
@@ -146,7 +146,7 @@ def test_every_setting_reaches_what_it_is_for(builtin_data, commands, fits, tmp_
     }  # fmt: skip
     assert module.mean == "probabilities"
 
-    # Lightning's trainer and what it does besides.
+    # Lightning's trainer and its other tasks.
     assert attributes(
         trainer, "max_epochs", "accumulate_grad_batches", "precision", "log_every_n_steps", "limit_train_batches",
         "limit_val_batches", "check_val_every_n_epoch", "fast_dev_run", "max_steps",
@@ -168,7 +168,7 @@ def test_every_setting_reaches_what_it_is_for(builtin_data, commands, fits, tmp_
         ("TensorBoardLogger", "outputs/all"),
     ]
 
-    # What the run's folder says of all this.
+    # What the run's folder records of this.
     assert yaml.safe_load((tmp_path / "outputs/all/config.yaml").read_text()) == config
     assert (tmp_path / "outputs/all/choices.txt").read_text().splitlines() == choices
     assert str(module.net) in output
@@ -176,7 +176,7 @@ def test_every_setting_reaches_what_it_is_for(builtin_data, commands, fits, tmp_
     assert "sgd, step schedule, 7 epochs, total batch 18 (recipe.lr=0.25 is for 36)\n" in output
     assert str(module.annealing.schedule) in output
     assert "Run in outputs/all\n" in output
-    assert any(text.endswith("Run in outputs/all\n") for text in flushed)  # before the training, which takes long
+    assert any(text.endswith("Run in outputs/all\n") for text in flushed)  # before the training, which is slow
 
 
 @pytest.mark.parametrize(

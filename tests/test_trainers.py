@@ -1,4 +1,4 @@
-"""Lightning's Trainer and its callbacks are as the configuration says."""
+"""Lightning's Trainer and its callbacks follow the configuration."""
 
 from __future__ import annotations
 

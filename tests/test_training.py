@@ -71,7 +71,7 @@ def test_learning_rate_follows_the_total_batch():
     assert recipe(batch_size=2).scaled_lr(1) == pytest.approx(0.025)
 
 
-# The recipe, and by what the rate is multiplied at which steps, of four in each of ten epochs.
+# The recipe, and the factor of the rate at some steps; ten epochs of four steps.
 SCHEDULES = {
     "constant": ({"schedule": "constant"}, {0: 1, 1: 1, 39: 1, 400: 1}),
     "warm-up": (
@@ -222,7 +222,7 @@ def fit(net, batch_size, accumulate, count=8, precision="32-true", mixing=None, 
         batch_size=batch_size, accumulate=accumulate, lr_batch=batch_size * accumulate, epochs=1, **changes
     )
     module = VideoClassifier(net, settings, mixing=mixing)
-    # Lightning has 16-mixed for GPUs alone, but it can be handed in.
+    # Lightning offers 16-mixed only on GPUs, but a plugin can be passed in.
     scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))
     trainer = pl.Trainer(
         **({"plugins": [scaled]} if precision == "16-mixed" else {"precision": precision}),
@@ -243,7 +243,7 @@ quiet = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignor
 
 
 def frozen_statistics(net):
-    """Batch norm by running statistics, so that a batch in parts gives the same gradient as the whole."""
+    """Batch norm with running statistics, so that a batch in parts gives the same gradient as the whole."""
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -303,7 +303,7 @@ def test_waiting_for_data_counts_where_the_gpu_has_run_out_of_work(monkeypatch, 
     loader = SimpleNamespace(waited=4.0)
     trainer = SimpleNamespace(num_training_batches=2, log_every_n_steps=2, world_size=1, train_dataloader=loader)
     throughput = Throughput()
-    throughput._work = event  # of a step before
+    throughput._work = event  # from an earlier step
     throughput.on_train_epoch_start(trainer, module)
     now = 10.0
     throughput.on_train_batch_start(trainer, module, {"label": torch.zeros(40)}, 1)

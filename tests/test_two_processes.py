@@ -1,4 +1,4 @@
-"""Two processes of one training or evaluation, over gloo on the CPU: this one has rank 0, a forked one rank 1."""
+"""Two processes of one training or evaluation, with gloo on the CPU: this one is rank 0, a forked one rank 1."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def together(commands, tmp_path, monkeypatch):
             ends = [end(other, timeout=30) for other in others]
         for status, out_of_other, err in ends:
             assert status == 0, err
-            assert out_of_other == ""  # what there is to tell is told once
+            assert out_of_other == ""  # everything is printed once
         return out
 
     yield run
@@ -85,7 +85,7 @@ def together(commands, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
-    """24 training and 9 validation videos: the processes have unequally many of these."""
+    """24 training and 9 validation videos, so the processes have unequal numbers of validation videos."""
     root = tmp_path_factory.mktemp("builtin")
     builtin.generate(root, "plain", 24, 9, 0, progress=False)
     return f"data.root={root}"
@@ -114,7 +114,7 @@ class Batches(Callback):
 
 
 def test_two_processes_take_the_steps_of_one_with_their_batches(together, data, tmp_path, monkeypatch):
-    """SGD written out in float64, on the batches of both: gradients are averaged, then clipped and normalised."""
+    """SGD written out in float64, on both processes' batches: gradients are averaged, then clipped and normalised."""
     batches = Batches()
     original = pl.Trainer.fit
 
@@ -190,7 +190,7 @@ def test_validation_and_best_use_the_statistics_of_the_first_process(together, d
         "train", data, *LISTS, *SMALL, "recipe.batch_size=2", "recipe.epochs=1", "recipe.lr=0.02", "run=two"
     )
     first, second = seen["trained"]
-    assert not torch.equal(first, second)  # each has seen other videos
+    assert not torch.equal(first, second)  # each saw different videos
     assert [torch.equal(part, first) for part in seen["validated"]] == [True, True]
     assert torch.equal(seen["after"][0], first)
     assert torch.equal(seen["after"][1], second)
@@ -198,7 +198,7 @@ def test_validation_and_best_use_the_statistics_of_the_first_process(together, d
     assert torch.equal(kept[0], first)
     assert torch.equal(kept[1], second)
 
-    # What was printed is the score of best.ckpt over the videos of both.
+    # The printed score is that of best.ckpt over the videos of both.
     net = RubiksNet.load_pretrained(tmp_path / "outputs/two/checkpoints/best.ckpt")
     logits, label = scores(net, data.removeprefix("data.root="))
     top1 = (logits.argmax(1) == label).double().mean().item()
@@ -214,7 +214,7 @@ def test_a_run_of_two_processes_in_parts_ends_as_one_in_a_piece(together, data, 
     middle = state(tmp_path / "outputs/parts")
     assert (middle["global_step"], middle["rubiks"]["position"]["videos"]) == (8, 8)
     output = together("train", *choices, "run=parts")
-    assert "Going on with outputs/parts after 1 epoch and 8 videos of the next (8 steps)" in output
+    assert "Resuming outputs/parts after 1 epoch and 8 videos of the next (8 steps)" in output
     ours, whole = state(tmp_path / "outputs/parts"), state(tmp_path / "outputs/whole")
     assert ours["global_step"] == whole["global_step"] == 12
     for name, tensor in whole["state_dict"].items():

@@ -21,7 +21,7 @@ CHANNELS = 20  # an eighth is 2, a ninth is 2 and leaves 2
 
 
 def tsm(x: Tensor) -> Tensor:
-    """TSM's shift of (N, T, C, H, W), by moving frames: its eighths are the next and the previous frame."""
+    """TSM's shift of (N, T, C, H, W), by moving frames: one eighth gets the next frame, one eighth the previous."""
     eighth = x.shape[2] // 8
     out = torch.zeros_like(x)
     out[:, :-1, :eighth] = x[:, 1:, :eighth]
@@ -47,7 +47,7 @@ def test_fixed_tsm_moves_frames_and_then_shifts_in_space(stride, frames):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_grouped_is_a_depthwise_convolution_and_tsm(stride, frames):
     shift = GroupedShift(CHANNELS, stride).double()
-    # One weight of each 3x3 kernel is 1: the groups in turn have the nine places, the last two channels the centre.
+    # One weight of each 3x3 kernel is 1: the groups have the nine places in turn, the last two channels the centre.
     kernels = torch.zeros(CHANNELS, 9, dtype=torch.float64)
     kernels[torch.arange(CHANNELS), [*range(9), *range(9), 4, 4]] = 1
     x = torch.randn(2, frames, CHANNELS, 7, 6, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_quantized_moves_by_the_nearest_whole_numbers_with_the_gradient_of_inter
 
 
 def shaken(variant: str) -> RubiksNet:
-    """In evaluation mode, with a classifier that tells features apart."""
+    """A network in evaluation mode, with a classifier that separates features."""
     net = RubiksNet("tiny", 5, variant).double().eval()
     nn.init.normal_(net.new_fc.weight)
     return net
@@ -113,7 +113,7 @@ def test_what_is_trained(variant):
     assert {len(parameter) for parameter in shifts} == ({rows} if rows else set())
     assert len(shifts) == (17 if rows else 0)
 
-    # Normalised over the rows that are trained, and nothing of the fixed ones moves.
+    # Normalised over the trained rows, and the fixed ones do not move.
     fixed = {name: value.clone() for name, value in net.named_buffers() if "as3" in name}
     assert len(fixed) == {"fixed-tsm": 17, "grouped": 17}.get(variant, 0)
     net(torch.randn(2, 3, 3, 32, 32)).square().sum().backward()
@@ -156,7 +156,7 @@ def test_it_learns_a_handful_of_clips(variant):
 
 def test_fused_training_replaces_only_what_it_computes():
     served = {name for name in VARIANTS if supports(RubiksNet("tiny", 5, name).train().backbone)}
-    assert served == set(VARIANTS) - {"rubiks3d-quantized"}  # whose gradient is of another function than its result
+    assert served == set(VARIANTS) - {"rubiks3d-quantized"}  # whose gradient is not the derivative of its output
 
 
 # ---- from a network without time
@@ -194,7 +194,7 @@ def test_zero_time_changes_no_logit(tier, variant):
     for net in nets:
         for layer in net.backbone.layers():
             for block in layer:
-                if block.attention is not None:  # soft: only as it hardens is a frame left alone
+                if block.attention is not None:  # soft: frames are mixed until it hardens
                     block.attention.T.fill_(1e-3)
     assert difference(nets[0], flat, clips) < 1e-12
     assert difference(nets[1], flat, clips) < 1e-5
@@ -245,5 +245,5 @@ def test_inflation_refuses_what_it_cannot_do():
         inflated("fixed-tsm", "zero")
     with pytest.raises(InputError, match="tsm or uniform or zero"):
         inflated("rubiks3d", "one")
-    with pytest.raises(ValueError, match="rubiks2d into grouped"):
+    with pytest.raises(ValueError, match="got rubiks2d to grouped"):
         inflated("grouped", "tsm")

@@ -1,4 +1,4 @@
-"""What a video file's reader does beside giving frames: which way it reads, what it frees, and why it fails."""
+"""What a video file's reader does besides returning frames: how it reads, what it frees, and why it fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRAMES = 24
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Of 24 frames, with key frames at 0, 8 and 16; of the .mp4 files any library seeks in the first alone."""
+    """Files of 24 frames, with key frames at 0, 8 and 16; of the .mp4 files, libraries seek only in the first."""
     folder = tmp_path_factory.mktemp("clips")
     write_video(folder / "a.mp4", moving_square(FRAMES), gop=8, b_frames=2)
     write_video(folder / "ten bits.mp4", moving_square(FRAMES), gop=8, b_frames=2, pix_fmt="yuv420p10le")
@@ -32,7 +32,7 @@ def clips(tmp_path_factory):
 
 
 class Paths:
-    """Which of a reader's ways was taken, for each call of `frames`."""
+    """How the reader read, for each call of `frames`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken = []
@@ -65,7 +65,7 @@ WANTED = [23, 3, 3, 17]
     [("a.mp4", "any", 3), ("a.mkv", "any", 3), ("ten bits.mp4", "pyav", 3), ("one key frame.mp4", "pyav", 1)],
 )
 def test_the_reader_that_is_right_for_a_file_reads_it(clips, paths, reader, name, seek, key_frames):
-    """The other ways give the same frames, as a rule: that they are not taken is another matter."""
+    """The other ways usually give the same frames, so this checks separately that they are not used."""
     with VideoFile(str(clips / name), usable(reader)) as video:
         assert (video.seek, video.key_frames, video.can_seek) == (seek, key_frames, key_frames > 1)
         frames = video.frames(WANTED).permute(0, 2, 3, 1).numpy()
@@ -107,7 +107,7 @@ def test_what_cannot_be_sought_is_decoded_in_order_and_defects_are_raised(clips,
 
 
 def test_colours_of_more_than_8_bits_are_those_of_a_decode_in_order(clips):
-    """In which decord differs a little."""
+    """decord differs a little here."""
     with VideoFile(str(clips / "ten bits.mp4")) as video:
         frames = video.frames(range(FRAMES)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(frames, decode_in_order(clips / "ten bits.mp4"))
@@ -142,7 +142,7 @@ def test_a_wrong_count_of_frames_never_gives_a_wrong_frame(clips, paths):
     assert paths.taken == ["_from_entries", "_in_order"]  # each sees that there are others
     with VideoFile(path, checked=CheckedFile(size, 50, 3, "none")) as video:
         np.testing.assert_array_equal(video.frames([23]).permute(0, 2, 3, 1).numpy(), truth[[23]])
-        with pytest.raises(VideoError, match=r": ends before frame 30 of the 50 announced, broken or cut off$"):
+        with pytest.raises(VideoError, match=r": is broken or cut off: it ends before frame 30 of 50$"):
             video.frames([2, 30, 5])
 
 
@@ -184,11 +184,11 @@ def test_no_file_stays_open_where_one_is_refused(clips, tmp_path):
     with pytest.raises(VideoError) as caught:  # while the error's frames are kept
         VideoFile(str(path))
     assert open_files() == before
-    assert caught.value.reason == "is coded in a way that FFmpeg does not know, or its header is broken"
+    assert caught.value.reason == "has a codec that FFmpeg does not know, or a broken header"
 
 
 def test_a_video_takes_one_core(clips):
-    """Of a loader's workers each has one."""
+    """Each worker of a loader has one."""
     container, stream = VideoFile(str(clips / "a.mp4")).open()
     with container:
         assert stream.codec_context.thread_count == 1
@@ -248,7 +248,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     assert reason(tmp_path / "none.mp4") == "cannot be opened: No such file or directory"
     assert reason("a\0b.mp4") == "cannot be opened: embedded null byte"
     assert reason(tmp_path) == "is a folder, expected a video file; for folders of frames use data=frames"
-    assert reason("/dev/null") == "is no file but a pipe or a device, expected a video file"
+    assert reason("/dev/null") == "is a pipe or a device, expected a video file"
     (tmp_path / "empty.mp4").touch()
     assert reason(tmp_path / "empty.mp4") == "is empty, 0 bytes"
     (tmp_path / "text.mp4").write_text("no video")
@@ -263,9 +263,9 @@ def test_videos_without_frames(clips, tmp_path):
     for name, marker in (
         ("a.avi", b"movi"),
         ("a.webm", b"\x1f\x43\xb6\x75"),
-    ):  # after which the first frame's data come
+    ):  # before the first frame's data
         content = (clips / name).read_bytes()
-        assert reason("", content=content[: content.index(marker) + 4]) == "holds no frames"
+        assert reason("", content=content[: content.index(marker) + 4]) == "contains no frames"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_the_reason_why_frames_cannot_be_decoded_is_told(clips, monkeypatch, err
     monkeypatch.setattr(decode, "decode", fail)
     path = clips / "a.mp4"
     told = reason(path, checked=CheckedFile(path.stat().st_size, FRAMES, 3, "none"))
-    assert told.startswith(f"cannot be decoded, broken or cut off: {words}")
+    assert told.startswith(f"is broken or cut off and cannot be decoded: {words}")
     assert "\n" not in told
 
 
@@ -294,7 +294,7 @@ def test_parts_of_shards_that_cannot_be_read(tmp_path):
     gone = tmp_path / "gone.tar"
     for span, words in (
         (Span(str(gone), 0, 9), f"cannot be read from {gone}: No such file or directory"),
-        (Span(str(shard), 512, 389), f"is not whole in {shard}, which is cut off"),
+        (Span(str(shard), 512, 389), f"is incomplete in {shard}, which is cut off"),
         (Span(str(shard), 512, 0), "is empty, 0 bytes"),
         (Span(str(shard), 512, 388), "cannot be opened as a video: Invalid data found when processing input"),
     ):

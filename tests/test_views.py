@@ -1,4 +1,4 @@
-"""Frame sampling and views against the published rules, written out anew with PIL."""
+"""Frame sampling and views against the published rules, reimplemented with PIL."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_sampled_frames_lie_in_their_segments(length, frames, seed):
 
 
 def assert_all_alike(draws: Counter, outcomes: set) -> None:
-    """Each outcome comes about equally often, and no other."""
+    """Each outcome occurs about equally often, and no other does."""
     assert set(draws) == outcomes
     expected = draws.total() / len(outcomes)
     assert all(abs(count - expected) < 4 * expected**0.5 for count in draws.values())
@@ -137,7 +137,7 @@ def test_a_crop_near_the_input_size_becomes_it():
     [
         (255, 0.875, 224),  # 223 pixels
         (221, 1.0, 221),
-        (222, 1.0, 222),  # there are no 224
+        (222, 1.0, 222),  # 224 does not exist
         (224, 1.0, 224),
         (224, 0.995, 224),  # 222
         (226, 1.0, 224),
@@ -264,7 +264,7 @@ def test_dense_windows_lie_anywhere():
 
 
 def test_jitter_moves_each_frame_of_a_window_ahead_by_a_draw_of_its_own():
-    """Here by up to 2 frames, from a window that has a single place. Without, frames stay where they are."""
+    """By up to 2 frames here, from a window with a single place. Without jitter, frames stay where they are."""
     rng = np.random.default_rng(0)
     views = TrainingViews(3, 16, (1.0,), window=11, augment=Augment(temporal_jitter=True))
     draws = Counter(tuple((views.frame_indices(11, rng)[0] - [0, 3, 6]).tolist()) for _ in range(5400))
@@ -293,7 +293,7 @@ def test_windows_lie_in_all_places_alike():
         (20, 11, 3, [[0, 2, 4, 6], [4, 6, 8, 10], [9, 11, 13, 15]]),
         (20, 11, 4, [[0, 2, 4, 6], [3, 5, 7, 9], [6, 8, 10, 12], [9, 11, 13, 15]]),
         (11, 11, 2, [[0, 2, 4, 6]] * 2),
-        (5, 11, 1, [[0, 2, 4, 1]]),  # begins anew
+        (5, 11, 1, [[0, 2, 4, 1]]),  # starts again
         (1, 11, 2, [[0, 0, 0, 0]] * 2),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every setting of a configuration reaches the object that it is for."""
+"""Every setting of a configuration reaches the object that uses it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from rubiks.training.mixing import Mixing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
-# A value that is not the default for each key, no two alike where they could be mistaken for one another, and what has
-# it in the end. `made` is what train.py makes of the configuration.
+# For each key, a value that is not the default, distinct where two could be confused, and the object that has it in the
+# end. `made` is what train.py makes of the configuration.
 TABLE = {
     "recipe.epochs": (7, lambda made: made.settings.recipe.epochs),
     "recipe.batch_size": (3, lambda made: same(made.settings.recipe.batch_size, made.data.batch_size)),
@@ -148,13 +148,13 @@ ELSEWHERE = {
 
 
 def same(*values: object) -> object:
-    """The value that all of them have."""
+    """The value that they all have."""
     (value,) = set(values)
     return value
 
 
 def clock(seconds: float) -> str:
-    """As trainer.max_time has it."""
+    """In the format of trainer.max_time."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours // 24:02}:{hours % 24:02}:{minutes:02}:{seconds:02}"
@@ -162,7 +162,7 @@ def clock(seconds: float) -> str:
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch):
-    """Several nodes are started by somebody else."""
+    """With several nodes, something else starts the processes."""
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "NODE_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
 
@@ -205,7 +205,7 @@ def test_every_key_has_its_place_here():
     assert keys == here
 
 
-# ---- what is handed on from one object to the next
+# ---- what is passed on from one object to the next
 
 
 def test_the_data_module_gets_lists_views_and_batch_sizes(made):

@@ -1,4 +1,4 @@
-"""Tiny video clips for tests, and where the real ones lie."""
+"""Tiny video clips for tests, and where the real ones are."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _OPTIONS = {"libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}, "libx264": 
 
 
 def real_clip(name: str) -> str:
-    """Path of a real clip; skips the test where the clips are not at hand."""
+    """Path of a real clip; skips the test if the clips are not available."""
     if not (CLIPS / name).is_file():
         pytest.skip(f"no clip {name}")
     return str(CLIPS / name)
 
 
 def usable(reader: str) -> str:
-    """The reader's name; skips the test, with the reason, where its library is not there to use."""
+    """The reader's name; skips the test, with the reason, if its library is not available."""
     try:
         check_reader(reader)
     except InputError as error:
@@ -36,7 +36,7 @@ def usable(reader: str) -> str:
 
 
 def moving_square(num_frames: int, height: int = 64, width: int = 80) -> np.ndarray:
-    """uint8 (T, H, W, 3): a bright square that moves over a background whose colour tells the frame."""
+    """uint8 (T, H, W, 3): a bright square that moves over a background whose colour identifies the frame."""
     frames = np.zeros((num_frames, height, width, 3), np.uint8)
     for index, frame in enumerate(frames):
         frame[..., 0] = index * 5 % 256
@@ -83,7 +83,7 @@ def cut_without_encoding(source: str, path: str | os.PathLike[str], first: int) 
 
 
 def rotated(content: bytes) -> bytes:
-    """An mp4 file's content with the note that players show it turned clockwise by 90 degrees."""
+    """An mp4 file's content, marked to be shown turned clockwise by 90 degrees."""
     matrix = content.index(b"tkhd") + 44  # after version, times, number, duration, layer and volume
     turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
     return content[:matrix] + turn + content[matrix + len(turn) :]

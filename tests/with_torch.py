@@ -1,4 +1,4 @@
-"""Scripts in processes of their own in which PyTorch, and nothing of rubiks, is imported already: it takes seconds."""
+"""Scripts in separate processes that have already imported PyTorch, which takes seconds, but nothing of rubiks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-# Forks a process for each request, and one beside it that tells its id and, in the end, its exit status.
+# Forks a process for each request, and another that reports its id and, in the end, its exit status.
 _SERVER = """
 import importlib, json, os, signal, socket, sys, tempfile, traceback, warnings
 for module in ["torch", *sys.argv[2:]]:
@@ -61,7 +61,7 @@ while True:
 
 
 class Process:
-    """A script that runs; as far as tests need it like subprocess.Popen, with stdout and stderr as text."""
+    """A running script, with the part of subprocess.Popen that tests need; stdout and stderr are text."""
 
     returncode: int | None = None
 
@@ -98,7 +98,7 @@ def _read(file: IO[bytes]) -> str:
 
 
 class WithTorch:
-    """Starts scripts. To be closed.
+    """Starts scripts. Must be closed.
 
     Args:
         modules: what is imported already besides PyTorch.
@@ -111,7 +111,7 @@ class WithTorch:
         theirs.close()
 
     def start(self, script: str, folder: Path, environment: Mapping[str, str]) -> Process:
-        """Run a Python script in a folder, where its imports are looked for first, with this environment alone."""
+        """Run a Python script in a folder, which is first on its import path, with only this environment."""
         return Process(self._requests, script, folder, environment)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Training as formulas, in float64: losses, gradients of whole steps, and what each optimiser makes of them.
+"""Training as formulas, in float64: losses, gradients of whole steps, and the optimisers' updates.
 
 The network is the package's own, and so is autograd; everything else a step consists of is written out here.
 """
@@ -22,11 +22,11 @@ from rubiks.nn import Normalize
 
 MEAN, STD = (torch.tensor(values).double().view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
-NORMALIZE = Normalize().double()  # its constants are of float32, whose last digit many steps would make much of
+NORMALIZE = Normalize().double()  # its constants are float32, and many steps would amplify their rounding
 
 
 def small(classes: int, variant: str = "rubiks3d", **options: Any) -> RubiksNet:
-    """A network of one block in each stage, which calls itself tiny."""
+    """A network of one block per stage, under the name tiny."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TIERS, "tiny", SMALL_TIER)
         return RubiksNet("tiny", classes, variant, **options)
@@ -60,7 +60,7 @@ class Training:
     Args:
         net: to start from.
         rates, decays: of each kind of parameter, before the schedule: weights, norms, shift, attention, classifier,
-            classifier bias. Without a number there is no decay.
+            classifier bias. If missing, there is no decay.
         momentum: of SGD; None for AdamW.
         clip: largest norm of the gradient of everything but the shifts.
     """
@@ -82,7 +82,7 @@ class Training:
         self.memory = {name: [torch.zeros_like(p) for _ in range(2)] for name, p in self.net.named_parameters()}
 
     def batch(self, clips: Tensor, targets: Tensor, parts: int = 1, penalty: Callable[[], Tensor] | None = None) -> Any:
-        """Add the gradient of a batch, one of so many of a step; logits and loss."""
+        """Add the gradient of a batch, one of several in a step; logits and loss."""
         logits = self.net(clips)
         loss = cross_entropy(logits, targets, self.smoothing)
         ((loss if penalty is None else loss + penalty()) / parts).backward()
@@ -90,7 +90,7 @@ class Training:
 
     @torch.no_grad()
     def step(self, factor: float, still: Sequence[str] = ()) -> None:
-        """Of the gradient so far, with every rate times `factor`; parameters whose names end in `still` are left."""
+        """A step with the gradient so far and rates times `factor`, without parameters whose names end in `still`."""
         self.steps += 1
         parameters = {n: p for n, p in self.net.named_parameters() if not n.endswith(tuple(still) or ("\0",))}
         gradients = {name: p.grad.clone() for name, p in parameters.items()}
@@ -129,14 +129,14 @@ def kind(name: str) -> str:
 
 @contextlib.contextmanager
 def exact_losses() -> Iterator[None]:
-    """The package has its loss in float32, of whose rounding many steps make much. Within this it is float64 too."""
+    """The package computes its loss in float32, whose rounding many steps amplify. Within this it is float64 too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "float", Tensor.double)
         yield
 
 
 def assert_same(actual: torch.nn.Module, expected: torch.nn.Module, before: dict[str, Tensor]) -> None:
-    """Every parameter and running statistic has changed from `before` as it should."""
+    """Every parameter and running statistic has changed from `before` as expected."""
     wanted = expected.state_dict()
     assert list(wanted) == list(actual.state_dict())
     for name, value in actual.state_dict().items():

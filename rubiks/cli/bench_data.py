@@ -12,13 +12,15 @@ from rubiks.errors import InputError
 
 def add_to(commands) -> None:
     """Add the subcommand to the parser."""
-    about = "measure how fast a core reads a data set's videos, where the time goes, and how many cores feed one GPU"
+    about = "measure how fast one core reads a data set's videos, where the time goes, and how many cores one GPU needs"
     parser = commands.add_parser("bench-data", help=about, description=about[0].upper() + about[1:] + ".")
-    parser.add_argument("choices", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=ssv2 data.root=...")
-    parser.add_argument("--videos", type=int, default=64, help="how many, spread over the list, default: %(default)s")
+    parser.add_argument("choices", nargs="*", metavar="KEY=VALUE", help="as for train.py, e.g. data=ssv2 data.root=...")
+    parser.add_argument(
+        "--videos", type=int, default=64, help="number of videos, spread over the list; default: %(default)s"
+    )
     parser.add_argument("--split", choices=("train", "val"), default="train")
-    parser.add_argument("--readers", nargs="+", help="default: the one of data.reader")
-    parser.add_argument("--clips-per-second", type=float, help="of the GPU; default: what an H200 was measured at")
+    parser.add_argument("--readers", nargs="+", help="default: data.reader")
+    parser.add_argument("--clips-per-second", type=float, help="speed of the GPU; default: as measured on an H200")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -43,13 +45,13 @@ def run(arguments: argparse.Namespace) -> None:
     classes = videos.class_names(source)
     records, _ = videos.records(source, loading, arguments.split, len(classes), manifest)
     if not records:
-        raise InputError(f"data={source.name}: none of the {arguments.split} videos is there")
+        raise InputError(f"data={source.name}: no {arguments.split} videos were found")
     views = assemble.training_views(settings, classes)
     chosen = records[:: max(1, len(records) // arguments.videos)][: arguments.videos]
 
     report = Path(rubiks.__file__).resolve().parents[1] / "benchmarks" / "results" / "network_h200.json"
     needs = speed.measured_clips_per_second(report, tier, variant)
-    origin = f"one H200 (benchmarks/results/{report.name}; clips of 8 x 224 x 224)"
+    origin = f"one H200, benchmarks/results/{report.name}, clips of 8 x 224 x 224"
     if arguments.clips_per_second is not None:
         if not 0 < arguments.clips_per_second < float("inf"):
             raise InputError(f"--clips-per-second must be a number above 0, got {arguments.clips_per_second}")
@@ -70,5 +72,5 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         if any(slow):
             print(facts["decoded_from_start"])
-        rates = ", ".join(f"{phase} {rate:,.0f}" for phase, rate in needs.items()) or "not known"
-        print(f"clips/s of tier={tier} variant={variant} by {origin}: {rates}")
+        rates = ", ".join(f"{phase} {rate:,.0f}" for phase, rate in needs.items()) or "unknown"
+        print(f"clips/s of tier={tier} variant={variant} ({origin}): {rates}")

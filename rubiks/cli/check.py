@@ -27,7 +27,7 @@ REPEATS = "rubiks-repeats.txt"
 
 def add_to(commands: Any) -> None:
     """Add the subcommand to the parser."""
-    about = "decode every video of a data set to its end; write a manifest and the list of bad files"
+    about = "decode every video of a data set completely; write a manifest and a list of bad files"
     parser = commands.add_parser("check", help=about, description=about[0].upper() + about[1:] + ".")
     add_arguments(parser, 120)
     parser.set_defaults(run=run)
@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser, seconds: int) -> None:
     parser.add_argument(
         "data", nargs="+", metavar="KEY=VALUE", help="as for train.py, e.g. data=ssv2 data.root=/data/ssv2"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one for each CPU")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of processes; default: one per CPU")
     parser.add_argument(
-        "--timeout", type=float, default=seconds, metavar="SECONDS", help="limit for one video, default: %(default)s"
+        "--timeout", type=float, default=seconds, metavar="SECONDS", help="time limit per video; default: %(default)s"
     )
 
 
@@ -49,8 +49,11 @@ def processes(arguments: argparse.Namespace) -> int:
     workers = arguments.workers
     if workers is None:
         workers = cores()
-    if workers < 1 or not 0 < arguments.timeout <= LONGEST:
-        raise InputError(f"--workers must be at least 1, and --timeout above 0 and at most {LONGEST:,} seconds")
+    if workers < 1:
+        raise InputError(f"--workers must be a whole number of at least 1, got {workers}")
+    if not 0 < arguments.timeout <= LONGEST:
+        expected = f"a number of seconds above 0 and at most {LONGEST:,}"
+        raise InputError(f"--timeout must be {expected}, got {arguments.timeout:g}")
     return workers
 
 
@@ -73,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     workers = processes(arguments)
     data = training(arguments.data).data
     if data.source.format == "shards":
-        raise InputError("data=shards: check the loose videos that the shards were written from")
+        raise InputError("data=shards cannot be checked; check the original videos that the shards were written from")
     source, manifest = data.source.ready(), videos.manifest_of(data.source)
     videos.check_class_count(source)
     count = source.num_classes if source.classes is None else len(source.classes)
@@ -112,15 +115,17 @@ def run(arguments: argparse.Namespace) -> None:
                 wrong_labels = True
                 notes.append(f"{split}: {wrong}")
             if empty := set(range(count)) - set(labels):
-                notes.append(f"{split}: {len(empty):,} of the {count} classes have no video, the first is {min(empty)}")
+                notes.append(
+                    f"{split}: {len(empty):,} of the {count} classes have no videos; the first is {min(empty)}"
+                )
         notes += _on_files(split, good)
     if (test := official_total(source.name, count, "test")) is not None:
-        notes.append(f"test: {test:,} official videos, not checked, as their list has no labels")
+        notes.append(f"test: {test:,} official videos not checked, since their list has no labels")
     notes += _on_seeking(everything, manifest, data.loading.reader)
     notes += _on_repeats(lists, manifest)
 
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    print("frames, size (short side) and frames a second: least, median, most", *notes, sep="\n")
+    print("frames, size (short side) and fps: minimum / median / maximum", *notes, sep="\n")
     print(f"Manifest: {manifest.path}, SHA-256 {manifest.digest}")
     write_bad(manifest.path.with_name(BAD_FILES), bad)
     if bad or wrong_labels:
@@ -130,11 +135,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _on_files(split: Split, good: Sequence[Entry]) -> list[str]:
     """Notes on the good videos of a list."""
     doubtful = [entry for entry in good if entry.doubt is not None]
-    notes = [f"{split}: {entry.name} decodes, but the decoder says: {entry.doubt}" for entry in doubtful[:5]]
+    notes = [f"{split}: {entry.name} decodes, but the decoder reports: {entry.doubt}" for entry in doubtful[:5]]
     if remarkable := [entry for entry in good if entry.remark is not None]:
         first = remarkable[0]
         notes.append(
-            f"{split}: {len(remarkable):,} videos have pixels that are not square, or frames of several sizes; the "
+            f"{split}: {len(remarkable):,} videos have non-square pixels or frames of different sizes; the "
             f"first is {first.name}: {first.remark}"
         )
     return notes
@@ -163,16 +168,16 @@ def _on_repeats(lists: Mapping[Split, Sequence[VideoRecord]], manifest: Manifest
     groups = repeated(lists, manifest)
     overlap = [group for group in groups if len({split for split, _ in group}) > 1]
     within = [group for group in groups if len({split for split, _ in group}) < len(group)]
-    for what, found in (("in training and in validation", overlap), ("more than once in a list", within)):
+    for what, found in (("in both training and validation", overlap), ("more than once in a list", within)):
         if found:
             paths = ", ".join(path for _, path in found[0][:3])
             notes.append(
-                f"{what}: {sum(map(len, found)):,} videos in {len(found):,} groups of the same content, the first is "
-                f"{paths}"
+                f"{what}: {sum(map(len, found)):,} videos in {len(found):,} groups with the same content; the first "
+                f"group is {paths}"
             )
     path = manifest.path.with_name(REPEATS)
     if groups:
-        notes.append(f"All videos of the same content are listed in {path}")
+        notes.append(f"All videos with the same content are listed in {path}")
     write_list(path, [line for group in groups for line in (*map("\t".join, group), "")])
     return notes
 

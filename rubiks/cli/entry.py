@@ -24,7 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rubiks import launched, processes
 from rubiks.choices import CommandLine, presets
 from rubiks.cli.helping import print_help
-from rubiks.cli.keys import check_added, check_signs, explain
+from rubiks.cli.keys import check_added, check_form, explain
 from rubiks.data.sources import Source
 from rubiks.errors import InputError
 from rubiks.experiment import Evaluation, Training
@@ -78,7 +78,7 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
     if processes.is_child():
         processes.follow_parent()
     try:
-        check_signs(sys.argv[1:], config_folder, config_name)
+        check_form(sys.argv[1:], config_folder, config_name)
         if {"--help", "-h"} & set(sys.argv[1:]):
             _help(job, model, [argument for argument in sys.argv[1:] if not argument.startswith("-")])
             return
@@ -87,15 +87,10 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
         _end(error)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error, config_folder, config_name, sys.argv[1:]))
-    except ValueError as error:  # from Hydra, for a group's choice that is not a name
-        if begun:
-            raise
-        groups = [argument for argument in sys.argv[1:] if (config_folder / argument.partition("=")[0]).is_dir()]
-        _fail(f"{' '.join(groups)}: {error}; a choice is the name of a file in conf, without .yaml")
     except OSError as error:
         if begun:
             raise
-        _fail(f"the folder {error.filename} cannot be made: {error.strerror}; start where you may write")
+        _fail(f"cannot create the folder {error.filename}: {error.strerror}; run in a folder that you can write to")
 
 
 def recipe_name(choices: list[str]) -> str:
@@ -136,7 +131,7 @@ def compose(choices: list[str], name: str = "train") -> DictConfig:
     """
     folder = presets()
     try:
-        check_signs(choices, folder, name)
+        check_form(choices, folder, name)
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             cfg = hydra.compose(name, choices)
@@ -162,8 +157,8 @@ def _refuse_hyphens(arguments: list[str]) -> None:
         name, equals, _ = argument.partition("=")
         if equals and name.startswith("--") and not any(own.startswith(name) for own in _HYDRA):
             _fail(
-                f"{argument} is not a choice, which has no hyphens before it: write {argument.lstrip('-')}; in a sweep "
-                "of Weights & Biases use ${args_no_hyphens} in `command`, as scripts/sweep.yaml does"
+                f"{argument}: choices have no leading hyphens; write {argument.lstrip('-')}. In a sweep of "
+                "Weights & Biases, use ${args_no_hyphens} in `command`, as in scripts/sweep.yaml"
             )
 
 
@@ -181,7 +176,7 @@ def _end(error: BaseException) -> NoReturn:
         error = Interrupted(signal.SIGINT)
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = error.filename or Path.cwd()
-        error = InputError(f"no space left on the device that holds {where}; free some and start again")
+        error = InputError(f"no space left on the device that holds {where}; free some space and start again")
     status = error.status if isinstance(error, Interrupted) else 2 if isinstance(error, InputError) else 1
     if processes.is_child():
         processes.report(error)

@@ -30,7 +30,7 @@ def collect() -> dict[str, dict[str, str | list[str]]]:
     facts["versions"] = {
         "rubiks": rubiks.__version__,
         "PyTorch": torch.__version__,
-        "CUDA": torch.version.cuda or "not in this PyTorch",
+        "CUDA": torch.version.cuda or "none, PyTorch was built without it",
         "Python": platform.python_version(),
         "system": platform.platform(),
         "GPUs": [_gpu(index) for index in gpus],
@@ -55,7 +55,7 @@ def _network() -> dict[str, str | list[str]]:
     frames = " or ".join(map(str, fused.FRAMES))
     return {
         "fused blocks": f"in bfloat16 on {where}, for clips of {frames} frames, recorded as CUDA graphs in training; "
-        "elsewhere, and for quantized shifts and synchronised or frozen batch norm, the modules"
+        "the modules run elsewhere, and for quantized shifts and synchronised or frozen batch norm"
     }
 
 

@@ -27,10 +27,10 @@ def print_help(about: str, model: type[Training | Evaluation], config: Mapping[s
         folder: the folder of presets, with a file for each choice of a group.
     """
     print(re.sub(r"rubiks (train|eval)", lambda found: " ".join(program(found[1])), about.strip()))
-    print("\nChoices, GROUP=CHOICE; each is a file with comments, GROUP/CHOICE.yaml in", folder)
+    print("\nChoices, GROUP=CHOICE; each is a commented file, GROUP/CHOICE.yaml, in", folder)
     for group in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "hydra"):
         print(f"  {group.name + ':':12}", ", ".join(sorted(path.stem for path in group.glob("*.yaml"))))
-    print("\nValues, KEY=VALUE; shown as they are with the other choices of this command line")
+    print("\nValues, KEY=VALUE; shown with the other choices of this command line applied")
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
     for key, field in _fields(model, config):
         print(f"  {key}={text_of(_value(config, key))}")

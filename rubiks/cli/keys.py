@@ -8,6 +8,8 @@ from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,19 +18,34 @@ from rubiks.errors import InputError
 from rubiks.settings import did_you_mean
 
 
-def check_signs(choices: list[str], config_folder: Path, config_name: str) -> None:
-    """Raise InputError for a choice that removes a key, ~KEY, or adds a group, +GROUP=; Hydra's own keys are fine."""
+def check_form(choices: list[str], config_folder: Path, config_name: str) -> None:
+    """Raise InputError for GROUP= without a name, for ~KEY, and for +GROUP=; Hydra's own keys are fine."""
     for choice in choices:
         sign, key, value = _parts(choice)
-        if not sign or key.startswith("hydra"):
+        if key.startswith("hydra"):
+            continue
+        if not sign:
+            if key and "=" in choice and (config_folder / key).is_dir():
+                _check_name(choice, config_folder / key)
             continue
         if sign == "~":
-            raise InputError(f"{choice}: no key can be removed, as all are needed; give {key} another value instead")
+            raise InputError(
+                f"{choice}: keys cannot be removed, since all are needed; set {key} to another value instead"
+            )
         if not key or (config_folder / key.partition("@")[0]).is_dir():
             known = _known(config_folder, config_name, [])
             if key in known:
-                raise InputError(f"{choice}: there is such a group already; choose without {sign}, {key}={value}")
+                raise InputError(f"{choice}: {key} is already a group; write {key}={value}, without {sign}")
             raise InputError(_unknown(key or choice, known))
+
+
+def _check_name(choice: str, group: Path) -> None:
+    """Raise InputError if a group's choice is null, a number or a section, and not the name of a file."""
+    value = OverridesParser.create().parse_override(choice).value()
+    values = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+    if any(one == "" or isinstance(one, (int, float, dict, type(None))) for one in values):
+        names = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+        raise InputError(f"{choice}: {group.name} must be one of {names}, the files in {group}")
 
 
 def check_added(cfg: DictConfig, config_name: str, choices: list[str]) -> None:
@@ -64,7 +81,7 @@ def explain(error: Exception, config_folder: Path, config_name: str, choices: li
         lines.append(cause.msg.splitlines()[0])
     message = "\n".join(lines)
     if present := re.search(r"An item is already at '([^']+)'", message):
-        return f"+{present.group(1)}: there is such a key already; set it without +"
+        return f"+{present.group(1)}: this key already exists; set it without +"
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is not in struct|does not exist)", message)
     if unknown is None:
         return message
@@ -79,7 +96,7 @@ def _unknown(key: str, known: list[str]) -> str:
     """The message for an unknown key, with a similar key and the valid keys of its section."""
     section = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
     listed = ", ".join(sorted(section or {other.partition(".")[0] for other in known}))
-    return f"{key} is not a key of the configuration.{did_you_mean(key, known)} The choices are {listed}"
+    return f"{key} is not a key of the configuration.{did_you_mean(key, known)} The keys are {listed}"
 
 
 def _known(config_folder: Path, config_name: str, choices: list[str]) -> list[str]:

@@ -28,18 +28,24 @@ _TIMED_VIDEOS = 9
 
 def add_to(commands: Any) -> None:
     """Add the subcommand to the parser."""
-    about = "write a data set anew: small frames, quick to read at random"
+    about = "write a copy of a data set with small frames, which is quick to read at random"
     parser = commands.add_parser("prepare", help=about, description=about[0].upper() + about[1:] + ".")
     add_arguments(parser, 600)
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="the new data set; a killed run goes on in it")
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="the new data set; an interrupted run resumes in it"
+    )
     parser.add_argument(
         "--form",
         choices=("jpeg", "h264", "frames"),
         default="jpeg",
-        help="mp4 files of JPEG frames, the fastest (default); of H.264, a quarter as large; or folders of JPEG frames",
+        help="jpeg (default): mp4 files of JPEG frames, the fastest; h264: a quarter of the size; frames: JPEG folders",
     )
     parser.add_argument(
-        "--short-side", type=int, default=256, metavar="PIXELS", help="never scaled up; default: %(default)s"
+        "--short-side",
+        type=int,
+        default=256,
+        metavar="PIXELS",
+        help="short side of the frames; never enlarged; default: %(default)s",
     )
     parser.set_defaults(run=run)
 
@@ -59,17 +65,17 @@ def run(arguments: argparse.Namespace) -> None:
     if data.source.format == "images":
         raise InputError("data=images holds still images, which need no preparation")
     if data.source.format == "shards":
-        raise InputError("data=shards: prepare the loose videos, and write shards of the result")
+        raise InputError("data=shards cannot be prepared; prepare the original videos, and write shards of the result")
     source = data.source.ready()
     classes = source.classes
     assert isinstance(source, (ListedSource, HMDB51))
     kept_layout = form != "frames" and not isinstance(source, (CsvLists, FrameLists))
     lists, missing, absent = read_lists(source)
-    problems = [f"{split}: {len(m):,} videos are missing, the first is {m[0]}" for split, m in missing.items() if m]
+    problems = [f"{split}: {len(m):,} videos are missing; the first is {m[0]}" for split, m in missing.items() if m]
     problems += [f"{split} list not prepared: {reason}" for split, reason in absent.items()]
     root, is_builtin = Path(source.root), source is not data.source
     if out.resolve() == root.resolve():
-        raise InputError(f"--out={out} is the source's own folder; give another")
+        raise InputError(f"--out={out} is the folder of the data set itself; choose another")
     names = Manifest(root)
     copies = kept_layout or (form != "frames" and isinstance(source, CsvLists))
     places = _places(source.annotation_files().values() if copies else (), names)
@@ -79,14 +85,19 @@ def run(arguments: argparse.Namespace) -> None:
     for record in (record for records in lists.values() for record in records):
         own = names.name_of(record.path)
         if kept_layout and os.path.isabs(own):
-            raise InputError(f"{record.path} lies outside of data.root={root}, where prepared videos go by their names")
+            raise InputError(
+                f"{record.path} is outside data.root={root}, so it has no path in the new data set; set data.root to a "
+                "folder that contains all videos"
+            )
         name = target_name(own, form, record.pattern is not None)
         known = jobs.setdefault(name, Job(record, out / name, name, form, arguments.short_side))
         if os.path.normpath(known.record.path) != os.path.normpath(record.path):
             raise InputError(f"{known.record.path} and {record.path} would both become {name}; rename one of them")
     manifest = Manifest(out)
     if manifest.outdated:
-        print(f"{manifest.path}: {manifest.outdated:,} entries are of another version, whose videos are written anew")
+        print(
+            f"{manifest.path}: {manifest.outdated:,} entries are from another version; their videos are written again"
+        )
     if not manifest.entries.keys() >= jobs.keys():
         _tell_space([job.record for job in jobs.values()], form, arguments.short_side, out)
     with progress("Preparing", len(jobs)) as advance:
@@ -108,13 +119,13 @@ def run(arguments: argparse.Namespace) -> None:
     write_bad(out / BAD_FILES, bad)
     done = [job for job in jobs.values() if job.name in manifest.entries]
     if not done:
-        print("No video was prepared")
+        print("No videos were prepared")
         sys.exit(1)
     _report(done, manifest)
     print("Use it with:", shlex.join(usage))
     recipe = recipe_name(arguments.data)
     if (usage[0] != f"data={recipe}" and not kept_layout) or is_builtin:
-        print(f"and in training also: recipe={recipe}")
+        print(f"For training, add: recipe={recipe}")
 
 
 def _tell_space(records: Sequence[VideoRecord], form: str, short_side: int, out: Path) -> None:
@@ -128,9 +139,9 @@ def _tell_space(records: Sequence[VideoRecord], form: str, short_side: int, out:
     factor = expected.after / expected.before
     before = sum(stamp(record)[0] for record in records)
     print(
-        f"JPEG frames take about {factor:.1f} times the space of these videos ({expected.videos} tried): some "
-        f"{factor * before / 1e9:.3f} GB for {before / 1e9:.3f} GB; free on the disk of {out}: "
-        f"{shutil.disk_usage(out).free / 1e9:.3f} GB. --form h264 takes less",
+        f"JPEG frames take about {factor:.1f} times the space of these videos (measured on {expected.videos}), "
+        f"{factor * before / 1e9:.3f} GB instead of {before / 1e9:.3f} GB; the disk of {out} has "
+        f"{shutil.disk_usage(out).free / 1e9:.3f} GB free. --form h264 takes less",
         flush=True,
     )
 
@@ -146,11 +157,11 @@ def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {error}; choose another --out") from None
         if before != settings:
-            raise InputError(f"{out} was begun with {before}, not {settings}; choose another --out")
+            raise InputError(f"{out} was started with {before}, not {settings}; choose another --out")
     elif out.exists() and not out.is_dir():
-        raise InputError(f"--out={out} is a file; give a folder")
+        raise InputError(f"--out={out} is a file; choose a folder")
     elif out.exists() and any(out.iterdir()):
-        raise InputError(f"--out={out} holds other files; give a new folder, or one that rubiks prepare began")
+        raise InputError(f"--out={out} contains other files; choose a new folder, or one that rubiks prepare started")
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(settings) + "\n", encoding="utf-8"))
 
 
@@ -236,7 +247,7 @@ def _report(jobs: Sequence[Job], manifest: Manifest) -> None:
         print(f"Speed not measured: {error}")
         return
     print(
-        f"{len(jobs):,} videos, {before / 1e9:.3f} GB before, {after / 1e9:.3f} GB after; 8 frames of one take "
+        f"{len(jobs):,} videos, {before / 1e9:.3f} GB before, {after / 1e9:.3f} GB after; 8 frames of a video take "
         f"{1e3 * times[0] / len(some):.1f} ms before, {1e3 * times[1] / len(some):.1f} ms after "
         f"(mean of {len(some)} videos): {times[0] / times[1]:.1f} times as fast"
     )

@@ -14,11 +14,11 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 def add_to(commands) -> None:
     """Add the subcommand to the parser."""
-    about = "write a data set's videos to tar files, which data=shards reads: fast where opening files is slow"
+    about = "write a data set's videos to tar files for data=shards, which is faster where opening files is slow"
     parser = commands.add_parser("shard", help=about, description=about[0].upper() + about[1:] + ".")
-    parser.add_argument("choices", nargs="*", metavar="KEY=VALUE", help="as for train.py: data=ssv2 data.root=...")
+    parser.add_argument("choices", nargs="*", metavar="KEY=VALUE", help="as for train.py, e.g. data=ssv2 data.root=...")
     parser.add_argument("--out", metavar="FOLDER", type=Path, required=True)
-    parser.add_argument("--size", default="1GB", help="of a tar file, default: %(default)s")
+    parser.add_argument("--size", default="1GB", help="size of a tar file; default: %(default)s")
     parser.add_argument("--splits", nargs="+", choices=("train", "val"), default=["train", "val"])
     parser.set_defaults(run=run)
 

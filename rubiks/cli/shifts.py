@@ -32,14 +32,16 @@ def describe(path: str, folder: Path) -> None:
                 table.add_row(*((stage, f"{len(own):,}") if row == 0 else ("", "")), axis, *numbers, change)
         Console().print(table)
         known = (
-            "mean distance from the start of training" if saved.initial_shifts else "not known, the file has no start"
+            "mean distance from the start of training"
+            if saved.initial_shifts
+            else "unknown, since the file does not contain the initial shifts"
         )
         print(f"change: {known}")
     else:
-        print(f"The shifts of variant {net.variant} are fixed: nothing is learned")
+        print(f"The shifts of variant {net.variant} are fixed, not learned")
     if by_stage := moves(net):
         hard = net.temporal_share() is not None
-        title = "whole-frame shifts in time" if hard else "soft temporal attention, channels by where it is largest"
+        title = "whole-frame shifts in time" if hard else "soft temporal attention, channels by the frame with the most"
         table = Table("stage", *Moves._fields, "shifted", title=title)
         for stage, counts in by_stage.items():
             table.add_row(stage, *(f"{count:,}" for count in counts), f"{1 - counts.stay / sum(counts):.2%}")

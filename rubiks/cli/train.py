@@ -1,13 +1,13 @@
 """Train RubiksNet.
 
-rubiks train                                             tier tiny, on the built-in data set, made on first use
+rubiks train                                             tier tiny on the built-in data set, which is made at first use
 rubiks train tier=large variant=rubiks3d-aq aq.budget=0.125 data=ssv2 data.root=/data/ssv2
-rubiks train data=kinetics data.root=/data/k400 trainer=ddp       one process on each GPU
+rubiks train data=kinetics data.root=/data/k400 trainer=ddp       one process per GPU
 rubiks train recipe=finetune init=kinetics_tiny.pth.tar           start from other weights
 rubiks train variant=rubiks2d data=images data.root=/data/imagenet     pre-train on still images
-rubiks train run=NAME          keep the run in outputs/NAME; the same command again goes on where it ended
+rubiks train run=NAME          keep the run in outputs/NAME; the same command again resumes it
 rubiks train -m seed=1,2,3     several runs, one after the other
-rubiks train trainer.fast_dev_run=true         one batch, to see that everything fits
+rubiks train trainer.fast_dev_run=true         one batch, to check that everything works
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def train(settings: Training, config: dict[str, Any], command: CommandLine) -> N
             _train(settings, config, command, run, stop, rehearsal)
         except Interrupted as interrupted:
             if run.last.is_file() and not rehearsal and launched.is_first():
-                going_on = f"to go on: {continuing.command(run.folder, command.choices)}"
-                interrupted.message = "; ".join(filter(None, [interrupted.message, going_on]))
+                resuming = f"to resume: {continuing.command(run.folder, command.choices)}"
+                interrupted.message = "; ".join(filter(None, [interrupted.message, resuming]))
             raise
         if sweep and stop.signal is not None:
-            raise Interrupted(stop.signal, f"{run.folder} is done, the runs after it are not")
+            raise Interrupted(stop.signal, f"{run.folder} is finished, but the runs after it were not started")
 
 
 def _train(
@@ -136,9 +136,9 @@ def _train(
             if not continuing.within(change.key, continuing.SILENT):
                 print(f"Changed since the run was last started: {change}")
         if other_score:
-            print("Validation is not what it was: the best checkpoint is chosen from here on")
-        going_on = "" if resume is None else f"Going on with {run.folder} after {start}"
-        print("Rehearsal" if rehearsal else going_on or f"Run in {run.folder}", flush=True)
+            print("Validation scores cannot be compared with earlier ones: the best checkpoint is chosen from now on")
+        started = f"Run in {run.folder}" if resume is None else f"Resuming {run.folder} after {start}"
+        print("Trial run, nothing is saved" if rehearsal else started, flush=True)
     logging.getLogger("rubiks").setLevel(logging.INFO if trainer.is_global_zero else logging.WARNING)
     gc.collect()
     gc.freeze()  # a step causes several collections, which need not scan everything imported so far
@@ -179,7 +179,7 @@ def _finish(settings: Training, command: CommandLine, run: runs.Run, trainer: pl
     best, epochs = trainers.checkpoints(trainer).best, settings.recipe.epochs
     if position.epoch < epochs:
         print(f"Stopped after {position} of {epochs} epochs{trainers.reason(settings.trainer, trainer)}")
-        print(f"To go on: {continuing.command(run.folder, continuing.without_limits(command.choices))}")
+        print(f"To resume: {continuing.command(run.folder, continuing.without_limits(command.choices))}")
     else:
         result = {"epochs": epochs, "best_val_top1": None if best is None else round(best, 6)}
         write_atomically(run.finished, lambda path: path.write_text(json.dumps(result) + "\n"))

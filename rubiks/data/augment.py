@@ -33,11 +33,12 @@ class Augment(Settings, section="augment"):
         Expected("null or two numbers above 0 and at most 1, the smaller first"),
     ] = Field(
         None,
-        description="least and largest share of a frame's area that a crop takes, e.g. [0.08, 1.0], in place of "
+        description="smallest and largest share of a frame's area in a crop, e.g. [0.08, 1.0], instead of "
         "recipe.crop_scales; its aspect ratio is 3/4 to 4/3 (Szegedy et al., 2015)",
     )
     color_jitter: Share = Field(
-        0.0, description="brightness, contrast and saturation each change by a factor up to this far from 1, e.g. 0.4"
+        0.0,
+        description="brightness, contrast and saturation are each scaled by a random factor of 1 +- this, e.g. 0.4",
     )
     rand_augment: Annotated[int, Field(ge=0, le=100)] = Field(
         0, description="number of RandAugment operations (Cubuk et al., 2020) applied in turn to each clip, e.g. 2"
@@ -46,12 +47,14 @@ class Augment(Settings, section="augment"):
         9, description="strength of RandAugment's operations, from 0 to 30"
     )
     random_erasing: Share = Field(
-        0.0, description="share of the clips in which a box of 2 to 33% of the area is painted over, e.g. 0.25"
+        0.0, description="share of the clips in which a box of 2 to 33% of the area is erased, e.g. 0.25"
     )
     temporal_jitter: bool = Field(
-        False, description="with data.sampling=dense, move each frame ahead by a random part of the step"
+        False, description="with data.sampling=dense, move each frame forward by a random part of the step"
     )
-    mixup: Alpha = Field(0.0, description="alpha of mixup, e.g. 0.8; with cutmix too, each batch gets one of them")
+    mixup: Alpha = Field(
+        0.0, description="alpha of mixup, e.g. 0.8; if cutmix is on too, each batch gets one of the two"
+    )
     cutmix: Alpha = Field(0.0, description="alpha of cutmix, e.g. 1.0")
 
     @model_validator(mode="after")

@@ -122,7 +122,7 @@ def _report(progress: bool, plan: Plan, folder: Path) -> Iterator[Callable[[], N
     else:
         yield lambda: None
     if progress:
-        print(f"Made it in {time.monotonic() - start:.0f} seconds", flush=True)
+        print(f"Made the data set in {time.monotonic() - start:.0f} seconds", flush=True)
 
 
 def _write_annotations(folder: Path, plan: Plan) -> None:

@@ -63,7 +63,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            what, remedy = "the disk is full", "Free some space and run again: it goes on where it stopped"
+            what, remedy = "the disk is full", "Free some space and run again: it continues where it stopped"
         else:
             what, remedy = error.strerror or str(error), "Make that folder writable"
         raise InputError(

@@ -62,8 +62,8 @@ def make_in_processes(videos: Path, plan: Plan, workers: int, advance: Callable[
         for process in processes:
             if code := process.wait():
                 raise RuntimeError(
-                    f"a process that made videos in {videos} ended with status {code}; if memory ran out, "
-                    "use fewer processes. Running again goes on where it stopped."
+                    f"a process that made videos in {videos} exited with status {code}; if memory ran out, "
+                    "use fewer processes. Running again continues where it stopped."
                 )
     finally:
         for process in processes:

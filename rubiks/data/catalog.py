@@ -48,7 +48,7 @@ def data_settings(values: Mapping[str, Any], sampling: type[Sampled], loading: t
     """
     name = values.get("format")
     if not isinstance(name, str) or name not in SOURCES:
-        raise InputError(f"data.format must be one of {', '.join(SOURCES)}; got {name!r}. Choose it by data=NAME")
+        raise InputError(f"data.format must be one of {', '.join(SOURCES)}; got {name!r}. Choose it with data=NAME")
     source = SOURCES[name]
     known = [key for part in (source, sampling, loading) for key in part.model_fields]
     for key in values:

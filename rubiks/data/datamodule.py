@@ -33,7 +33,7 @@ class Loading(Settings, section="data"):
     """How videos are read, and what happens to unreadable ones."""
 
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=MOST)] = Field(
-        "auto", description="loader processes of each training process; auto: the cores that are left"
+        "auto", description="loader processes per training process; auto: the remaining cores"
     )
     reader: Reader = Field(
         "auto", description="library that seeks in video files; auto: decord if it is installed, else PyAV"
@@ -46,7 +46,7 @@ class Loading(Settings, section="data"):
     )
     on_error: Literal["raise", "skip"] = Field(
         "raise",
-        description="skip: unreadable videos are left out, counted and named; raise: the first one stops the run",
+        description="skip: unreadable videos are skipped, counted and listed; raise: the first one stops the run",
     )
     max_bad: Share = Field(
         0.01, description="share of a list's videos that may be unreadable or missing with on_error=skip"
@@ -63,7 +63,7 @@ class TrainingLoading(Loading):
 
     on_error: Literal["raise", "skip"] = Field("skip", description=Loading.model_fields["on_error"].description)
     balanced: bool = Field(
-        False, description="the same number of videos from each class in an epoch; videos of rare classes repeat"
+        False, description="each epoch has the same number of videos from each class; videos of rare classes repeat"
     )
 
 
@@ -165,7 +165,7 @@ class VideoDataModule(pl.LightningDataModule):
             self._note_bad("train" if self.trainer.training else "val", bad)
         if not len(batch["label"]) and self.trainer.training:
             path, reason = bad[0]
-            raise InputError(f"no video of a training batch can be read, the first is {path}: {reason}")
+            raise InputError(f"none of the videos in a training batch can be read; the first is {path}: {reason}")
         return batch
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
@@ -178,10 +178,10 @@ class VideoDataModule(pl.LightningDataModule):
         known = self.bad[split]
         for path, reason in bad:
             if self.loading.on_error == "raise":
-                raise InputError(f"{path}: {reason}. data.on_error=skip leaves unreadable videos out and counts them")
+                raise InputError(f"{path}: {reason}. data.on_error=skip skips unreadable videos and counts them")
             if path not in known:
                 known[path] = reason
-                log.warning("left out %s: %s", path, reason)
+                log.warning("skipped %s: %s", path, reason)
         total = len(self.records[split])
         if len(known) > self.loading.max_bad * total:
             path, reason = next(iter(known.items()))

@@ -137,10 +137,10 @@ class VideoFile(OpenVideo):
         if container.format.name in _PLAYLISTS:
             reason = "is a playlist, expected a video file"
         elif stream is None:
-            cover = "only a picture, as of a cover" if container.streams.video else "only sound or data"
-            reason = f"holds no video, {cover}"
+            cover = "only a picture such as a cover" if container.streams.video else "only sound or data"
+            reason = f"contains no video, {cover}"
         elif stream.codec_context is None:
-            reason = "is coded in a way that FFmpeg does not know, or its header is broken"
+            reason = "has a codec that FFmpeg does not know, or a broken header"
         if reason is not None:
             container.close()
             raise VideoError(self.path, reason)
@@ -165,7 +165,7 @@ class VideoFile(OpenVideo):
             raise VideoError(self.path, f"cannot be opened as a video: {error.strerror}") from error
         length = sum(1 for _ in self._decoded()) if index.length is None else index.length
         if length == 0:
-            raise VideoError(self.path, "holds no frames")
+            raise VideoError(self.path, "contains no frames")
         return index.seek, len(index.entries), length
 
     def _read_index(self) -> Index:
@@ -193,7 +193,7 @@ class VideoFile(OpenVideo):
             if number == last:
                 break
         if last not in images:
-            raise VideoError(self.path, f"ends before frame {last} of the {self._length} announced, broken or cut off")
+            raise VideoError(self.path, f"is broken or cut off: it ends before frame {last} of {self._length}")
         return np.stack([images[number] for number in indices])
 
     def _decoded(self) -> Iterator[VideoFrame]:
@@ -204,7 +204,7 @@ class VideoFile(OpenVideo):
                 yield from decode(container, stream)
         except (av.FFmpegError, ValueError) as error:  # PyAV raises ValueError for what it does not support
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-            raise VideoError(self.path, f"cannot be decoded, broken or cut off: {reason}") from error
+            raise VideoError(self.path, f"is broken or cut off and cannot be decoded: {reason}") from error
 
 
 def _check_file(path: str) -> int:
@@ -216,7 +216,7 @@ def _check_file(path: str) -> int:
     if stat.S_ISDIR(status.st_mode):
         raise VideoError(path, "is a folder, expected a video file; for folders of frames use data=frames")
     if not stat.S_ISREG(status.st_mode):
-        raise VideoError(path, "is no file but a pipe or a device, expected a video file")
+        raise VideoError(path, "is a pipe or a device, expected a video file")
     if status.st_size == 0:
         raise VideoError(path, "is empty, 0 bytes")
     if not os.access(path, os.R_OK):
@@ -233,7 +233,7 @@ def _read_span(path: str, span: Span) -> bytes:
     except OSError as error:
         raise VideoError(path, f"cannot be read from {span.file}: {error.strerror}") from error
     if len(content) < span.size:
-        raise VideoError(path, f"is not whole in {span.file}, which is cut off")
+        raise VideoError(path, f"is incomplete in {span.file}, which is cut off")
     if not content:
         raise VideoError(path, "is empty, 0 bytes")
     return content

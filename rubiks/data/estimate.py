@@ -112,8 +112,8 @@ def describe_decoding_from_start(single: int, others: int, total: int, cost: Est
     text = f"{single + others:,} of {total:,} videos are decoded from their start for every clip ({', '.join(reasons)})"
     if cost is not None:
         text += (
-            f": {cost.rate_before:.0f} videos/s a core; `rubiks prepare` would make {cost.rate_after:.0f} "
-            f"({cost.videos} tried)"
+            f": {cost.rate_before:.0f} videos/s per core, {cost.rate_after:.0f} after `rubiks prepare` "
+            f"(measured on {cost.videos})"
         )
     return text
 

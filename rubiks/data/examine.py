@@ -63,7 +63,7 @@ def _look_at_images(video: JpegVideo | FrameFolder | ImageFile, rate: Fraction, 
     for index in range(len(video)):
         image = video.frames([index])[0].permute(1, 2, 0).numpy()
         if shape not in (None, image.shape):
-            raise VideoError(video.path, f"frame {index} has another size than those before it")
+            raise VideoError(video.path, f"frame {index} differs in size from those before it")
         shape = image.shape
         use(VideoFrame.from_ndarray(image, format="rgb24"), rate or _STILL_RATE)
     assert shape is not None
@@ -76,7 +76,9 @@ def _decode(video: VideoFile, use: Use, entry: Entry) -> Entry:
     promised = promised_bytes(path)
     missing = 0 if promised is None else promised - entry.size
     if missing > 0:
-        raise VideoError(path, f"is cut short: {missing:,} of the {promised:,} bytes that its container promises miss")
+        raise VideoError(
+            path, f"is cut short: {missing:,} of the {promised:,} bytes that its container announces are missing"
+        )
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     found = _Found()
@@ -138,7 +140,7 @@ class _Found:
         self._size = self._size or size
         if size != self._size and not self.remarks:
             first, other = (f"{width}x{height}" for width, height in (self._size, size))
-            self.remarks.append(f"from frame {len(self.times)} on it has frames of {other}, scaled to {first}")
+            self.remarks.append(f"from frame {len(self.times)} on, its frames are {other}; they are scaled to {first}")
         self.times.append(frame.pts)
         self.corrupt += frame.is_corrupt
         shown = self._screen.frame(frame)
@@ -150,21 +152,21 @@ def _compare(found: _Found, video: VideoFile, container: InputContainer, stream:
     """Raise VideoError if the frames found are not those promised."""
     path, frames = video.path, len(found.times)
     if frames != len(video):
-        raise VideoError(path, f"{frames} of the {len(video)} frames of its index can be decoded")
+        raise VideoError(path, f"{frames} of the {len(video)} frames in its index can be decoded")
     if container.format.name in _INDEXED:
         # Not `stream.frames`, which also counts chunks without data, and frames that an edit list drops.
         announced = sum(entry.size > 0 for entry in stream.index_entries)
         if found.packets < announced:
-            raise VideoError(path, f"holds {found.packets} of the {announced} frames that its container promises")
+            raise VideoError(path, f"has {found.packets} of the {announced} frames that its container announces")
     else:
         expected = _expected(found.times, container, stream)
         if expected - frames > max(_CUT_OFF, _SLACK * expected):
-            raise VideoError(path, f"holds {frames} frames, but its duration and rate promise {expected:.0f}")
+            raise VideoError(path, f"has {frames} frames, but its duration and rate imply {expected:.0f}")
     if found.corrupt:
         raise VideoError(path, f"{found.corrupt} of its {frames} frames are damaged")
     ratio = stream.sample_aspect_ratio
     if ratio and abs(ratio - 1) > _ROUNDED:
-        found.remarks.append(f"its pixels are {ratio.numerator}:{ratio.denominator}, not square, and left as they are")
+        found.remarks.append(f"its pixels are {ratio.numerator}:{ratio.denominator}, not square, and are not rescaled")
 
 
 def _expected(times: list[int | None], container: InputContainer, stream: VideoStream) -> float:

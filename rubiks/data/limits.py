@@ -19,7 +19,7 @@ from rubiks.errors import VideoError
 
 _SHM = "/dev/shm"  # where Linux keeps shared memory
 _CRASHES = (signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)  # caused by the process itself
-_REMEDY = "fewer loader processes (data.workers=N) or a smaller batch (recipe.batch_size, in evaluation batch_size)"
+_REMEDY = "fewer loader processes (data.workers=N) or a smaller batch (recipe.batch_size; in evaluation, batch_size)"
 
 
 class Space(NamedTuple):
@@ -111,8 +111,8 @@ def describe_full(reason: str, size: int, left: Space | None, batches: int) -> s
     room = "" if left is None else f"{_SHM} has {_mib(left.total)}, {_mib(left.free)} of it free; "
     room += f"a batch takes {_mib(size)}, and " if size else ""
     return (
-        f"shared memory is full ({reason}): {room}up to {batches} batches are there at a time. Give a container more "
-        f"by docker run --ipc=host or --shm-size=8g, or choose {_REMEDY}; data.workers=0 needs none"
+        f"shared memory is full ({reason}): {room}up to {batches} batches are held at a time. Give a container more "
+        f"with docker run --ipc=host or --shm-size=8g, or use {_REMEDY}; data.workers=0 needs none"
     )
 
 
@@ -124,19 +124,19 @@ def describe_lost(process: int, number: int) -> str:
         left = space()
         room = "" if left is None else f": {_SHM} has {_mib(left.total)}, {_mib(left.free)} of it free"
         return (
-            f"{who} ended with a bus error, as where shared memory is full{room}. Give a container more by docker run "
-            f"--ipc=host or --shm-size=8g, or choose {_REMEDY}"
+            f"{who} died of a bus error, probably because shared memory is full{room}. Give a container more with "
+            f"docker run --ipc=host or --shm-size=8g, or use {_REMEDY}"
         )
     if number in _CRASHES:
         return (
-            f"{who} crashed ({name}), as decoders do on some damaged videos: rubiks check finds these, and "
-            "data.reader=NAME has another library read them"
+            f"{who} crashed ({name}), as decoders do on some damaged videos: rubiks check finds them, and "
+            "data.reader=NAME selects another library to read them"
         )
     if number != signal.SIGKILL:
         return f"{who} was killed from outside ({name})"
     return (
-        f"{who} was killed from outside (SIGKILL), most often by the system for lack of memory, of which all processes "
-        f"here may take {memory() / 2**30:,.1f} GiB: {_REMEDY} needs less"
+        f"{who} was killed from outside (SIGKILL), usually by the system for lack of memory; all processes here may "
+        f"use {memory() / 2**30:,.1f} GiB in total: use {_REMEDY}"
     )
 
 

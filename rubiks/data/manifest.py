@@ -19,7 +19,7 @@ VERSION = 2  # of the meaning of an entry; entries of other versions are not use
 
 _BEGINNING = '{"name": "'
 _ANY_NAME = "surrogatepass"  # file names may not be UTF-8
-_ANOTHER = "give data.manifest another name"
+_ANOTHER = "set data.manifest to another name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Manifest:
             except (ValueError, TypeError, KeyError) as error:
                 raise InputError(
                     f"{self.path}, line {number}: expected an entry of `rubiks check`, got {line[:60]!r} ({error}); "
-                    f"{_ANOTHER}, or remove a manifest that is damaged"
+                    f"{_ANOTHER}, or remove the file if it is a damaged manifest"
                 ) from None
             self.entries[entry.name] = entry
 

@@ -22,7 +22,9 @@ def check_reader(reader: str) -> None:
     if reader not in get_args(Reader):
         raise InputError(f"data.reader must be one of {', '.join(get_args(Reader))}; got {reader!r}")
     if reader in ("decord", "torchcodec") and importlib.util.find_spec(reader) is None:
-        raise InputError(f"data.reader={reader} needs {reader}, which is not installed: pip install {reader}, or auto")
+        raise InputError(
+            f"data.reader={reader} needs {reader}, which is not installed: pip install {reader}, or set auto"
+        )
     if reader == "torchcodec":
         try:
             from torchcodec.decoders import VideoDecoder
@@ -32,7 +34,7 @@ def check_reader(reader: str) -> None:
             if "could not load" in str(error).lower() or isinstance(error, (ImportError, OSError)):
                 raise InputError(
                     "data.reader=torchcodec: torchcodec is installed, but its library does not load: it needs the "
-                    "FFmpeg libraries of the system and the torch of its release; install them, or set data.reader=auto"
+                    "system's FFmpeg libraries and the PyTorch of its release; install them, or set data.reader=auto"
                 ) from error
 
 

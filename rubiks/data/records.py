@@ -129,7 +129,7 @@ def count_frames(folder: str, pattern: str, first_frame: int = 1) -> int:
     except OSError as error:
         raise VideoError(folder, f"is not a folder of frames: {error.strerror}") from error
     if not names:
-        raise VideoError(folder, f"holds 0 frames, expected {first} and so on; unpack it again")
+        raise VideoError(folder, f"contains no frames, expected {first} and so on; unpack it again")
     expected = [pattern.format(first_frame + number) for number in range(len(names))]
     missing = next((name for name in expected if name not in names), None)
     if missing is not None:
@@ -138,7 +138,7 @@ def count_frames(folder: str, pattern: str, first_frame: int = 1) -> int:
         remedy = first_frame_hint(1 - first_frame) if from_other else "unpack it again"
         raise VideoError(
             folder,
-            f"holds {len(names)} {extension} files but not {missing}, expected {first} to {expected[-1]} without gaps; "
+            f"has {len(names)} {extension} files but not {missing}, expected {first} to {expected[-1]} without gaps; "
             f"{remedy}",
         )
     return len(names)

@@ -19,7 +19,7 @@ OFFICIAL_SIZE = 224  # side of the views that the official files were trained on
 class Sampling(Settings, section="data"):
     """Clips of videos."""
 
-    num_frames: Count = Field(description="T, frames of a clip")
+    num_frames: Count = Field(description="T, frames per clip")
     size: Side = Field(description="side of the views, in pixels")
     sampling: Literal["uniform", "dense"] = Field(
         "uniform",
@@ -33,7 +33,7 @@ class Sampling(Settings, section="data"):
         if self.span is not None and self.window < self.num_frames:
             raise self.wrong(
                 "window",
-                f"a whole number of at least data.num_frames={self.num_frames}, the frames of a clip within it",
+                f"a whole number of at least data.num_frames={self.num_frames}, the number of frames per clip",
             )
         return self
 
@@ -55,10 +55,10 @@ class TrainingSampling(Sampling):
 class AsTrained(Settings, section="data"):
     """Clips of an evaluation: null means the value that the network was trained with."""
 
-    num_frames: Count | None = Field(None, description="T, frames of a clip; null: as the checkpoint was trained")
-    size: Side | None = Field(None, description="side of the views, in pixels; null: as trained")
-    sampling: Literal["uniform", "dense"] | None = Field(None, description="uniform or dense; null: as trained")
-    window: Window | None = Field(None, description="frames that a clip spans in dense sampling; null: as trained")
+    num_frames: Count | None = Field(None, description="T, frames per clip; null: as in training")
+    size: Side | None = Field(None, description="side of the views, in pixels; null: as in training")
+    sampling: Literal["uniform", "dense"] | None = Field(None, description="uniform or dense; null: as in training")
+    window: Window | None = Field(None, description="frames that a clip spans in dense sampling; null: as in training")
     flip: Flip = Field(False, description="used only in training; evaluation never mirrors clips")
 
     def resolve(self, trained: Mapping[str, Any], num_frames: int) -> Sampling:

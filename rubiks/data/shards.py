@@ -39,7 +39,7 @@ class Shards(Source):
                 index = json.load(file)
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be read: {error.strerror}; set data.root to a folder that `rubiks shard` has finished"
+                f"{path}: cannot be read: {error.strerror}; set data.root to a finished folder of `rubiks shard`"
             ) from error
         except ValueError as error:
             raise InputError(f"{path}: expected JSON, got an error: {error}; write the shards again") from error
@@ -59,14 +59,14 @@ class Shards(Source):
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
         if split not in self._index["splits"]:
-            raise InputError(f"{self.root}: has no {split} videos; write shards with that list too")
+            raise InputError(f"{self.root}: has no {split} videos; write shards for that list too")
         content = self._index["splits"][split]
         shards = [(os.path.join(self.root, name), size) for name, size in content["shards"]]
         for path, size in shards:
             there = os.path.getsize(path) if os.path.isfile(path) else None
             if there != size:
                 got = "no such file" if there is None else f"{there:,} bytes"
-                raise InputError(f"{path}: expected a shard of {size:,} bytes, got {got}; copy it here again")
+                raise InputError(f"{path}: expected a shard of {size:,} bytes, got {got}; copy it again")
         records = [
             VideoRecord(name, label, image=image, span=Span(shards[shard][0], offset, size), listed=(*listed, None)[0])
             for name, label, image, shard, offset, size, *listed in content["videos"]  # older shards have no `listed`
@@ -92,7 +92,7 @@ def write(
         InputError: the folder holds shards already, a record is not a loose file, or a file cannot be read or written.
     """
     if (folder / INDEX).exists():
-        raise InputError(f"{folder}: holds shards already; choose another folder or remove it")
+        raise InputError(f"{folder}: already contains shards; choose another folder or remove it")
     index: dict[str, Any] = {"classes": classes, "splits": {}}
     for split, (records, missing) in splits.items():
         shards: list[tuple[str, int]] = []
@@ -131,9 +131,7 @@ def _parts(records: list[VideoRecord], size: int) -> Iterator[range]:
         except OSError as error:
             raise InputError(f"{record.path}: cannot be read: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would not end
-            raise InputError(
-                f"{record.path}: expected a file with a video, got something else; take it out of the list"
-            )
+            raise InputError(f"{record.path}: expected a video file, got something else; remove it from the list")
         total += status.st_size
         if total >= size or number == len(records) - 1:
             yield range(start, number + 1)

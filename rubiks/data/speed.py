@@ -78,7 +78,7 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
         torch.set_num_threads(threads)
     videos = len(records) - unreadable
     if not videos:
-        raise InputError(f"none of the {len(records)} videos can be read, the first is {records[0].path}")
+        raise InputError(f"none of the {len(records)} videos can be read; the first is {records[0].path}")
     reading = STAGES[:-1]
     return {
         "reader": reader,
@@ -118,8 +118,8 @@ def with_cores(row: dict[str, Any], clips_per_second: dict[str, float]) -> dict[
 def describe(row: dict[str, Any]) -> str:
     """One line for the user."""
     stages = "  ".join(f"{stage} {row['cpu_ms'][stage]:.1f}" for stage in STAGES if row["wall_ms"][stage])
-    parts = [f"{row['reader']:<11}{row['videos_per_core_second']:7.1f} videos/s and core; CPU ms a video: {stages}"]
-    parts += [f"{number:,.0f} cores feed {phase}" for phase, number in row["cores"].items()]
+    parts = [f"{row['reader']:<11}{row['videos_per_core_second']:7.1f} videos/s per core; CPU ms per video: {stages}"]
+    parts += [f"{number:,.0f} cores needed for {phase}" for phase, number in row["cores"].items()]
     if row["unreadable"]:
         parts.append(f"{row['unreadable']} unreadable")
     return "; ".join(parts)

@@ -45,7 +45,7 @@ class FrameFolder(OpenVideo):
         if num_frames is None:
             num_frames = count_frames(path, pattern, first_frame)
         if num_frames < 1:
-            raise VideoError(path, f"the list gives it {num_frames} frames, expected at least 1")
+            raise VideoError(path, f"the list says it has {num_frames} frames, expected at least 1")
         self.path = path
         self._length = num_frames
         self._pattern = pattern
@@ -76,7 +76,7 @@ class FrameFolder(OpenVideo):
             if image.shape != first.shape:
                 raise VideoError(
                     self.path,
-                    f"frame {self._file(index)} is {_size(image)}, unlike {self._file(indices[0])}, {_size(first)}",
+                    f"frame {self._file(index)} is {_size(image)}, but {self._file(indices[0])} is {_size(first)}",
                 )
         return as_tensor(np.stack([images[index] for index in indices]))
 
@@ -92,7 +92,8 @@ class FrameFolder(OpenVideo):
         if os.path.exists(next(paths)) and not os.path.exists(next(paths)):
             hint = first_frame_hint(1 - self._first_frame)
             raise VideoError(
-                self.path, f"the list gives it {self._length} frames: {there} is there, not {absent}; {hint}"
+                self.path,
+                f"the list says it has {self._length} frames, but {there} exists and {absent} does not; {hint}",
             )
 
     def _image(self, index: int) -> np.ndarray:

@@ -22,7 +22,7 @@ def check_class_count(source: Source) -> None:
     if count is not None and names is not None and len(names) != count:
         raise InputError(
             f"{source.classes_path}: expected data.num_classes={count} classes, got {len(names)}; use the official "
-            f"files of data={source.format}, or for a part or another edition of it set data.num_classes={len(names)}"
+            f"files of data={source.format}, or set data.num_classes={len(names)} for a subset or another edition"
         )
 
 
@@ -42,7 +42,7 @@ def class_names(source: Source, names: Sequence[str] | None = None, count: int |
     if count is None:
         raise InputError(
             f"data={source.format} does not name its classes: set data.num_classes=, or data.labels= to a text file "
-            "with one class a line"
+            "with one class per line"
         )
     return [str(label) for label in range(count)]
 
@@ -52,7 +52,7 @@ def manifest_of(source: Source) -> Manifest:
     found = Manifest(source.root, source.manifest)
     if found.outdated:
         log.warning(
-            "%s: %s entries are of another version, of no use until rubiks check has read those videos anew",
+            "%s: %s entries are from another version and are ignored until rubiks check has read their videos again",
             found.path,
             found.outdated,
         )
@@ -67,15 +67,17 @@ def records(
     check_labels(present, num_classes, getattr(source, f"{split}_list", None) or f"the {split} list")
     total = len(present) + len(missing)
     if missing:
-        message = f"{len(missing):,} of the {total:,} {split} videos are missing, the first is {missing[0]}"
+        message = f"{len(missing):,} of the {total:,} {split} videos are missing; the first is {missing[0]}"
         if not source.missing_is_normal and loading.on_error == "raise":
-            raise InputError(f"{message}. data.on_error=skip leaves them out and counts them")
+            raise InputError(f"{message}. data.on_error=skip skips them and counts them")
         if not present or (not source.missing_is_normal and len(missing) > loading.max_bad * total):
-            raise InputError(f"{message}; more than data.max_bad={loading.max_bad:g} of the list. Check data.root")
+            raise InputError(
+                f"{message}. That is more than data.max_bad={loading.max_bad:g} of the list; check data.root"
+            )
         log.warning("%s", message)
     if checked.entries and not any(checked.name_of(record.path) in checked.entries for record in present):
         log.warning(
-            "%s knows none of the %s videos: it is another data set's, or rubiks check has yet to read them",
+            "%s has no entries for the %s videos: it is of another data set, or rubiks check has not read them yet",
             checked.path,
             split,
         )
@@ -102,10 +104,10 @@ def mirrored(choice: bool | str, classes: Sequence[str]) -> list[int] | None:
     labels, alone = mirrored_labels(classes)
     silent = next((name for name in classes if not tells(name)), None)
     if choice == "auto" and (alone or silent):
-        reason = f"class {alone[0]!r} has no mirror image" if alone else f"the class name {silent!r} tells no side"
-        log.warning("data.flip=auto: clips are not mirrored, as %s; data.flip=true mirrors them all the same", reason)
+        reason = f"class {alone[0]!r} has no mirror image" if alone else f"the class name {silent!r} contains no words"
+        log.warning("data.flip=auto: clips are not mirrored, since %s; data.flip=true mirrors them anyway", reason)
         return None
     for label, other in enumerate(labels):
         if label < other:
-            log.info("data.flip: mirroring exchanges the classes %r and %r", classes[label], classes[other])
+            log.info("data.flip: mirroring swaps the classes %r and %r", classes[label], classes[other])
     return labels

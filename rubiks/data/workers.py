@@ -98,7 +98,9 @@ def work(
 def _lost(path: str, exitcode: int | None, seconds: float) -> LostWorkerError:
     if exitcode == -signal.SIGALRM:
         return LostWorkerError(path, f"took longer than the limit of {seconds:g} seconds and was stopped")
-    return LostWorkerError(path, f"ended the process that read it (status {exitcode}): a crash, or too little memory")
+    return LostWorkerError(
+        path, f"killed the process that read it (status {exitcode}): it crashed or ran out of memory"
+    )
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any], seconds: float) -> None:

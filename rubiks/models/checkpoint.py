@@ -81,7 +81,7 @@ def read(path: str | os.PathLike) -> SavedNetwork:
     except (KeyError, TypeError, ValueError) as error:
         raise _not_ours(path, f"tier, variant, num_classes and num_frames cannot be read ({error!r})") from None
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise _not_ours(path, "its state dict does not hold tensors alone")
+        raise _not_ours(path, "its state dict is empty or contains values that are not tensors")
     variant = VARIANT_ALIASES.get(variant, variant)
     for key, value, choices in (("tier", tier, TIERS), ("variant", variant, VARIANTS)):
         if value not in choices:
@@ -109,7 +109,7 @@ def _unwrapped(path: str, state: Mapping[Any, Any]) -> dict[str, Any]:
     for key, value in state.items():
         name = ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
         if name in unwrapped:
-            raise _not_ours(path, f"its state dict holds {name} twice, once as {key}")
+            raise _not_ours(path, f"its state dict contains {name} twice, once as {key}")
         unwrapped[name] = value
     return unwrapped
 
@@ -126,7 +126,7 @@ def _load(path: str) -> dict:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
         raise _unreadable(path, error) from None
     if not isinstance(content, dict):
-        raise _not_ours(path, f"it holds a {type(content).__name__}")
+        raise _not_ours(path, f"it contains a {type(content).__name__}")
     return content
 
 
@@ -154,7 +154,7 @@ def _unreadable(path: str, error: Exception) -> InputError:
                 pickled = refused is not None or _is_pickle(file)
     if pickled:
         return _runs_code(path, f"a pickle of {refused.group(1)}" if refused else "a pickle")
-    return _not_ours(path, "it is damaged or of another format")
+    return _not_ours(path, "it is damaged or in another format")
 
 
 def _is_pickle(file: IO[bytes]) -> bool:
@@ -196,7 +196,7 @@ def load_weights(net: nn.Module, saved: SavedNetwork) -> None:
     ]
     problems = [
         f"{what}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+        for what, keys in (("missing", missing), ("unknown", unknown), ("wrong shape", shapes))
         if keys
     ]
     if problems:

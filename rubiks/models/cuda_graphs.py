@@ -88,7 +88,7 @@ class Recorder:
             try:
                 self._recording = Recording(computation, inputs)
             except RuntimeError as error:  # mostly too little memory
-                log.warning("Going on without CUDA graphs, since the step cannot be recorded: %s", error)
+                log.warning("Continuing without CUDA graphs, since the step cannot be recorded: %s", error)
                 self.enabled = False
                 return None
             self._recorded = key
@@ -157,8 +157,8 @@ class Recording:
         """The gradients of the inputs, in new memory."""
         if call.backward_done or self._latest() is not call:
             raise RuntimeError(
-                "the memory of this forward, which is a CUDA graph's, has been used again by a backward or by another "
-                "forward. To go backward twice, switch the graphs off: net.recorder.enabled = False"
+                "the memory of this forward pass belongs to a CUDA graph and has been reused by a backward pass or "
+                "another forward pass. To run backward twice, turn the graphs off: net.recorder.enabled = False"
             )
         self._grad.copy_(grad)
         self._backward.replay()

@@ -44,7 +44,9 @@ def inflate(net: RubiksNet, flat: RubiksNet, rule: str, noise: float = NOISE) ->
         InputError: the variant does not have this rule.
     """
     if net.variant not in INTO or flat.variant != FROM:
-        raise ValueError(f"expected {FROM} into one of {', '.join(INTO)}, got {flat.variant} into {net.variant}")
+        raise ValueError(
+            f"only {FROM} can be inflated, to one of {', '.join(INTO)}; got {flat.variant} to {net.variant}"
+        )
     rules = INTO[net.variant]
     if rule not in rules:
         raise InputError(f"init_temporal must be {' or '.join(rules)} for variant={net.variant}; got {rule!r}")

@@ -52,7 +52,7 @@ class Status(NamedTuple):
 def load() -> Status:
     """Load the best library, building it if necessary; at most one per process, since it defines the operators."""
     if hasattr(torch.ops.rubiks, "shift"):
-        return Status(None, ("the operator had been registered by other code",))
+        return Status(None, ("the operator was already registered by other code",))
     if _set("RUBIKS_REFERENCE"):
         return Status(None, ("RUBIKS_REFERENCE is set",))
     reasons: list[str] = []
@@ -116,7 +116,7 @@ def _cached(build: bool) -> Library:
     if not build:
         raise UnusableError(reasons[0])
     if _set("RUBIKS_NO_BUILD"):
-        raise UnusableError(f"{reasons[0]}; RUBIKS_NO_BUILD keeps from building one")
+        raise UnusableError(f"{reasons[0]}; RUBIKS_NO_BUILD prevents building one")
     try:
         return _build()
     except builder.BuildError as error:
@@ -142,10 +142,13 @@ def _build() -> Library:
             _wait_for(lock)
             with contextlib.suppress(UnusableError):
                 return _current(folder)
-            print(f"rubiks: building the compiled operators, once, a minute or two, into {folder}", file=sys.stderr)
+            print(
+                f"rubiks: building the compiled operators in {folder}; this happens once and takes a minute or two",
+                file=sys.stderr,
+            )
             builder.build(folder)
             return _current(folder)
-    raise UnusableError(f"no folder for the cache can be written: {problem}")
+    raise UnusableError(f"no cache folder can be written: {problem}")
 
 
 def _wait_for(lock: TextIO) -> None:
@@ -181,11 +184,11 @@ def _read(folder: Path, where: str) -> Library:
     except (ValueError, KeyError, TypeError):
         intact = False
     if not intact:
-        raise UnusableError(f"{path} is damaged: it differs from what {builder.FACTS} beside it says; delete both")
+        raise UnusableError(f"{path} is damaged: it does not match {builder.FACTS} next to it; delete both")
     if facts["sources"] != builder.source_hash():
         raise UnusableError(f"{path} is stale: the sources in {builder.HERE} have changed since it was built")
     if facts["cuda"] and torch.version.cuda is None:
-        raise UnusableError(f"{path} needs PyTorch with CUDA, this is {torch.__version__}")
+        raise UnusableError(f"{path} needs PyTorch with CUDA; PyTorch here is {torch.__version__}")
     return Library(path, facts)
 
 

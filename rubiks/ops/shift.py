@@ -95,7 +95,7 @@ def _checked(x, shift, stride, padding, quantize, normalize_grad, t_factor, x_ax
     padding = _per_axis(name, "padding", padding, rows, least=0)
     clip = x if rows == 3 else x.unsqueeze(0)  # images are frames of one clip whose time is not shifted
     if 0 in x.shape[1:]:
-        raise ValueError(f"{name}: x must not be empty but for N, got shape {tuple(x.shape)}")
+        raise ValueError(f"{name}: x must not be empty except in N, got shape {tuple(x.shape)}")
     if normalize_grad:
         shift = _NormalizeGrad.apply(shift, float(t_factor))
     shift = shift.to(reference.exact(x))

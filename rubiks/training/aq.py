@@ -29,20 +29,21 @@ class AttentionSchedule(Settings, section="aq"):
     """How temporal attention is quantised in training."""
 
     budget: Share = Field(
-        description="largest share of the channels that are shifted in time. 0: hard, without temporal shifts (a 2D "
-        "network), from the first step; 1: no limit"
+        description="largest share of the channels that are shifted in time. 0: no temporal shifts (a 2D network) from "
+        "the first step; 1: no limit"
     )
     per_layer: bool = Field(False, description="true: the budget applies to each block, not to the whole network")
     soft: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.6, description="share of training with soft attention; then the choice is frozen and the rest keeps training"
+        0.6,
+        description="share of training with soft attention; after it, the choice is frozen and the rest keeps training",
     )
-    start: Temperature = Field(2.0, description="temperature of the attention at the beginning")
+    start: Temperature = Field(2.0, description="temperature of the attention at the start")
     end: Temperature = Field(0.1, description="temperature at the end of the soft phase")
     shape: Literal["exponential", "linear", "cosine"] = Field("exponential", description="the curve from start to end")
     multiplier_rate: Annotated[float, Field(ge=0)] = Field(
         100.0,
-        description='how much the price of attention off "stay" rises over a soft phase in which its share is 1 above '
-        "the limit. Higher: some of the budget stays unused; lower: the final choice has more to cut",
+        description='how fast the penalty on attention off "stay" grows: by this much in a soft phase in which its '
+        "share is 1 above the limit. Higher: some of the budget stays unused; lower: the final choice cuts more",
     )
 
     @model_validator(mode="after")
@@ -80,7 +81,7 @@ class AttentionSchedule(Settings, section="aq"):
         where = "of every block" if self.per_layer else "of the network"
         return (
             f"attention: soft for {self.soft:.0%} of training, temperature {self.start:g} to {self.end:g}; "
-            f"then at most {self.budget:.2%} of the channels {where} are shifted in time"
+            f"after that, at most {self.budget:.2%} of the channels {where} are shifted in time"
         )
 
 

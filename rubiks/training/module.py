@@ -208,8 +208,8 @@ class VideoClassifier(pl.LightningModule):
         budget = self.annealing.schedule.budget
         if share > budget:
             raise InputError(
-                f"aq.budget={budget:g}, but in the network to start from {share:.2%} of the channels are shifted in "
-                "time, and this choice is frozen: raise the budget, or start from a network whose attention is soft"
+                f"aq.budget={budget:g}, but the initial network shifts {share:.2%} of its channels in time, and this "
+                "choice is frozen: raise the budget, or start from a network with soft attention"
             )
         self._tell_moves()
 

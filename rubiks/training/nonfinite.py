@@ -114,13 +114,13 @@ class SkipNonFinite(Callback):
             self._row += 1
             # In DDP the first process warns, and so does the one with the videos.
             if self.skipped == 1 and (trainer.is_global_zero or own):
-                log.warning("%s; the step is left out, and so are others like it", _describe(trainer, step))
+                log.warning("%s; the step is skipped, as are others like it", _describe(trainer, step))
             if self._row >= self.limit:
-                raise InputError(f"{self._row} steps in a row were left out: {_describe(trainer, step)}. {_REMEDY}")
+                raise InputError(f"{self._row} steps in a row were skipped: {_describe(trainer, step)}. {_REMEDY}")
 
 
 _REMEDY = (
-    "Go on from the saved state with a lower learning rate (recipe.lr), or clip the gradient (recipe.clip_grad_norm)"
+    "Resume from the saved state with a lower learning rate (recipe.lr), or clip the gradient (recipe.clip_grad_norm)"
 )
 
 
@@ -128,7 +128,7 @@ def _describe(trainer: pl.Trainer, step: Step) -> str:
     indices = torch.cat(step.indices).tolist()
     names = [trainer.datamodule.records["train"][index].path for index in indices]  # type: ignore[attr-defined]
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    scale = "" if trainer.scaler is None else ", which is usual while 16-mixed looks for its loss scale"
+    scale = "" if trainer.scaler is None else ", which is normal while 16-mixed searches for its loss scale"
     process = f" of process {trainer.global_rank}" if trainer.world_size > 1 else ""
     return (
         f"the gradient of step {step.number + 1:,} is not finite{scale} (learning rate {step.lr:.3g}; videos{process}: "

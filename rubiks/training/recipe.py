@@ -16,7 +16,7 @@ class Recipe(Settings, section="recipe"):
     """A training recipe; `conf/recipe` has one file for each, with its source."""
 
     epochs: Count = Field(description="passes over the training list")
-    batch_size: Count = Field(description="videos in a batch of one process")
+    batch_size: Count = Field(description="videos per batch in each process")
     lr: Rate = Field(
         description="learning rate at a total batch of lr_batch videos. It is scaled in proportion to the total batch, "
         "batch_size * accumulate * processes (Goyal et al., 2017)"
@@ -53,7 +53,7 @@ class Recipe(Settings, section="recipe"):
         tuple[Annotated[float, Field(gt=0, le=1)], ...],
         Field(min_length=1),
         AsTuple,
-        Expected("a list of numbers above 0 and at most 1"),
+        Expected("a list of at least one number, each above 0 and at most 1"),
     ] = Field(
         (1.0, 0.875, 0.75, 0.66),
         description="sides of TSM's multi-scale crop, as shares of the short side; not used with "

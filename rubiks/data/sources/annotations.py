@@ -91,7 +91,7 @@ class AnnotationFile:
         """One class name per line, in NFC; blank lines are skipped."""
         names = [nfc(line.strip()) for line in self.lines() if line.strip()]
         if not names:
-            raise InputError(f"{self.path}: holds no class names, expected one a line; set {self.key}")
+            raise InputError(f"{self.path}: contains no class names, expected one per line; set {self.key}")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise InputError(
@@ -197,7 +197,7 @@ def lists_no_videos(file: AnnotationFile) -> InputError:
 
 def unknown_class(where: str, label: str, classes: AnnotationFile) -> InputError:
     return InputError(
-        f"{where}: the class {shown(label)} is not in {classes.path}, which gives the classes; correct the label, "
+        f"{where}: the class {shown(label)} is not in {classes.path}, which names the classes; correct the label, "
         "or set data.labels to a file with all class names"
     )
 

@@ -28,7 +28,7 @@ class HMDB51(Source):
     format: Literal["hmdb51"] = "hmdb51"
     split: OfficialSplit = 1
     lists: Name = Field("testTrainMulti_7030_splits", description="folder of the lists, absolute or relative to root")
-    videos: Name = Field("hmdb51_org", description="folder with a folder for each class, relative to root")
+    videos: Name = Field("hmdb51_org", description="folder with a subfolder for each class, relative to root")
 
     @property
     def classes_path(self) -> str:
@@ -72,7 +72,7 @@ class HMDB51(Source):
                 video, _, flag = line.strip().rpartition(" ")
                 if not video or flag not in ("0", "1", "2"):
                     raise InputError(
-                        f"{where}: expected `video.avi flag`, the flag 0, 1 or 2, got {shown(line)}; "
+                        f"{where}: expected `video.avi flag` with a flag of 0, 1 or 2, got {shown(line)}; "
                         "unpack the official files again or correct the line"
                     )
                 if flag == _FLAGS[split]:
@@ -82,7 +82,7 @@ class HMDB51(Source):
                     )
         if not records:
             raise InputError(
-                f"{self.classes_path}: the files CLASS{self._ending} list no {split} videos, flag {_FLAGS[split]}; "
+                f"{self.classes_path}: the files CLASS{self._ending} list no {split} videos (flag {_FLAGS[split]}); "
                 "unpack the official files again"
             )
         return split_by_presence(records, folders)

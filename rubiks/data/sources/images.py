@@ -61,7 +61,7 @@ class ImageFolders(Source):
         images = [(path, label) for path, label in found if f"{os.sep}." not in path[len(folder) :]]  # not hidden
         if not images:
             raise InputError(
-                f"{folder}: expected images ({', '.join(IMG_EXTENSIONS)}) in its folders, found none; set "
+                f"{folder}: expected images ({', '.join(IMG_EXTENSIONS)}) in its subfolders, found none; set "
                 f"data.root or data.{split}_folder"
             )
         names = [os.path.join(self._given[split], os.path.relpath(path, folder)) for path, _ in images]
@@ -83,5 +83,5 @@ class ImageFolders(Source):
                 f"{folder}: cannot be listed: {error.strerror}; check data.root and data.{split}_folder"
             ) from error
         if not names:
-            raise InputError(f"{folder}: expected a folder for each class, found none; {remedy}")
+            raise InputError(f"{folder}: expected a subfolder for each class, found none; {remedy}")
         return sorted(names)

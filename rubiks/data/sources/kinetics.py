@@ -72,7 +72,7 @@ class Kinetics(ListedSource):
         if not records:
             raise InputError(
                 f"{file.path}: none of its {len(missing)} videos was found; looked for {os.path.basename(missing[0])} "
-                f"and the others in {tops[0]}, in {tops[1]} and in the folders per class in them; "
+                f"and the others in {tops[0]}, in {tops[1]} and in their subfolders for classes; "
                 "set data.root to the folder that holds the videos"
             )
         return records, missing

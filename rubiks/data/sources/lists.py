@@ -32,7 +32,8 @@ def _checked_pattern(pattern: str) -> str:
         names = [str(error)] * 2
     if names[0] == names[1] or os.path.basename(names[0]) != names[0]:
         raise InputError(
-            f"data.pattern: expected a format of a number to a file name, such as {{:05d}}.jpg, got {shown(pattern)}"
+            "data.pattern: expected a format string for a frame's file name, such as {:05d}.jpg, "
+            f"got {shown(pattern)}"
         )
     return pattern
 
@@ -46,7 +47,7 @@ class FrameLists(ListedSource):
 
     format: Literal["frames"] = "frames"
     pattern: Annotated[str, AfterValidator(_checked_pattern)] = Field(
-        "{:06d}.jpg", description="format of the frames' file names"
+        "{:06d}.jpg", description="format string of the frames' file names"
     )
     first_frame: FirstFrame = 1
 
@@ -63,8 +64,8 @@ class FrameLists(ListedSource):
             count, label = (integer(field) for field in fields[1:]) if len(fields) == 3 else (None, None)
             if count is None or label is None:
                 raise InputError(
-                    f"{where}: expected `folder num_frames label`, the last two whole numbers, got {shown(line)}; "
-                    f"set {file.key} to a list of frame folders or correct the line"
+                    f"{where}: expected `folder num_frames label`, where the last two are whole numbers, "
+                    f"got {shown(line)}; set {file.key} to a list of frame folders or correct the line"
                 )
             numbers.append((where, label))
             folder = fields[0].lstrip()
@@ -139,8 +140,8 @@ class CsvLists(ListedSource):
                 continue
             if len(columns) != 2 or not all(columns):
                 raise InputError(
-                    f"{where}: expected two columns `path,label` (a comma within quotes), got {shown(','.join(row))}; "
-                    f"set {file.key} to such a csv file or correct the row"
+                    f"{where}: expected two columns `path,label` (quote a path with a comma), "
+                    f"got {shown(','.join(row))}; set {file.key} to such a csv file or correct the row"
                 )
             videos.append((where, row[0], nfc(columns[1])))
         if not header:
@@ -154,6 +155,6 @@ class CsvLists(ListedSource):
             return
         if Folders().find(os.path.join(self.root, path)) is None:
             raise InputError(
-                f"{where}: {shown(f'{path},{label}')} looks like a header (there is no such file), whose columns must "
+                f"{where}: {shown(f'{path},{label}')} looks like a header (there is no such file); its columns must "
                 "be `path,label` or `video,label`; rename them, or remove the line"
             )

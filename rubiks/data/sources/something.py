@@ -56,7 +56,7 @@ class SomethingSomethingV2(ListedSource):
             label = integer(str(number))
             if label is None or label not in range(len(templates)) or label in names:
                 raise InputError(
-                    f"{self._labels.path}, {template!r}: expected a number of its own from 0 to {len(templates) - 1}, "
+                    f"{self._labels.path}, {template!r}: expected a unique number from 0 to {len(templates) - 1}, "
                     f"got {shown(number)}; set data.labels to the official labels file"
                 )
             names[label] = nfc(template)
@@ -111,7 +111,7 @@ class TwentyBNFrames(ListedSource):
 
     format: Literal["ssv1", "jester"]
     release: Name = Field(description="prefix of the official file names: something-something-v1 or jester-v1")
-    videos: Name = Field(description="folder with a folder for each video, relative to root")
+    videos: Name = Field(description="folder with a subfolder for each video, relative to root")
     first_frame: FirstFrame = 1
 
     def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:

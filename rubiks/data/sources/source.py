@@ -31,14 +31,14 @@ class Source(Settings, section="data"):
     missing_is_normal: ClassVar[bool] = False  # whether listed videos may be missing
 
     format: str
-    name: str = Field("", description="names the runs; ckpt=latest looks only at runs of this name")
+    name: str = Field("", description="part of the run's name; ckpt=latest only considers runs on data of this name")
     root: Name = Field(description="folder of the data set")
     num_classes: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
-        None, description="how many classes there must be; required if nothing names them"
+        None, description="number of classes; required if no file names them"
     )
     manifest: Name = Field(
         "rubiks-manifest.jsonl",
-        description="the file that `rubiks check` wrote, absolute or relative to data.root; it need not exist",
+        description="the file that `rubiks check` wrote, absolute or relative to data.root; optional",
     )
 
     @property
@@ -167,7 +167,7 @@ def describe_wrong_labels(records: Sequence[VideoRecord], num_classes: int) -> s
         return None
     remedy = _from_one([record.label for record in records], num_classes)
     return (
-        f"{len(outside):,} of {len(records):,} labels are not in 0 to {num_classes - 1}, the first is label "
+        f"{len(outside):,} of {len(records):,} labels are not in 0 to {num_classes - 1}; the first is label "
         f"{outside[0].label} of {outside[0].path}; {remedy or 'correct the list or set data.num_classes'}"
     )
 
@@ -182,7 +182,7 @@ def check_numbers(numbers: Sequence[tuple[str, int]], classes: Sequence[str] | N
     """
     for where, label in numbers:
         if label < 0:
-            raise InputError(f"{where}: expected a label from 0, got {label}; correct it")
+            raise InputError(f"{where}: expected a label from 0 up, got {label}; correct it")
         if classes is not None and label >= len(classes):
             remedy = _from_one([label for _, label in numbers], len(classes))
             raise InputError(
@@ -194,5 +194,5 @@ def check_numbers(numbers: Sequence[tuple[str, int]], classes: Sequence[str] | N
 def _from_one(labels: Sequence[int], num_classes: int) -> str | None:
     """What to do about a list whose labels start at 1; None for other lists."""
     if labels and min(labels) == 1 and max(labels) == num_classes:
-        return "labels seem to start at 1; they must start at 0: subtract 1 from each label, in all lists"
+        return "labels seem to start at 1, but they must start at 0: subtract 1 from each label, in all lists"
     return None

@@ -38,7 +38,7 @@ class UCF101(ListedSource):
 
     format: Literal["ucf101"] = "ucf101"
     split: OfficialSplit = 1
-    videos: Name = Field("UCF-101", description="folder with a folder for each class, relative to root")
+    videos: Name = Field("UCF-101", description="folder with a subfolder for each class, relative to root")
 
     def official_names(self, what: Literal["labels", "train", "val"]) -> Sequence[str]:
         number = f"{self.split:02d}"
@@ -51,12 +51,12 @@ class UCF101(ListedSource):
             number, _, name = nfc(line.strip()).partition(" ")
             if integer(number) != len(names) + 1 or not name or name in names:
                 raise InputError(
-                    f"{where}: expected `{len(names) + 1} class`, a class of its own, got {shown(line)}; "
+                    f"{where}: expected `{len(names) + 1} class` with a new class, got {shown(line)}; "
                     "set data.labels to the official classInd.txt"
                 )
             names.append(name)
         if not names:
-            raise InputError(f"{self._labels.path}: holds no classes; set data.labels to the official classInd.txt")
+            raise InputError(f"{self._labels.path}: contains no classes; set data.labels to the official classInd.txt")
         return names
 
     def records(self, split: Split) -> tuple[list[VideoRecord], list[str]]:
