@@ -80,25 +80,4 @@ auto with_steps(const Conv1x1& a, bool sum_rows, const F& run) {
   return sum_rows ? run(Identity{}, Sums{}) : run(Identity{}, Store{});
 }
 
-#ifdef __CUDACC__
-// Coefficient `which` of a row of x.
-template <typename Prologue>
-__device__ inline float coefficient_of(const Conv1x1& a, int which, int row) {
-  if (std::is_same_v<Prologue, Mix>) return a.mix[which * a.k + row];
-  return which == 0 ? a.scale[row] : which == 1 ? a.bias[row] : a.attention[row * 3 + which - 2];
-}
-
-// Two elements of adjacent rows after NormRelu, or after Mix, where `first` is of x and `v` of x2.
-template <typename Prologue>
-__device__ inline unsigned apply_prologue(unsigned v, unsigned first, float2 c0, float2 c1, float2 c2) {
-  const float2 x = unpack(v);
-  if constexpr (std::is_same_v<Prologue, NormRelu>) {
-    return pack_relu({x.x * c0.x + c1.x, x.y * c0.y + c1.y});
-  } else {
-    const float2 g = unpack(first);
-    return pack({g.x * c0.x + x.x * c1.x + c2.x, g.y * c0.y + x.y * c1.y + c2.y});
-  }
-}
-#endif
-
 }  // namespace rubiks

@@ -7,8 +7,8 @@
 // goes through a few rows of shared memory, from which whole units of 16 bytes are written and summed.
 #pragma once
 
-#include "block/attention.cuh"
-#include "block/conv1x1_sm90_ring.cuh"
+#include "block/conv1x1_prologue.cuh"
+#include "block/conv1x1_sm90_parts.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/tensor_cores.cuh"
 #include "common/tensor_cores_sm90.cuh"
@@ -24,10 +24,7 @@ constexpr int kHalf = kMaxM / 2;         // rows of y that one instruction makes
 static_assert(kHalf == kProductRows);
 constexpr int kBatches = kMaxM / kDepth;      // of rows of y that a warp writes at a time
 constexpr int kBatchBytes = kDepth * 16 * 2;  // of these rows and a warp's columns
-constexpr int kRingBytes = kGroups * kStages * kStageBytes;
-
-// K in whole steps of the instruction.
-__host__ __device__ inline int whole_depth(int k) { return (k + 15) / 16 * 16; }
+constexpr int kRingBytes = kGroups * RingSm90::kBytes;
 
 template <typename Prologue, typename Epilogue>
 size_t conv1x1_sm90_bytes(int k) {
@@ -44,13 +41,16 @@ size_t conv1x1_sm90_bytes(int k) {
 template <typename Prologue, typename Epilogue>
 struct Conv1x1Sm90 {
   static constexpr bool kAttends = std::is_same_v<Epilogue, AttentionMask>;
-  using Ring = RingSm90<Prologue, Epilogue>;
+  using Ring = RingSm90;
 
   const Conv1x1& a;
   const int depth, units;  // of the weight: columns, and units of 8 columns
   const int group, thread, warp, lane, quad, matrix;
-  const unsigned memory, batch_at, weight, table, coefficients, attention;
+  const unsigned memory, batch_at, weight, table;
+  const Coefficients<Prologue> coefficients;
+  const unsigned attention;
   Ring ring;
+  PartsSm90<Prologue, Epilogue> parts;
   int weight_chunk = 0;  // the next one to copy
 
   __device__ __forceinline__ explicit Conv1x1Sm90(const Conv1x1& a)
@@ -59,14 +59,15 @@ struct Conv1x1Sm90 {
         matrix(lane / 8), memory(shared_memory()),
         batch_at(memory + kRingBytes + (group * kGroupWarps + warp) * kBatchBytes),
         weight(memory + kRingBytes + kGroups * kGroupWarps * kBatchBytes),
-        table(weight + kMaxM * depth * sizeof(bfloat16)), coefficients(table + kMaxM * sizeof(float2)),
-        attention(coefficients + Prologue::coefficients * depth * sizeof(float)),
-        ring(a, memory + group * kStages * kStageBytes, group, thread) {}
+        table(weight + kMaxM * depth * sizeof(bfloat16)), coefficients{a, depth, table + kMaxM * unsigned(sizeof(float2)),
+                     reinterpret_cast<float*>(shared_memory_pointer() + (table - memory) + kMaxM * sizeof(float2))},
+        attention(coefficients.at + Prologue::coefficients * depth * sizeof(float)),
+        ring(memory + group * Ring::kBytes, thread), parts(a, group, ring) {}
 
   // Starts the copy of the weight's next part, that for 32 rows of x, with zeros beyond its rows and columns. The first
   // tile takes one part after the other. 8 threads copy the units of 8 rows that lie together.
   __device__ __forceinline__ void copy_weight() {
-    if (weight_chunk == ring.chunks) return;
+    if (weight_chunk == parts.chunks) return;
     constexpr int kUnits = kDepth / kUnitElements;
     for (int i = threadIdx.x; i < kMaxM * kUnits; i += kBlockThreads) {
       const int row = i / (8 * kUnits) * 8 + i % 8, unit = weight_chunk * kUnits + i / 8 % kUnits;
@@ -78,10 +79,7 @@ struct Conv1x1Sm90 {
   }
 
   __device__ __forceinline__ void load_tables() {
-    for (int i = threadIdx.x; i < Prologue::coefficients * depth; i += kBlockThreads) {
-      const int which = i / depth, row = i % depth;
-      store_shared(coefficients + i * sizeof(float), row < a.k ? coefficient_of<Prologue>(a, which, row) : 0.0f);
-    }
+    coefficients.template load<kBlockThreads>();
     for (int row = threadIdx.x; row < kMaxM; row += kBlockThreads) {
       float2 entry = {0, 0};
       if (row < a.m && Epilogue::masks) entry = {a.mask_scale[row], a.mask_bias[row]};
@@ -96,7 +94,7 @@ struct Conv1x1Sm90 {
   // Goes on to the next stage, with the next part of the weight where `with_weight`.
   template <typename F>
   __device__ __forceinline__ void next_stage(bool with_weight, const F& prepare) {
-    ring.next_stage(prepare, [&] {
+    ring.next_stage(parts, prepare, [&] {
       if (with_weight) {
         fence_shared_memory();
         __syncthreads();  // both groups copied a part of the weight
@@ -110,28 +108,13 @@ struct Conv1x1Sm90 {
     next_stage(with_weight, [](int) {});
   }
 
-  // The attention of the rows of a chunk that this thread has copied to a stage.
-  __device__ __forceinline__ void attend(int stage, int k) const {
-#pragma unroll
-    for (int i = 0; i < Ring::kCopies; ++i) {
-      const int row = k + ring.fetch_row + i * Ring::kRowStep;
-      if (row >= a.k) break;
-      mix_frames_in_place(ring.copied(stage, i), coefficients + row * sizeof(float), depth * sizeof(float), a.frames);
-    }
-  }
-
   // The prologue of 16 rows of x from row k on; for Mix of `first`, those of x, and v, those of x2.
   __device__ __forceinline__ void apply(unsigned (&v)[4], const unsigned (&first)[4], int k) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const auto pair = [&](int which) {  // of coefficients, for this lane's rows of x
-        return load_shared<float2>(coefficients + (which * depth + k + half * 8 + quad * 2) * sizeof(float));
-      };
-      const float2 c0 = pair(0), c1 = pair(1);
-      [[maybe_unused]] float2 c2;
-      if constexpr (Prologue::coefficients == 3) c2 = pair(2);
+      const RowPair<Prologue> rows = coefficients.pair(k + half * 8, quad);
 #pragma unroll
-      for (int i = half * 2; i < half * 2 + 2; ++i) v[i] = apply_prologue<Prologue>(v[i], first[i], c0, c1, c2);
+      for (int i = half * 2; i < half * 2 + 2; ++i) v[i] = rows.apply(v[i], first[i]);
     }
   }
 
@@ -145,11 +128,11 @@ struct Conv1x1Sm90 {
   __device__ __forceinline__ void multiply_chunk(Product& product, int k, bool with_weight, unsigned x_at,
                                                  uint64_t weight_at, uint64_t second_half) {
     const auto load = [&](unsigned(&v)[4], int step) {
-      load_transposed(v, x_at + ring.stage * kStageBytes + step * 16 * kRowBytes);
+      load_transposed(v, x_at + ring.stage * Ring::kStageBytes + step * 16 * Ring::kRowBytes);
     };
     [[maybe_unused]] unsigned first[2][4];
     next_stage(with_weight, [&](int next) {
-      if constexpr (std::is_same_v<Prologue, Attention>) attend(next, k);
+      if constexpr (std::is_same_v<Prologue, Attention>) coefficients.attend(ring, next, k);
     });
     if constexpr (Prologue::sources == 2) {
       load(first[0], 0), load(first[1], 1);
@@ -158,7 +141,7 @@ struct Conv1x1Sm90 {
     const auto step = [&](int i) {
       unsigned(&v)[4] = product.x[i];
       load(v, i);
-      if constexpr (std::is_same_v<Prologue, NormRelu> || std::is_same_v<Prologue, Mix>) apply(v, first[i], k + i * 16);
+      if constexpr (coefficients.kInRegisters) apply(v, first[i], k + i * 16);
       const uint64_t further = (k + i * 16) / 8 * kMatrixBytes >> 4;
       fence_products();
       multiply(product.sum[0], v, weight_at + further, k + i * 16 > 0);
@@ -185,7 +168,7 @@ struct Conv1x1Sm90 {
       if (entry.x * at.x + entry.y <= 0) value.x = 0;
       if (entry.z * at.y + entry.w <= 0) value.y = 0;
     } else if constexpr (!kAttends) {
-      if (ring.others) {
+      if (parts.others) {
         const float2 add = unpack(other);
         value = {value.x + add.x, value.y + add.y};
       }
@@ -200,7 +183,7 @@ struct Conv1x1Sm90 {
     [[maybe_unused]] Unit x_unit;
     if constexpr (Epilogue::masks) {
       const int local = i * 16 + lane / 2;
-      x_unit = load_shared<Unit>(ring.at + ring.stage * kStageBytes + local * kRowBytes +
+      x_unit = load_shared<Unit>(ring.at + ring.stage * Ring::kStageBytes + local * Ring::kRowBytes +
                                  (((warp * 2 + lane % 2) ^ (local % 8)) * 16));
     }
     [[maybe_unused]] float2 entry;
@@ -241,13 +224,13 @@ struct Conv1x1Sm90 {
 #pragma unroll
     for (int batch = 0; batch < kBatches; ++batch) {
       if (batch * kDepth >= a.m) break;
-      if (ring.others) next_stage(false);
+      if (parts.others) next_stage(false);
       __syncwarp();  // the rows before have been read
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         unsigned v[4];  // of rows 0-7: columns 0-7, 8-15; of rows 8-15
         [[maybe_unused]] unsigned other[4];
-        if (ring.others && !kAttends) load_transposed(other, other_at + ring.stage * kStageBytes + i * 16 * kRowBytes);
+        if (parts.others && !kAttends) load_transposed(other, other_at + ring.stage * Ring::kStageBytes + i * 16 * Ring::kRowBytes);
 #pragma unroll
         for (int part = 0; part < 4; ++part) {
           const int row = batch * 32 + i * 16 + part / 2 * 8;  // but for 2 quad
@@ -301,13 +284,13 @@ struct Conv1x1Sm90 {
     for (int i = 0; i < kStages - 1; ++i) copy_weight();
     if (a.early) wait_for_previous_kernel();
     load_tables();
-    if constexpr (std::is_same_v<Prologue, Attention>) __syncthreads();  // a thread reads what ring.others have stored
-    ring.start();
+    if constexpr (std::is_same_v<Prologue, Attention>) __syncthreads();  // a thread reads what others have stored
+    ring.start(parts);
 
     // Where this lane's row of matrices lies in a stage. Of x: columns of the warp, the first or second 8 rows of a
     // step; of the residual or mask, the first or second 8 of 16 rows of y; then the columns.
     const unsigned x_at =
-        ring.at + (matrix / 2 * 8 + lane % 8) * kRowBytes + (((warp * 2 + matrix % 2) ^ (lane % 8)) * 16);
+        ring.at + (matrix / 2 * 8 + lane % 8) * Ring::kRowBytes + (((warp * 2 + matrix % 2) ^ (lane % 8)) * 16);
     // Of the rows of y that the warp writes: where this lane's row of matrices goes, and where its unit of a row lies.
     const unsigned matrix_to = place(matrix / 2 * 8 + lane % 8, matrix % 2), unit_at = place(lane / 2, lane % 2);
     const uint64_t weight_at = descriptor(weight, kMatrixBytes, units * kMatrixBytes);
@@ -315,17 +298,17 @@ struct Conv1x1Sm90 {
         descriptor(weight + kHalf / 8 * units * kMatrixBytes, kMatrixBytes, units * kMatrixBytes);
 
     RowSums row_sums = {};
-    int tile = ring.first_tile;
+    int tile = parts.first_tile;
 #pragma unroll 1
     do {  // the first one also where there is none for this group: the other waits for its part of the weight
       Product product;
 #pragma unroll 1
-      for (int chunk = 0; chunk < ring.chunks; ++chunk) {
-        multiply_chunk(product, chunk * kDepth, tile == ring.first_tile, x_at, weight_at, second_half);
+      for (int chunk = 0; chunk < parts.chunks; ++chunk) {
+        multiply_chunk(product, chunk * kDepth, tile == parts.first_tile, x_at, weight_at, second_half);
       }
       wait_for_products<0>();
       finish(product, tile, x_at, matrix_to, unit_at, row_sums);
-    } while ((tile += ring.tile_step) < ring.tile_count);
+    } while ((tile += parts.tile_step) < parts.tile_count);
     if constexpr (Epilogue::sums) write_sums(row_sums);
   }
 };
