@@ -1,7 +1,7 @@
 // The matrix product of a 1x1 convolution: y (M, P) = weight (M, K) @ f(x (K, P)) on channel-major activations. A
 // prologue makes f(x) as x is read (batch norm and ReLU, ...), an epilogue changes or sums y as it is written.
 // conv1x1_sm80.cuh has the kernel for all GPUs, conv1x1_sm90.cuh the one for many rows on Hopper; both take the same
-// arguments.
+// arguments and share conv1x1_ring.cuh, conv1x1_prologue.cuh and conv1x1_epilogue.cuh.
 #pragma once
 
 #include "common/bfloat16.cuh"
@@ -57,13 +57,13 @@ struct Conv1x1 {  // pointers that a step does not use are nullptr
   int64_t p;
   int m, k;
   int frames;  // of a clip, 8 or 16; for attention
-  int slices;  // of the rows of y, which blocks share out; conv1x1_sm80 alone
+  int slices;  // of the rows of y, a block makes one; conv1x1_sm80 only
   bool relu;   // of y; not with a mask
   bool early;  // the kernel before in the stream does not write the weight
 };
 
-// Makes y and, where `sum_rows` or there is a mask, new `sums`. conv1x1_sm90 returns whether it has: it takes products
-// with 145 to 288 rows on Hopper.
+// Makes y and, with `sum_rows` or a mask, new `sums`. conv1x1_sm90 returns whether it did: it takes products with 145
+// to 288 rows on Hopper.
 void conv1x1_sm80(Conv1x1& a, bool sum_rows, const Tensor& x, MaybeTensor* sums);
 bool conv1x1_sm90(Conv1x1& a, bool sum_rows, const Tensor& x, MaybeTensor* sums);
 

@@ -1,4 +1,4 @@
-// The prologues of the 1x1 convolution: their coefficients, in shared memory, and what they make of x.
+// The prologues of the 1x1 convolution: their coefficients, in shared memory, and how they are applied to x.
 #pragma once
 
 #include "block/attention.cuh"
@@ -40,7 +40,7 @@ struct Coefficients {
   const Conv1x1& a;
   const int depth;
   const unsigned at;
-  float* const table;  // the same
+  float* const table;  // the same by pointer
 
   template <int threads>
   __device__ __forceinline__ void load() const {
@@ -58,15 +58,15 @@ struct Coefficients {
     }
   }
 
-  // Of rows k + 2 * quad and the next.
-  __device__ __forceinline__ RowPair<Prologue> pair(int k, int quad) const {
-    const auto of = [&](int which) { return *reinterpret_cast<const float2*>(table + which * depth + k + quad * 2); };
+  // Those of rows k + 2 * i and k + 2 * i + 1.
+  __device__ __forceinline__ RowPair<Prologue> pair(int k, int i) const {
+    const auto of = [&](int which) { return *reinterpret_cast<const float2*>(table + which * depth + k + i * 2); };
     RowPair<Prologue> rows = {of(0), of(1)};
     if constexpr (kCount == 3) rows.c2 = of(2);
     return rows;
   }
 
-  // The norm and the attention of the rows from k on that this thread has copied to a stage.
+  // Applies the norm and the attention to what this thread has copied to a stage, whose first row of x is k.
   template <typename Ring>
   __device__ __forceinline__ void attend(const Ring& ring, int stage, int k) const {
 #pragma unroll

@@ -1,5 +1,5 @@
-// How the kernels of the 1x1 convolution read x, and the residual or the mask: a group of threads takes tiles of columns
-// part by part, and asynchronous copies bring each part to a stage of a ring in shared memory, ahead of its use.
+// How both kernels of the 1x1 convolution read x, and the residual or the mask: asynchronous copies bring one part of a
+// tile after another to the stages of a ring in shared memory, ahead of their use.
 #pragma once
 
 #include "block/conv1x1.h"
@@ -12,17 +12,17 @@ namespace {
 
 constexpr int kDepth = 32;  // rows of a part
 
-// The parts of a tile: for every 32 rows of x those of x, and of x2 where mixed; then for every 32 rows of the result
-// those of the residual or of the mask. Parts are numbered from 0 in each tile.
+// The parts of a tile, each for one stage: for every 32 rows of x those of x and, with Mix, those of x2; then, for
+// every 32 rows of y, those of the residual or the mask.
 struct Parts {
   const Conv1x1& a;
   const int first_tile, tile_step, tile_count;
   const int chunks;       // of 32 rows of x
   const bool others;      // whether a residual or a mask is read
-  const int of_x, count;  // of a tile
+  const int of_x, count;  // parts of a tile: from x and x2, and in all
   int next_tile, next_part = 0;
 
-  // rows: of the result, in a tile.
+  // rows: of y in a tile.
   __device__ __forceinline__ Parts(const Conv1x1& a, int sources, bool masks, int rows, int columns, int first_tile,
                                    int tile_step)
       : a(a), first_tile(first_tile), tile_step(tile_step),
@@ -31,12 +31,12 @@ struct Parts {
         count(of_x + (others ? (rows + kDepth - 1) / kDepth : 0)), next_tile(first_tile) {}
 };
 
-// A thread copies its unit of 16 bytes in rows fetch_row, fetch_row + kRowStep, ... of a part. A row's units are permuted so that a
-// matrix of 8 rows lies in different banks.
+// A thread copies its unit of 16 bytes in rows fetch_row, fetch_row + kRowStep, ... of a part. Unit u of row r is
+// stored at unit u ^ (r % 8), so that a matrix of 8 rows lies in different banks.
 template <int columns, int threads, int stages>
 struct Ring {
-  static constexpr int kRowBytes = 2 * columns, kRowUnits = columns / kUnitElements, kStageBytes = kDepth * kRowBytes;
-  static constexpr int kBytes = stages * kStageBytes;
+  static constexpr int kRowBytes = 2 * columns, kRowUnits = columns / kUnitElements;
+  static constexpr int kStageBytes = kDepth * kRowBytes, kBytes = stages * kStageBytes;
   static constexpr int kRowStep = threads / kRowUnits;  // rows that all threads copy at once
   static constexpr int kCopies = kDepth / kRowStep;     // of a thread for a stage
   static_assert(kRowStep % 8 == 0, "rows that a thread copies have the same permutation");
@@ -48,10 +48,7 @@ struct Ring {
 
   __device__ __forceinline__ Ring(unsigned at, unsigned thread)
       : at(at), fetch_unit(thread % kRowUnits), fetch_row(thread / kRowUnits),
-        fetch_to(at + place(fetch_row, fetch_unit)) {}
-
-  // Where a unit of a row lies in a stage.
-  __device__ __forceinline__ static int place(int row, int unit) { return row * kRowBytes + ((unit ^ (row % 8)) * 16); }
+        fetch_to(at + fetch_row * kRowBytes + ((fetch_unit ^ (fetch_row % 8)) * 16)) {}
 
   // Where copy i of this thread goes, which is of row fetch_row + i * kRowStep of the stage.
   __device__ __forceinline__ unsigned copied(int stage, int i) const {

@@ -1,11 +1,12 @@
 // Matrix products of 1x1 convolutions on NVIDIA GPUs from compute capability 8.0 on.
 //
-// A block keeps the weight of up to 16 * row_tiles rows in shared memory and goes over tiles of 128 columns. x streams
-// through a ring of stages, 32 rows of a tile each, copied ahead of their use. A warp multiplies all of the block's
-// rows with 32 columns by tensor cores (mma.m16n8k16), so the prologue is applied to each element once, in registers.
+// A block keeps up to 16 * row_tiles rows of the weight in shared memory and goes over tiles of 128 columns, which it
+// reads through a ring. A warp multiplies all of the block's rows by 32 columns on tensor cores (mma.m16n8k16), so the
+// prologue is applied to each element once, in registers.
 // Results are exchanged between neighbouring threads, which then write 8 bytes each.
 #pragma once
 
+#include "block/conv1x1_epilogue.cuh"
 #include "block/conv1x1_prologue.cuh"
 #include "block/conv1x1_sm80_parts.cuh"
 #include "common/dependent_launch.cuh"
@@ -87,9 +88,7 @@ struct Conv1x1Sm80 {
   __device__ __forceinline__ void next_stage(const F& prepare) {
     ring.next_stage(parts, prepare, [] { __syncthreads(); });
   }
-  __device__ __forceinline__ void next_stage() {
-    next_stage([](int) {});
-  }
+  __device__ __forceinline__ void next_stage() { next_stage([](int) {}); }
 
   // The prologue of 16 rows of x from row k on; for Mix of `first`, those of x, and v, those of x2.
   __device__ __forceinline__ void apply(Fragments& v, const Fragments& first, int k) const {
@@ -181,7 +180,7 @@ struct Conv1x1Sm80 {
       const int local = i * 16 + half * 8 + group, row = parts.first_row + local;
       const auto add = [&](int j, float2 v, float2 by) {
         if (!whole && column + j * 8 >= a.p) return;
-        parts_of[half * 2] += v.x + v.y, parts_of[half * 2 + 1] += v.x * by.x + v.y * by.y;
+        add_pair(parts_of[half * 2], parts_of[half * 2 + 1], v, by);
       };
       unsigned words[kTiles];
       const float offset = Epilogue::sums ? 0 : tail[local];
@@ -200,8 +199,7 @@ struct Conv1x1Sm80 {
         if (a.relu) v0 = v0 < 0 ? 0 : v0, v1 = v1 < 0 ? 0 : v1;  // NaN stays
         if constexpr (std::is_same_v<Epilogue, Mask>) {
           const float2 x = other(result_at, i, j, half);
-          v0 = scale * x.x + bias <= 0 ? 0 : v0;
-          v1 = scale * x.y + bias <= 0 ? 0 : v1;
+          v0 = stopped(x.x, scale, bias) ? 0 : v0, v1 = stopped(x.y, scale, bias) ? 0 : v1;
           add(j, {v0, v1}, x);
         } else if constexpr (std::is_same_v<Epilogue, Sums>) {
           add(j, {v0, v1}, {v0, v1});
@@ -223,8 +221,8 @@ struct Conv1x1Sm80 {
           const unsigned last = j % 2 == 0 && two ? after[j + 1 - j % 2] : 0;
           const float previous = unpack(quad == 0 ? first : before[j]).y, next = unpack(quad == 3 ? last : after[j]).x;
           const float2 x = other(result_at, i, j, half), same = unpack(words[j]);
-          const float v0 = scale * x.x + bias <= 0 ? 0 : unmix(weights, previous, same.x, same.y);
-          const float v1 = scale * x.y + bias <= 0 ? 0 : unmix(weights, same.x, same.y, next);
+          const float v0 = stopped(x.x, scale, bias) ? 0 : unmix(weights, previous, same.x, same.y);
+          const float v1 = stopped(x.y, scale, bias) ? 0 : unmix(weights, same.x, same.y, next);
           add(j, {v0, v1}, x);
         }
       }
@@ -236,19 +234,6 @@ struct Conv1x1Sm80 {
       // Each of the four threads adds one of the four sums. No other thread adds to that row of the warp's copy.
       const float part = quad == 0 ? parts_of[0] : quad == 1 ? parts_of[1] : quad == 2 ? parts_of[2] : parts_of[3];
       tail[(warp * 2 + quad % 2) * kRows + i * 16 + quad / 2 * 8 + group] += part;
-    }
-  }
-
-  // This block's part of the row sums, from those of its warps.
-  __device__ __forceinline__ void write_sums() const {
-    __syncthreads();
-    for (int i = threadIdx.x; i < 2 * kRows; i += kThreads) {
-      const int which = i / kRows, row = parts.first_row + i % kRows;
-      if (row >= a.m) continue;
-      float total = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) total += tail[w * 2 * kRows + i];
-      a.sums[(int64_t{parts.first_tile} * 2 + which) * a.m + row] = total;
     }
   }
 
@@ -289,7 +274,7 @@ struct Conv1x1Sm80 {
 #pragma unroll
       for (int i = 0; i < Shape::row_tiles; ++i) finish(sum[i], i, column, whole, result_at);
     }
-    if constexpr (Epilogue::sums) write_sums();
+    if constexpr (Epilogue::sums) write_row_sums<kThreads, kWarps, kRows>(a, tail, parts.first_row, parts.first_tile);
   }
 };
 

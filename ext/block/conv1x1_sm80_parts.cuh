@@ -1,4 +1,4 @@
-// The parts in which conv1x1_sm80.cuh reads a tile, and how it divides the work.
+// How conv1x1_sm80.cuh divides the work, and the parts in which it reads a tile.
 #pragma once
 
 #include "block/conv1x1_ring.cuh"
@@ -21,6 +21,7 @@ struct Shape {
 template <typename Shape>
 using RingSm80 = Ring<kColumns, Shape::threads, Shape::stages>;
 
+// The address of the next part is computed from its number: registers are short.
 template <typename Prologue, typename Epilogue, typename Shape>
 struct PartsSm80 : Parts {
   static constexpr int kRows = Shape::rows, kSources = Prologue::sources;

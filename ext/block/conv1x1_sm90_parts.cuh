@@ -1,7 +1,8 @@
-// The parts in which a group of warps of conv1x1_sm90.cuh reads a tile, and how the kernel divides the work.
+// How conv1x1_sm90.cuh divides the work, and the parts in which a group of its warps reads a tile.
 #pragma once
 
 #include "block/conv1x1_ring.cuh"
+#include "common/tensor_cores_sm90.cuh"
 
 #include <cstdint>
 
@@ -11,10 +12,15 @@ namespace {
 constexpr int kGroups = 2, kGroupWarps = 4, kGroupThreads = 32 * kGroupWarps, kBlockThreads = kGroups * kGroupThreads;
 constexpr int kColumns = 16 * kGroupWarps;  // of a tile
 constexpr int kStages = 6;                  // of a group's ring
+constexpr int kMaxM = 288, kMaxK = 288;     // of the weight
+constexpr int kHalf = kMaxM / 2;            // rows of y that one instruction makes
+static_assert(kHalf == kProductRows);
+constexpr int kBatches = kMaxM / kDepth;      // of rows of y that a warp writes at a time
+constexpr int kBatchBytes = kDepth * 16 * 2;  // of these rows and a warp's columns
 
 using RingSm90 = Ring<kColumns, kGroupThreads, kStages>;
 
-// Of every source the address of the next part is kept, not computed: there are registers for it.
+// The address of the next part is kept and advanced, not computed for each part: there are registers for it.
 template <typename Prologue, typename Epilogue>
 struct PartsSm90 : Parts {
   static constexpr int kSources = Prologue::sources;
