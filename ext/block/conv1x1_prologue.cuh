@@ -17,7 +17,7 @@ __host__ __device__ inline int whole_depth(int k) { return (k + 15) / 16 * 16; }
 // Coefficients of two adjacent rows of x.
 template <typename Prologue>
 struct RowPair {
-  float2 c0, c1, c2;  // c2 is Mix's alone
+  float2 c0, c1, c2;  // c2: for Mix only
 
   // Two elements of these rows after NormRelu, or after Mix, where `first` is of x and `v` of x2.
   __device__ __forceinline__ unsigned apply(unsigned v, unsigned first) const {
@@ -40,7 +40,7 @@ struct Coefficients {
   const Conv1x1& a;
   const int depth;
   const unsigned at;
-  float* const table;  // the same by pointer
+  float* const table;  // the same place, as a pointer
 
   template <int threads>
   __device__ __forceinline__ void load() const {

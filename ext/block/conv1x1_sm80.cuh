@@ -6,6 +6,7 @@
 // Results are exchanged between neighbouring threads, which then write 8 bytes each.
 #pragma once
 
+#include "block/attention.cuh"
 #include "block/conv1x1_epilogue.cuh"
 #include "block/conv1x1_prologue.cuh"
 #include "block/conv1x1_sm80_parts.cuh"

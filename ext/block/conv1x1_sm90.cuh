@@ -7,6 +7,7 @@
 // bytes are written and summed.
 #pragma once
 
+#include "block/attention.cuh"
 #include "block/conv1x1_epilogue.cuh"
 #include "block/conv1x1_prologue.cuh"
 #include "block/conv1x1_sm90_parts.cuh"
@@ -95,7 +96,7 @@ struct Conv1x1Sm90 {
   __device__ __forceinline__ void apply(unsigned (&v)[4], const unsigned (&first)[4], int k) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const RowPair<Prologue> rows = coefficients.pair(k + half * 8 + quad * 2, 0);  // (.., quad) takes more registers
+      const RowPair<Prologue> rows = coefficients.pair(k + half * 8 + quad * 2, 0);  // as one sum: fewer registers
 #pragma unroll
       for (int i = half * 2; i < half * 2 + 2; ++i) v[i] = rows.apply(v[i], first[i]);
     }
@@ -269,7 +270,6 @@ struct Conv1x1Sm90 {
     // Of the rows of y that the warp writes: where this lane's row of matrices goes, and where its unit of a row lies.
     const unsigned matrix_to = place(matrix / 2 * 8 + lane % 8, matrix % 2), unit_at = place(lane / 2, lane % 2);
     const uint64_t first_half = weight.half(0), second_half = weight.half(1);
-
     RowSums row_sums = {};
     int tile = parts.first_tile;
 #pragma unroll 1
