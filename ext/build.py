@@ -30,7 +30,7 @@ CPU_SOURCES = sorted(HERE.glob("*/*.cpp"))
 CUDA_SOURCES = sorted(HERE.glob("*/*.cu"))
 HEADERS = sorted([*HERE.glob("*/*.h"), *HERE.glob("*/*.cuh")])
 FILES = (HERE / "build.py", *HEADERS, *CPU_SOURCES, *CUDA_SOURCES)  # what the library depends on
-SM90A_SOURCES = ("conv1x1_sm90.cu",)  # those with instructions that compute capability 9.0 alone has
+SM90A_SOURCES = ("conv1x1_sm90.cu",)  # those with instructions that only compute capability 9.0 has
 
 TORCH = Path(torch.__file__).resolve().parent
 INCLUDE = [f"-I{HERE}", "-isystem", str(TORCH / "include")]
@@ -58,7 +58,7 @@ def source_hash() -> str:
 def cache_key() -> str:
     """Names the build that this machine and environment ask for.
 
-    The compilers found are no part of it: on a cluster, machines without them use what one with them has built.
+    The compilers found are not part of it: on a cluster, machines without compilers use what another has built.
     """
     choices = [os.environ.get("CXX", ""), architectures(), str(torch.version.cuda is not None)]
     system = [platform.machine(), *platform.libc_ver()]

@@ -11,7 +11,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // x (C, P) shifted after relu(scale * x + bias), or as it is without these -> (C, P'). shift (3, C), or (2, C) where
   // each frame is shifted by itself; geometry N, T, H, W, with 8 or 16 frames; stride of H and W, 1 or 2.
   m.def("clip_shift(Tensor x, Tensor? scale, Tensor? bias, Tensor shift, int[] geometry, int stride) -> Tensor");
-  // Of the norm whose coefficients are stats (4, C): the gradient of its result (C, P); that of shift; and what
+  // For the norm with coefficients stats (4, C): the gradient of its result (C, P), that of shift, and what
   // norm_gradients makes of the first: mix (3, C) and the gradients of the norm's weight and bias (C). grad (C, P').
   m.def(
       "clip_shift_backward(Tensor grad, Tensor x, Tensor stats, Tensor shift, int[] geometry, int stride) -> (Tensor, "

@@ -10,8 +10,8 @@
 STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // [relu](weight @ f(x) + offset + residual) (M, P), and its row sums and those of its squares in parts (parts, 2, M),
   // empty unless `stats`. x (K, P), weight (M, K), residual (M, P) bfloat16; f(x) = relu(scale * x + bias), or x where
-  // these are None; scale, bias (K), offset (M) float32. early: begin while the kernel before in the stream ends, which
-  // then must not be the one that writes the weight. With attention (K, 3), f(x) is mixed with the previous and the
+  // these are None; scale, bias (K), offset (M) float32. early: begin while the previous kernel in the stream ends,
+  // which then must not write the weight. With attention (K, 3), f(x) is mixed with the previous and the
   // next frame, of which 8 or 16 are adjacent.
   m.def(
       "pointwise(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? attention, int frames, Tensor? offset, "
@@ -42,7 +42,7 @@ class Arguments {
   const bfloat16* matrix(const char* name, const MaybeTensor& t, int64_t rows, int64_t columns) const {
     if (!t) return nullptr;
     check_.matrix(name, *t, rows, columns);
-    check_.aligned(name, *t, columns % kUnitElements == 0 ? sizeof(Unit) : 4);  // of what is copied at once
+    check_.aligned(name, *t, columns % kUnitElements == 0 ? sizeof(Unit) : 4);  // the size of a copy
     return pointer<bfloat16>(*t);
   }
 

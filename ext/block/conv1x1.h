@@ -1,7 +1,7 @@
 // The matrix product of a 1x1 convolution: y (M, P) = weight (M, K) @ f(x (K, P)) on channel-major activations. A
 // prologue makes f(x) as x is read (batch norm and ReLU, ...), an epilogue changes or sums y as it is written.
 // conv1x1_sm80.cuh has the kernel for all GPUs, conv1x1_sm90.cuh the one for many rows on Hopper; both take the same
-// arguments.
+// arguments and share conv1x1_ring.cuh, conv1x1_prologue.cuh and conv1x1_epilogue.cuh.
 #pragma once
 
 #include "common/bfloat16.cuh"
@@ -57,13 +57,13 @@ struct Conv1x1 {  // pointers that a step does not use are nullptr
   int64_t p;
   int m, k;
   int frames;  // of a clip, 8 or 16; for attention
-  int slices;  // of the rows of y, which blocks share out; conv1x1_sm80 alone
+  int slices;  // of the rows of y, a block makes one; conv1x1_sm80 only
   bool relu;   // of y; not with a mask
   bool early;  // the kernel before in the stream does not write the weight
 };
 
-// Makes y and, where `sum_rows` or there is a mask, new `sums`. conv1x1_sm90 returns whether it has: it takes products
-// with 145 to 288 rows on Hopper.
+// Makes y and, with `sum_rows` or a mask, new `sums`. conv1x1_sm90 returns whether it did: it takes products with 145
+// to 288 rows on Hopper.
 void conv1x1_sm80(Conv1x1& a, bool sum_rows, const Tensor& x, MaybeTensor* sums);
 bool conv1x1_sm90(Conv1x1& a, bool sum_rows, const Tensor& x, MaybeTensor* sums);
 
@@ -79,26 +79,5 @@ auto with_steps(const Conv1x1& a, bool sum_rows, const F& run) {
   if (a.mask) return run(Identity{}, Mask{});
   return sum_rows ? run(Identity{}, Sums{}) : run(Identity{}, Store{});
 }
-
-#ifdef __CUDACC__
-// Coefficient `which` of a row of x.
-template <typename Prologue>
-__device__ inline float coefficient_of(const Conv1x1& a, int which, int row) {
-  if (std::is_same_v<Prologue, Mix>) return a.mix[which * a.k + row];
-  return which == 0 ? a.scale[row] : which == 1 ? a.bias[row] : a.attention[row * 3 + which - 2];
-}
-
-// Two elements of adjacent rows after NormRelu, or after Mix, where `first` is of x and `v` of x2.
-template <typename Prologue>
-__device__ inline unsigned apply_prologue(unsigned v, unsigned first, float2 c0, float2 c1, float2 c2) {
-  const float2 x = unpack(v);
-  if constexpr (std::is_same_v<Prologue, NormRelu>) {
-    return pack_relu({x.x * c0.x + c1.x, x.y * c0.y + c1.y});
-  } else {
-    const float2 g = unpack(first);
-    return pack({g.x * c0.x + x.x * c1.x + c2.x, g.y * c0.y + x.y * c1.y + c2.y});
-  }
-}
-#endif
 
 }  // namespace rubiks

@@ -1,13 +1,15 @@
 // Matrix products of 1x1 convolutions on NVIDIA GPUs from compute capability 8.0 on.
 //
-// A block keeps the weight of up to 16 * row_tiles rows in shared memory and goes over tiles of 128 columns. x streams
-// through a ring of stages, 32 rows of a tile each, copied ahead of their use. A warp multiplies all of the block's
-// rows with 32 columns by tensor cores (mma.m16n8k16), so the prologue is applied to each element once, in registers.
+// A block keeps up to 16 * row_tiles rows of the weight in shared memory and goes over tiles of 128 columns, which it
+// reads through a ring. A warp multiplies all of the block's rows by 32 columns on tensor cores (mma.m16n8k16), so the
+// prologue is applied to each element once, in registers.
 // Results are exchanged between neighbouring threads, which then write 8 bytes each.
 #pragma once
 
 #include "block/attention.cuh"
-#include "block/conv1x1_sm80_ring.cuh"
+#include "block/conv1x1_epilogue.cuh"
+#include "block/conv1x1_prologue.cuh"
+#include "block/conv1x1_sm80_parts.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/reductions.cuh"
 #include "common/tensor_cores.cuh"
@@ -18,13 +20,10 @@
 namespace rubiks {
 namespace {
 
-// K in whole steps of the tensor cores.
-__host__ __device__ inline int whole_depth(int k) { return (k + 15) / 16 * 16; }
-
 template <typename Prologue, typename Epilogue, typename Shape>
 size_t conv1x1_sm80_bytes(int k) {
   const int depth = whole_depth(k), floats = Epilogue::sums ? 2 * Shape::warps : 1;
-  return Shape::stages * kStageBytes + Shape::rows * depth * 2 +
+  return RingSm80<Shape>::kBytes + Shape::rows * depth * 2 +
          (Prologue::coefficients * depth + Shape::rows * floats) * 4;
 }
 
@@ -37,24 +36,26 @@ struct Conv1x1Sm80 {
   static constexpr bool kAttends = std::is_same_v<Epilogue, AttentionMask>;
   using Sum = float[Shape::row_tiles][kTiles][4];
   using Fragments = unsigned[kTiles / 2][4];  // of each 16 columns, of which each 8: rows 0-7 and 8-15
-  using Ring = RingSm80<Prologue, Epilogue, Shape>;
+  using Ring = RingSm80<Shape>;
 
   const Conv1x1& a;
   const int depth, pitch;  // of the weight: columns, bytes of a row
   const int spread;        // see permuted()
   char* const memory;
   Ring ring;
-  const unsigned weights_at, coefficients_at;
-  float *const coefficients, *const tail;  // tail: offsets or row sums
+  PartsSm80<Prologue, Epilogue, Shape> parts;
+  const unsigned weights_at;
+  const Coefficients<Prologue> coefficients;
+  float* const tail;  // offsets or row sums
   const int warp, lane, quad, group;
 
   __device__ __forceinline__ explicit Conv1x1Sm80(const Conv1x1& a)
       : a(a), depth(whole_depth(a.k)), pitch(depth * 2),
         spread((depth / 8) % 8 == 0 ? 8 : (depth / 8) % 4 == 0 ? 4 : 2), memory(shared_memory_pointer()),
-        ring(a, shared_memory()), weights_at(ring.at + Shape::stages * kStageBytes),
-        coefficients_at(weights_at + kRows * pitch),
-        coefficients(reinterpret_cast<float*>(memory + Shape::stages * kStageBytes + kRows * pitch)),
-        tail(coefficients + Prologue::coefficients * depth), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
+        ring(shared_memory(), threadIdx.x), parts(a), weights_at(ring.at + Ring::kBytes),
+        coefficients{a, depth, weights_at + kRows * pitch,
+                     reinterpret_cast<float*>(memory + Ring::kBytes + kRows * pitch)},
+        tail(coefficients.table + Prologue::coefficients * depth), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
         quad(lane % 4), group(lane / 4) {}
 
   // Units of 16 bytes of a row of the weight are permuted so that any 8 rows of one unit lie in different banks.
@@ -66,52 +67,39 @@ struct Conv1x1Sm80 {
     constexpr int kCount = bytes / 2;
     for (int i = threadIdx.x; i < kRows * (depth / kCount); i += kThreads) {
       const int row = i / (depth / kCount), unit = i % (depth / kCount);
-      const bool there = ring.first_row + row < a.m && unit * kCount < a.k;
-      const auto* from = a.weight + (there ? int64_t{ring.first_row + row} * a.k + unit * kCount : 0);
+      const bool there = parts.first_row + row < a.m && unit * kCount < a.k;
+      const auto* from = a.weight + (there ? int64_t{parts.first_row + row} * a.k + unit * kCount : 0);
       const int whole_unit = unit * bytes / 16;
       copy_async<bytes>(weights_at + row * pitch + permuted(row, whole_unit) * 16 + unit * bytes % 16, from, there);
     }
   }
 
   __device__ __forceinline__ void load_tables() {
-    for (int i = threadIdx.x; i < Prologue::coefficients * depth; i += kThreads) {
-      const int which = i / depth, row = i % depth;
-      coefficients[i] = row < a.k ? coefficient_of<Prologue>(a, which, row) : 0;
-    }
+    coefficients.template load<kThreads>();
     if constexpr (Epilogue::sums) {
       for (int i = threadIdx.x; i < kWarps * 2 * kRows; i += kThreads) tail[i] = 0;
     } else {
       for (int i = threadIdx.x; i < kRows; i += kThreads) {
-        tail[i] = a.offset && ring.first_row + i < a.m ? a.offset[ring.first_row + i] : 0;
+        tail[i] = a.offset && parts.first_row + i < a.m ? a.offset[parts.first_row + i] : 0;
       }
     }
   }
 
-  // The attention of the rows of a chunk that this thread has copied to a stage.
-  __device__ __forceinline__ void attend(int stage, int chunk) const {
-#pragma unroll
-    for (int i = 0; i < Ring::kCopies; ++i) {
-      const int row = chunk * kDepth + ring.fetch_row + i * Ring::kRowStep;
-      if (row >= a.k) break;
-      mix_frames_in_place(ring.copied(stage, i), coefficients_at + row * sizeof(float), depth * sizeof(float),
-                          a.frames);
-    }
+  template <typename F>
+  __device__ __forceinline__ void next_stage(const F& prepare) {
+    ring.next_stage(parts, prepare, [] { __syncthreads(); });
   }
+  __device__ __forceinline__ void next_stage() { next_stage([](int) {}); }
 
   // The prologue of 16 rows of x from row k on; for Mix of `first`, those of x, and v, those of x2.
   __device__ __forceinline__ void apply(Fragments& v, const Fragments& first, int k) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const auto pair = [&](int which) {  // of coefficients, for this lane's rows
-        return *reinterpret_cast<const float2*>(coefficients + which * depth + k + half * 8 + quad * 2);
-      };
-      const float2 c0 = pair(0), c1 = pair(1);
-      [[maybe_unused]] float2 c2;
-      if constexpr (Prologue::coefficients == 3) c2 = pair(2);
+      const RowPair<Prologue> rows = coefficients.pair(k + half * 8, quad);
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         const int at = i % 2 * 2 + half;
-        v[i / 2][at] = apply_prologue<Prologue>(v[i / 2][at], first[i / 2][at], c0, c1, c2);
+        v[i / 2][at] = rows.apply(v[i / 2][at], first[i / 2][at]);
       }
     }
   }
@@ -119,13 +107,13 @@ struct Conv1x1Sm80 {
   // sum += weight @ x for a chunk of 32 rows of x, which is in the next stage, and for Mix also in the one after that.
   __device__ __forceinline__ void multiply(Sum& sum, int chunk, unsigned weight_at,
                                            const unsigned (&x_at)[kTiles / 2]) {
-    ring.next_stage([&](int next) {
-      if constexpr (std::is_same_v<Prologue, Attention>) attend(next, chunk);
+    next_stage([&](int next) {
+      if constexpr (std::is_same_v<Prologue, Attention>) coefficients.attend(ring, next, chunk * kDepth);
     });
     const auto load = [&](Fragments& v, int step) {
 #pragma unroll
       for (int i = 0; i < kTiles / 2; ++i) {
-        load_transposed(v[i], x_at[i] + ring.stage * kStageBytes + step * 16 * kRowBytes);
+        load_transposed(v[i], x_at[i] + ring.stage * Ring::kStageBytes + step * 16 * Ring::kRowBytes);
       }
     };
     constexpr int kSteps = kDepth / 16;
@@ -133,7 +121,7 @@ struct Conv1x1Sm80 {
     if constexpr (Prologue::sources == 2) {
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) load(first[step], step);
-      ring.next_stage();
+      next_stage();
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -141,7 +129,7 @@ struct Conv1x1Sm80 {
       if (k >= a.k) break;
       Fragments b;
       load(b, step);
-      if constexpr (std::is_same_v<Prologue, NormRelu> || std::is_same_v<Prologue, Mix>) apply(b, first[step], k);
+      if constexpr (coefficients.kInRegisters) apply(b, first[step], k);
       unsigned w[2][4];
       const unsigned w_at = weight_at + permuted(lane, k / 8 + lane / 16) * 16;
       load_matrices(w[0], w_at);
@@ -158,7 +146,7 @@ struct Conv1x1Sm80 {
 
   // Of the residual or of the mask: the pair at rows 16 i + 8 half + group, tile j of columns.
   __device__ __forceinline__ float2 other(const char* const (&result_at)[kTiles], int i, int j, int half) const {
-    const char* at = result_at[j] + ring.stage * kStageBytes + (i % 2 * 16 + half * 8) * kRowBytes;
+    const char* at = result_at[j] + ring.stage * Ring::kStageBytes + (i % 2 * 16 + half * 8) * Ring::kRowBytes;
     return unpack(*reinterpret_cast<const unsigned*>(at));
   }
 
@@ -179,7 +167,7 @@ struct Conv1x1Sm80 {
   // The epilogue of 16 rows: sum[j] has rows 16 i + group and + 8, columns 8 j + 2 quad and + 1 of the warp's.
   __device__ __forceinline__ void finish(float (&sum)[kTiles][4], int i, int64_t column, bool whole,
                                          const char* const (&result_at)[kTiles]) {
-    if (i % 2 == 0 && (Epilogue::masks || a.residual)) ring.next_stage();
+    if (i % 2 == 0 && (Epilogue::masks || a.residual)) next_stage();
     if (!Epilogue::masks && a.residual) {
 #pragma unroll
       for (int j = 0; j < 2 * kTiles; ++j) {
@@ -190,10 +178,10 @@ struct Conv1x1Sm80 {
     float parts_of[4] = {0, 0, 0, 0};  // sums of this thread's elements: both of row group, both of row group + 8
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int local = i * 16 + half * 8 + group, row = ring.first_row + local;
+      const int local = i * 16 + half * 8 + group, row = parts.first_row + local;
       const auto add = [&](int j, float2 v, float2 by) {
         if (!whole && column + j * 8 >= a.p) return;
-        parts_of[half * 2] += v.x + v.y, parts_of[half * 2 + 1] += v.x * by.x + v.y * by.y;
+        add_pair(parts_of[half * 2], parts_of[half * 2 + 1], v, by);
       };
       unsigned words[kTiles];
       const float offset = Epilogue::sums ? 0 : tail[local];
@@ -212,8 +200,7 @@ struct Conv1x1Sm80 {
         if (a.relu) v0 = v0 < 0 ? 0 : v0, v1 = v1 < 0 ? 0 : v1;  // NaN stays
         if constexpr (std::is_same_v<Epilogue, Mask>) {
           const float2 x = other(result_at, i, j, half);
-          v0 = scale * x.x + bias <= 0 ? 0 : v0;
-          v1 = scale * x.y + bias <= 0 ? 0 : v1;
+          v0 = stopped(x.x, scale, bias) ? 0 : v0, v1 = stopped(x.y, scale, bias) ? 0 : v1;
           add(j, {v0, v1}, x);
         } else if constexpr (std::is_same_v<Epilogue, Sums>) {
           add(j, {v0, v1}, {v0, v1});
@@ -235,8 +222,8 @@ struct Conv1x1Sm80 {
           const unsigned last = j % 2 == 0 && two ? after[j + 1 - j % 2] : 0;
           const float previous = unpack(quad == 0 ? first : before[j]).y, next = unpack(quad == 3 ? last : after[j]).x;
           const float2 x = other(result_at, i, j, half), same = unpack(words[j]);
-          const float v0 = scale * x.x + bias <= 0 ? 0 : unmix(weights, previous, same.x, same.y);
-          const float v1 = scale * x.y + bias <= 0 ? 0 : unmix(weights, same.x, same.y, next);
+          const float v0 = stopped(x.x, scale, bias) ? 0 : unmix(weights, previous, same.x, same.y);
+          const float v1 = stopped(x.y, scale, bias) ? 0 : unmix(weights, same.x, same.y, next);
           add(j, {v0, v1}, x);
         }
       }
@@ -251,19 +238,6 @@ struct Conv1x1Sm80 {
     }
   }
 
-  // This block's part of the row sums, from those of its warps.
-  __device__ __forceinline__ void write_sums() const {
-    __syncthreads();
-    for (int i = threadIdx.x; i < 2 * kRows; i += kThreads) {
-      const int which = i / kRows, row = ring.first_row + i % kRows;
-      if (row >= a.m) continue;
-      float total = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) total += tail[w * 2 * kRows + i];
-      a.sums[(int64_t{ring.first_tile} * 2 + which) * a.m + row] = total;
-    }
-  }
-
   __device__ __forceinline__ void run() {
     if (!a.early) wait_for_previous_kernel();
     if (a.k % 8 == 0) {
@@ -274,7 +248,7 @@ struct Conv1x1Sm80 {
     if (a.early) wait_for_previous_kernel();
     load_tables();
     if constexpr (std::is_same_v<Prologue, Attention>) __syncthreads();  // a thread reads what others have stored
-    ring.start();
+    ring.start(parts);
 
     // Where this lane's rows of matrices lie: of the weight, and of x in a stage.
     const int matrix = lane / 8;
@@ -283,25 +257,25 @@ struct Conv1x1Sm80 {
 #pragma unroll
     for (int i = 0; i < kTiles / 2; ++i) {
       const int unit = warp * kTiles + i * 2 + matrix / 2;
-      x_at[i] = ring.at + (matrix % 2 * 8 + lane % 8) * kRowBytes + ((unit ^ (lane % 8)) * 16);
+      x_at[i] = ring.at + (matrix % 2 * 8 + lane % 8) * Ring::kRowBytes + ((unit ^ (lane % 8)) * 16);
     }
     // Of a result's place in a stage: row group, or 8 more, which has the same permutation; columns 2 quad and + 1.
     const char* result_at[kTiles];
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      result_at[j] = memory + group * kRowBytes + (((warp * kTiles + j) ^ group) * 16) + quad * 4;
+      result_at[j] = memory + group * Ring::kRowBytes + (((warp * kTiles + j) ^ group) * 16) + quad * 4;
     }
 #pragma unroll 1
-    for (int tile = ring.first_tile; tile < ring.tile_count; tile += ring.tile_step) {
+    for (int tile = parts.first_tile; tile < parts.tile_count; tile += parts.tile_step) {
       Sum sum = {};
 #pragma unroll 1
-      for (int chunk = 0; chunk < ring.chunks; ++chunk) multiply(sum, chunk, weight_at, x_at);
+      for (int chunk = 0; chunk < parts.chunks; ++chunk) multiply(sum, chunk, weight_at, x_at);
       const int64_t column = int64_t{tile} * kColumns + warp * 8 * kTiles;
       const bool whole = column + 8 * kTiles <= a.p;
 #pragma unroll
       for (int i = 0; i < Shape::row_tiles; ++i) finish(sum[i], i, column, whole, result_at);
     }
-    if constexpr (Epilogue::sums) write_sums();
+    if constexpr (Epilogue::sums) write_row_sums<kThreads, kWarps, kRows>(a, tail, parts.first_row, parts.first_tile);
   }
 };
 

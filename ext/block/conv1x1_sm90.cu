@@ -5,13 +5,13 @@
 namespace rubiks {
 namespace {
 
-// Whether the kernel is in the library for the GPU of x: its instructions are Hopper's alone.
+// Whether the library has the kernel for the GPU of x: only Hopper has its instructions.
 template <auto kernel>
 bool available(const Tensor& x) {
   return cached(x.get_device_index(), [&] {
     cudaFuncAttributes found = {};
     if (cudaFuncGetAttributes(&found, kernel) != cudaSuccess) {
-      cudaGetLastError();  // is no error here
+      cudaGetLastError();  // not an error here
       return false;
     }
     const bool result = found.ptxVersion >= 90 && attribute<cudaDevAttrComputeCapabilityMajor>(x) == 9;
@@ -38,7 +38,7 @@ bool run(Conv1x1& a, const Tensor& x, MaybeTensor* sums) {
 }  // namespace
 
 bool conv1x1_sm90(Conv1x1& a, bool sum_rows, const Tensor& x, MaybeTensor* sums) {
-  // With fewer rows the other kernel, which then reads x once too, has less padding.
+  // With fewer rows the other kernel also reads x once, and has less padding.
   if (a.m <= kHalf || a.m > kMaxM || a.k > kMaxK || a.k % kUnitElements != 0) return false;
   if (reinterpret_cast<uintptr_t>(a.weight) % sizeof(Unit) != 0) return false;
   return with_steps(a, sum_rows, [&](auto prologue, auto epilogue) {

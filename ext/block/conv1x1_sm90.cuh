@@ -1,14 +1,17 @@
 // Matrix products of 1x1 convolutions with many rows on Hopper, by its own matrix instructions (wgmma).
 //
-// A block keeps the whole weight in shared memory, so x is read once. Its two groups of 4 warps work independently:
-// each goes over tiles of 64 columns, and while one writes its results the other multiplies. x streams through a ring
-// of stages, 32 rows of a tile each, copied ahead of their use. A warp has 16 columns: the prologue is applied in
-// registers, which the instruction takes as the left operand, so what it makes is the transpose of a tile of y. That
-// goes through a few rows of shared memory, from which whole units of 16 bytes are written and summed.
+// A block keeps the whole weight in shared memory, so x is read once. Its two groups of 4 warps work independently on
+// tiles of 64 columns: while one writes its results, the other multiplies. Each reads x through a ring of its own. A
+// warp has 16 columns: the prologue is applied in registers, which the instruction takes as its left operand, so the
+// result is the transpose of a tile of y. It goes through a few rows of shared memory, from which whole units of 16
+// bytes are written and summed.
 #pragma once
 
 #include "block/attention.cuh"
-#include "block/conv1x1_sm90_ring.cuh"
+#include "block/conv1x1_epilogue.cuh"
+#include "block/conv1x1_prologue.cuh"
+#include "block/conv1x1_sm90_parts.cuh"
+#include "block/conv1x1_sm90_weight.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/tensor_cores.cuh"
 #include "common/tensor_cores_sm90.cuh"
@@ -19,15 +22,7 @@
 namespace rubiks {
 namespace {
 
-constexpr int kMaxM = 288, kMaxK = 288;  // of the weight
-constexpr int kHalf = kMaxM / 2;         // rows of y that one instruction makes
-static_assert(kHalf == kProductRows);
-constexpr int kBatches = kMaxM / kDepth;      // of rows of y that a warp writes at a time
-constexpr int kBatchBytes = kDepth * 16 * 2;  // of these rows and a warp's columns
-constexpr int kRingBytes = kGroups * kStages * kStageBytes;
-
-// K in whole steps of the instruction.
-__host__ __device__ inline int whole_depth(int k) { return (k + 15) / 16 * 16; }
+constexpr int kRingBytes = kGroups * RingSm90::kBytes;
 
 template <typename Prologue, typename Epilogue>
 size_t conv1x1_sm90_bytes(int k) {
@@ -44,44 +39,33 @@ size_t conv1x1_sm90_bytes(int k) {
 template <typename Prologue, typename Epilogue>
 struct Conv1x1Sm90 {
   static constexpr bool kAttends = std::is_same_v<Epilogue, AttentionMask>;
-  using Ring = RingSm90<Prologue, Epilogue>;
+  using Ring = RingSm90;
 
   const Conv1x1& a;
-  const int depth, units;  // of the weight: columns, and units of 8 columns
+  const int depth;  // of the weight
   const int group, thread, warp, lane, quad, matrix;
-  const unsigned memory, batch_at, weight, table, coefficients, attention;
+  const unsigned memory, batch_at, weight_at, table;
+  const Coefficients<Prologue> coefficients;
+  const unsigned attention;
   Ring ring;
-  int weight_chunk = 0;  // the next one to copy
+  PartsSm90<Prologue, Epilogue> parts;
+  WeightSm90 weight;
 
   __device__ __forceinline__ explicit Conv1x1Sm90(const Conv1x1& a)
-      : a(a), depth(whole_depth(a.k)), units(depth / kUnitElements), group(threadIdx.x / kGroupThreads),
+      : a(a), depth(whole_depth(a.k)), group(threadIdx.x / kGroupThreads),
         thread(threadIdx.x % kGroupThreads), warp(thread / 32), lane(threadIdx.x % 32), quad(lane % 4),
         matrix(lane / 8), memory(shared_memory()),
         batch_at(memory + kRingBytes + (group * kGroupWarps + warp) * kBatchBytes),
-        weight(memory + kRingBytes + kGroups * kGroupWarps * kBatchBytes),
-        table(weight + kMaxM * depth * sizeof(bfloat16)), coefficients(table + kMaxM * sizeof(float2)),
-        attention(coefficients + Prologue::coefficients * depth * sizeof(float)),
-        ring(a, memory + group * kStages * kStageBytes, group, thread) {}
-
-  // Starts the copy of the weight's next part, that for 32 rows of x, with zeros beyond its rows and columns. The first
-  // tile takes one part after the other. 8 threads copy the units of 8 rows that lie together.
-  __device__ __forceinline__ void copy_weight() {
-    if (weight_chunk == ring.chunks) return;
-    constexpr int kUnits = kDepth / kUnitElements;
-    for (int i = threadIdx.x; i < kMaxM * kUnits; i += kBlockThreads) {
-      const int row = i / (8 * kUnits) * 8 + i % 8, unit = weight_chunk * kUnits + i / 8 % kUnits;
-      const bool there = row < a.m && unit * kUnitElements < a.k;
-      const unsigned to = weight + (row / 8 * units + unit) * kMatrixBytes + row % 8 * sizeof(Unit);
-      if (unit < units) copy_async(to, a.weight + (there ? row * a.k + unit * kUnitElements : 0), there);
-    }
-    ++weight_chunk;
-  }
+        weight_at(memory + kRingBytes + kGroups * kGroupWarps * kBatchBytes),
+        table(weight_at + kMaxM * depth * sizeof(bfloat16)),
+        coefficients{a, depth, table + kMaxM * unsigned{sizeof(float2)},
+                     reinterpret_cast<float*>(shared_memory_pointer() + (table - memory) + kMaxM * sizeof(float2))},
+        attention(coefficients.at + Prologue::coefficients * depth * sizeof(float)),
+        ring(memory + group * Ring::kBytes, thread), parts(a, group, ring),
+        weight(a, depth / kUnitElements, parts.chunks, weight_at) {}
 
   __device__ __forceinline__ void load_tables() {
-    for (int i = threadIdx.x; i < Prologue::coefficients * depth; i += kBlockThreads) {
-      const int which = i / depth, row = i % depth;
-      store_shared(coefficients + i * sizeof(float), row < a.k ? coefficient_of<Prologue>(a, which, row) : 0.0f);
-    }
+    coefficients.template load<kBlockThreads>();
     for (int row = threadIdx.x; row < kMaxM; row += kBlockThreads) {
       float2 entry = {0, 0};
       if (row < a.m && Epilogue::masks) entry = {a.mask_scale[row], a.mask_bias[row]};
@@ -93,49 +77,32 @@ struct Conv1x1Sm90 {
     }
   }
 
-  // Goes on to the next stage, with the next part of the weight where `with_weight`.
+  // Moves to the next stage, with the next part of the weight where `with_weight`.
   template <typename F>
   __device__ __forceinline__ void next_stage(bool with_weight, const F& prepare) {
-    ring.next_stage(prepare, [&] {
+    ring.next_stage(parts, prepare, [&] {
       if (with_weight) {
         fence_shared_memory();
         __syncthreads();  // both groups copied a part of the weight
-        copy_weight();
+        weight.copy();
       } else {
         asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kGroupThreads) : "memory");
       }
     });
   }
-  __device__ __forceinline__ void next_stage(bool with_weight) {
-    next_stage(with_weight, [](int) {});
-  }
-
-  // The attention of the rows of a chunk that this thread has copied to a stage.
-  __device__ __forceinline__ void attend(int stage, int k) const {
-#pragma unroll
-    for (int i = 0; i < Ring::kCopies; ++i) {
-      const int row = k + ring.fetch_row + i * Ring::kRowStep;
-      if (row >= a.k) break;
-      mix_frames_in_place(ring.copied(stage, i), coefficients + row * sizeof(float), depth * sizeof(float), a.frames);
-    }
-  }
+  __device__ __forceinline__ void next_stage(bool with_weight) { next_stage(with_weight, [](int) {}); }
 
   // The prologue of 16 rows of x from row k on; for Mix of `first`, those of x, and v, those of x2.
   __device__ __forceinline__ void apply(unsigned (&v)[4], const unsigned (&first)[4], int k) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const auto pair = [&](int which) {  // of coefficients, for this lane's rows of x
-        return load_shared<float2>(coefficients + (which * depth + k + half * 8 + quad * 2) * sizeof(float));
-      };
-      const float2 c0 = pair(0), c1 = pair(1);
-      [[maybe_unused]] float2 c2;
-      if constexpr (Prologue::coefficients == 3) c2 = pair(2);
+      const RowPair<Prologue> rows = coefficients.pair(k + half * 8 + quad * 2, 0);  // as one sum: fewer registers
 #pragma unroll
-      for (int i = half * 2; i < half * 2 + 2; ++i) v[i] = apply_prologue<Prologue>(v[i], first[i], c0, c1, c2);
+      for (int i = half * 2; i < half * 2 + 2; ++i) v[i] = rows.apply(v[i], first[i]);
     }
   }
 
-  // What a warp has of a tile of y, transposed, while it is made.
+  // A warp's share of a tile of y, transposed.
   struct Product {
     float sum[2][kHalf / 2];  // of rows 0 to 143 and 144 to 287 of y
     unsigned x[2][4];         // of even and odd steps
@@ -143,13 +110,13 @@ struct Conv1x1Sm90 {
 
   // Adds the products of a chunk of 32 rows of x, which is in the next stage, and for Mix also in the one after that.
   __device__ __forceinline__ void multiply_chunk(Product& product, int k, bool with_weight, unsigned x_at,
-                                                 uint64_t weight_at, uint64_t second_half) {
+                                                 uint64_t first_half, uint64_t second_half) {
     const auto load = [&](unsigned(&v)[4], int step) {
-      load_transposed(v, x_at + ring.stage * kStageBytes + step * 16 * kRowBytes);
+      load_transposed(v, x_at + ring.stage * Ring::kStageBytes + step * 16 * Ring::kRowBytes);
     };
     [[maybe_unused]] unsigned first[2][4];
     next_stage(with_weight, [&](int next) {
-      if constexpr (std::is_same_v<Prologue, Attention>) attend(next, k);
+      if constexpr (std::is_same_v<Prologue, Attention>) coefficients.attend(ring, next, k);
     });
     if constexpr (Prologue::sources == 2) {
       load(first[0], 0), load(first[1], 1);
@@ -158,10 +125,10 @@ struct Conv1x1Sm90 {
     const auto step = [&](int i) {
       unsigned(&v)[4] = product.x[i];
       load(v, i);
-      if constexpr (std::is_same_v<Prologue, NormRelu> || std::is_same_v<Prologue, Mix>) apply(v, first[i], k + i * 16);
+      if constexpr (coefficients.kInRegisters) apply(v, first[i], k + i * 16);
       const uint64_t further = (k + i * 16) / 8 * kMatrixBytes >> 4;
       fence_products();
-      multiply(product.sum[0], v, weight_at + further, k + i * 16 > 0);
+      multiply(product.sum[0], v, first_half + further, k + i * 16 > 0);
       multiply(product.sum[1], v, second_half + further, k + i * 16 > 0);
       commit_products();
       wait_for_products<1>();  // the registers of the step before may change
@@ -182,10 +149,10 @@ struct Conv1x1Sm90 {
     const float4 entry = load_shared<float4>(table + (row + quad * 2) * sizeof(float2));  // of two rows
     if constexpr (std::is_same_v<Epilogue, Mask>) {
       const float2 at = unpack(other);
-      if (entry.x * at.x + entry.y <= 0) value.x = 0;
-      if (entry.z * at.y + entry.w <= 0) value.y = 0;
+      if (stopped(at.x, entry.x, entry.y)) value.x = 0;
+      if (stopped(at.y, entry.z, entry.w)) value.y = 0;
     } else if constexpr (!kAttends) {
-      if (ring.others) {
+      if (parts.others) {
         const float2 add = unpack(other);
         value = {value.x + add.x, value.y + add.y};
       }
@@ -200,7 +167,7 @@ struct Conv1x1Sm90 {
     [[maybe_unused]] Unit x_unit;
     if constexpr (Epilogue::masks) {
       const int local = i * 16 + lane / 2;
-      x_unit = load_shared<Unit>(ring.at + ring.stage * kStageBytes + local * kRowBytes +
+      x_unit = load_shared<Unit>(ring.at + ring.stage * Ring::kStageBytes + local * Ring::kRowBytes +
                                  (((warp * 2 + lane % 2) ^ (local % 8)) * 16));
     }
     [[maybe_unused]] float2 entry;
@@ -221,10 +188,10 @@ struct Conv1x1Sm90 {
         const float2 at = unpack(x_unit.pairs[j]);
         const float first = unmix(weights, unpack(before).y, value.x, value.y);
         const float second = unmix(weights, value.x, value.y, unpack(after).x);
-        value.x = entry.x * at.x + entry.y <= 0 ? 0 : first, value.y = entry.x * at.y + entry.y <= 0 ? 0 : second;
+        value.x = stopped(at.x, entry.x, entry.y) ? 0 : first, value.y = stopped(at.y, entry.x, entry.y) ? 0 : second;
       }
       const float2 by = Epilogue::masks ? unpack(x_unit.pairs[j]) : value;
-      sums.x += value.x + value.y, sums.y += value.x * by.x + value.y * by.y;
+      add_pair(sums.x, sums.y, value, by);
     }
     return sums;
   }
@@ -232,8 +199,7 @@ struct Conv1x1Sm90 {
   // Sums over this warp's columns: of y in even lanes, of its square or product in odd ones. Row 16 i + lane / 2.
   using RowSums = float[Epilogue::sums ? kMaxM / 16 : 1];
 
-  // The epilogue of a tile: sum[i][4 j + 2 h + e] has row 144 i + 8 j + 2 quad + e, column lane / 4 + 8 h of the
-  // warp's.
+  // The epilogue of a tile: sum[i][4 j + 2 h + e] has row 144 i + 8 j + 2 quad + e, column lane / 4 + 8 h.
   __device__ __forceinline__ void finish(const Product& product, int tile, unsigned other_at, unsigned matrix_to,
                                          unsigned unit_at, RowSums& row_sums) {
     const int64_t column = int64_t{tile} * kColumns + warp * 16 + lane % 2 * kUnitElements;
@@ -241,13 +207,15 @@ struct Conv1x1Sm90 {
 #pragma unroll
     for (int batch = 0; batch < kBatches; ++batch) {
       if (batch * kDepth >= a.m) break;
-      if (ring.others) next_stage(false);
+      if (parts.others) next_stage(false);
       __syncwarp();  // the rows before have been read
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         unsigned v[4];  // of rows 0-7: columns 0-7, 8-15; of rows 8-15
         [[maybe_unused]] unsigned other[4];
-        if (ring.others && !kAttends) load_transposed(other, other_at + ring.stage * kStageBytes + i * 16 * kRowBytes);
+        if (parts.others && !kAttends) {
+          load_transposed(other, other_at + ring.stage * Ring::kStageBytes + i * 16 * Ring::kRowBytes);
+        }
 #pragma unroll
         for (int part = 0; part < 4; ++part) {
           const int row = batch * 32 + i * 16 + part / 2 * 8;  // but for 2 quad
@@ -282,50 +250,38 @@ struct Conv1x1Sm90 {
     const unsigned sums_at = memory + (threadIdx.x / 32 * kWarpSums + lane % 2 * kMaxM + lane / 2) * sizeof(float);
 #pragma unroll
     for (int i = 0; i < kMaxM / 16; ++i) store_shared(sums_at + i * 16 * sizeof(float), row_sums[i]);
-    __syncthreads();
-    for (int i = threadIdx.x; i < kWarpSums; i += kBlockThreads) {
-      const int row = i % kMaxM;
-      if (row >= a.m) continue;
-      float total = 0;
-#pragma unroll
-      for (int w = 0; w < kGroups * kGroupWarps; ++w) {
-        total += load_shared<float>(memory + (w * kWarpSums + i) * sizeof(float));
-      }
-      a.sums[(int64_t{blockIdx.x} * 2 + i / kMaxM) * a.m + row] = total;
-    }
+    write_row_sums<kBlockThreads, kGroups * kGroupWarps, kMaxM>(a, reinterpret_cast<float*>(shared_memory_pointer()), 0,
+                                                                blockIdx.x);
   }
 
   __device__ __forceinline__ void run() {
     if (!a.early) wait_for_previous_kernel();
 #pragma unroll 1
-    for (int i = 0; i < kStages - 1; ++i) copy_weight();
+    for (int i = 0; i < kStages - 1; ++i) weight.copy();
     if (a.early) wait_for_previous_kernel();
     load_tables();
-    if constexpr (std::is_same_v<Prologue, Attention>) __syncthreads();  // a thread reads what ring.others have stored
-    ring.start();
+    if constexpr (std::is_same_v<Prologue, Attention>) __syncthreads();  // a thread reads what others have stored
+    ring.start(parts);
 
     // Where this lane's row of matrices lies in a stage. Of x: columns of the warp, the first or second 8 rows of a
     // step; of the residual or mask, the first or second 8 of 16 rows of y; then the columns.
     const unsigned x_at =
-        ring.at + (matrix / 2 * 8 + lane % 8) * kRowBytes + (((warp * 2 + matrix % 2) ^ (lane % 8)) * 16);
+        ring.at + (matrix / 2 * 8 + lane % 8) * Ring::kRowBytes + (((warp * 2 + matrix % 2) ^ (lane % 8)) * 16);
     // Of the rows of y that the warp writes: where this lane's row of matrices goes, and where its unit of a row lies.
     const unsigned matrix_to = place(matrix / 2 * 8 + lane % 8, matrix % 2), unit_at = place(lane / 2, lane % 2);
-    const uint64_t weight_at = descriptor(weight, kMatrixBytes, units * kMatrixBytes);
-    const uint64_t second_half =
-        descriptor(weight + kHalf / 8 * units * kMatrixBytes, kMatrixBytes, units * kMatrixBytes);
-
+    const uint64_t first_half = weight.half(0), second_half = weight.half(1);
     RowSums row_sums = {};
-    int tile = ring.first_tile;
+    int tile = parts.first_tile;
 #pragma unroll 1
-    do {  // the first one also where there is none for this group: the other waits for its part of the weight
+    do {  // at least once, even without a tile for this group: the other group waits for its part of the weight
       Product product;
 #pragma unroll 1
-      for (int chunk = 0; chunk < ring.chunks; ++chunk) {
-        multiply_chunk(product, chunk * kDepth, tile == ring.first_tile, x_at, weight_at, second_half);
+      for (int chunk = 0; chunk < parts.chunks; ++chunk) {
+        multiply_chunk(product, chunk * kDepth, tile == parts.first_tile, x_at, first_half, second_half);
       }
       wait_for_products<0>();
       finish(product, tile, x_at, matrix_to, unit_at, row_sums);
-    } while ((tile += ring.tile_step) < ring.tile_count);
+    } while ((tile += parts.tile_step) < parts.tile_count);
     if constexpr (Epilogue::sums) write_sums(row_sums);
   }
 };

@@ -21,7 +21,7 @@ namespace {
 // A warp makes 48 x 72 outputs from fragments of 16 rows of g and 8 rows of x, 16 columns a step.
 constexpr int kFragmentsM = 3, kFragmentsK = 9;
 constexpr int kWarpM = 16 * kFragmentsM, kWarpK = 8 * kFragmentsK;
-// Of 12 warps, 3 share out the rows of g; 1, 2 or 4 share out those of x; those left, 4, 2 or 1, the steps of a chunk.
+// 12 warps: 3 divide the rows of g, 1, 2 or 4 those of x, and the remaining factor of 4, 2 or 1 the steps of a chunk.
 constexpr int kWarpsM = 3, kMaxWarpsK = 4;
 constexpr int kTileM = kWarpM * kWarpsM, kTileK = kWarpK * kMaxWarpsK;  // rows of g and of x in a tile, at most
 
@@ -51,8 +51,8 @@ struct WeightGrad {
 template <int steps>
 struct Outputs {
   float sums[kFragmentsM][kFragmentsK][4] = {};
-  // Where this lane's rows of the fragments' matrices lie in a chunk of g and of x at the warp's first step. A row past
-  // the last stands for the last: what comes of it is not written.
+  // Where this lane's rows of the fragments' matrices lie in a chunk of g and of x at the warp's first step. Rows past
+  // the last read the last one; their outputs are not written.
   int g_rows[kFragmentsM], x_pairs[kFragmentsK / 2], x_last;
 
   __device__ Outputs(int m, int k, int rows_m, int rows_k, int first_step) {
@@ -97,7 +97,7 @@ struct Outputs {
   __device__ float& at(int i) { return sums[i / 4 / kFragmentsK][i / 4 % kFragmentsK][i % 4]; }
 };
 
-// The hardware takes the number as a constant.
+// The instruction takes the number as a constant.
 __device__ inline void wait_for_all_but(int groups) {
   static_assert(kMaxStages == 6);
   switch (groups) {
@@ -114,7 +114,7 @@ __device__ inline void wait_for_all_but(int groups) {
   }
 }
 
-// Groups of warps add up what they made of the same outputs: the upper half of them hands over to the lower half.
+// Groups of warps add up their parts of the same outputs: the upper half hands over to the lower half.
 template <int groups, int steps>
 __device__ inline void add_groups(Outputs<steps>& outputs, int group, unsigned ring) {
   constexpr int group_threads = kThreads / groups;
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv1x1_weight_grad_kernel(const 
       if (mixed) copy_rows(stage + h_offset, h, rows_m, a.p, column(chunk), share);
       copy_rows(stage + x_offset, x, rows_k, a.p, column(chunk), share);
     }
-    commit_copies();  // of nothing, past the last chunk, so that the count of groups goes on
+    commit_copies();  // empty past the last chunk, to keep the count of groups
   };
   wait_for_previous_kernel();
   unsigned free = ring;
@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv1x1_weight_grad_kernel(const 
   Outputs<steps> outputs(warp_m, warp_k, rows_m, rows_k, group * steps);
   unsigned stage = ring;
   for (int chunk = split; chunk < chunks; chunk += a.splits, stage = next(stage), free = next(free)) {
-    // A thread transforms what it has copied itself, for which its own wait is enough. Zeros past the last column stay.
+    // A thread transforms what it copied itself, so its own wait is enough. Zeros past the last column stay.
     wait_for_all_but(a.stages - 2);
     if (column(chunk) < a.p) {
       if (mixed) mix_rows(stage, h_offset, mixes, rows_m, share);

@@ -1,5 +1,5 @@
 // Batch norm of channel-major matrices (C, P) in training as operators: from row sums to coefficients, and to the
-// gradients of its parameters. What uses the coefficients is in the matrix products and the shift.
+// gradients of its parameters. The matrix products and the shift use the coefficients.
 #include "block/checks.h"
 #include "block/norm_gradients.cuh"
 #include "block/operators.h"

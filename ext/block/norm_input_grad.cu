@@ -12,7 +12,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
   // mix[0] * g + mix[1] * x + mix[2] + residual, (C, P), mix (3, C). Columns are pixels of clips of 8 or 16 frames,
   // geometry N, T, H, W, in the order N, H, W, T; part (C, P') is added to g at every stride-th row and column of
   // pixels. With attention (C, 3), by which the frames of relu(scale * x + bias) were mixed, g is the gradient of the
-  // mix: with the gradient of attention, which else is empty.
+  // mix. -> the gradient of x, and that of attention, which is empty without it.
   m.def(
       "norm_input_grad(Tensor g, Tensor x, Tensor mix, Tensor? residual, Tensor? part, int[] geometry, int stride, "
       "Tensor? scale, Tensor? bias, Tensor? attention) -> (Tensor, Tensor)");

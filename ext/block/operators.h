@@ -1,5 +1,5 @@
 // The operators of the fused block on NVIDIA GPUs, as block.cu calls them; rubiks/ops/fused defines them.
-// Activations are matrices (C, P) of bfloat16, all else is float32.
+// Activations are matrices (C, P) of bfloat16, everything else is float32.
 #pragma once
 
 #include "block/norm_gradients.cuh"
@@ -35,8 +35,8 @@ struct Conv1x1Options {
 // tensor.
 std::tuple<Tensor, Tensor> conv1x1(const Activation& input, const Tensor& weight, const Conv1x1Options& options);
 
-// transposed (K, M) @ upstream, down to the norm of the input where that is given: 0 where its ReLU was closed, and the
-// row sums and those of the product with x in parts (parts, 2, K), else an empty tensor. With attention the result is
+// transposed (K, M) @ upstream. Where the norm of the input is given, 0 where its ReLU gave 0, and the row sums and
+// those of the product with x in parts (parts, 2, K); otherwise an empty tensor. With attention the result is
 // as it is, and the sums are of the gradient before the mix.
 std::tuple<Tensor, Tensor> conv1x1_grad(const Upstream& upstream, const Tensor& transposed,
                                         const std::optional<Activation>& input, bool early);

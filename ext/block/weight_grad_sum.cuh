@@ -20,7 +20,7 @@ struct WeightGradParts {
   } at[kMaxGradients];
 };
 
-// sum[i] = sum of parts[s][i] over s, in a fixed order, in vectors of floats; blockIdx.y chooses of the list.
+// sum[i] = sum of parts[s][i] over s, in a fixed order, in vectors of floats; blockIdx.y chooses from the list.
 template <typename vector>
 __global__ void __launch_bounds__(kSumColumns* kSumGroups)
     weight_grad_sum_kernel(const __grid_constant__ WeightGradParts list) {

@@ -1,11 +1,11 @@
-// Asynchronous copies from global to shared memory (cp.async), from compute capability 8.0 on. Shared memory is given
-// by its own 32-bit addresses.
+// Asynchronous copies from global to shared memory (cp.async), from compute capability 8.0 on. Places in shared
+// memory are 32-bit addresses.
 #pragma once
 
 namespace rubiks {
 namespace {
 
-// 16 bytes; on older GPUs a copy that is done at once.
+// 16 bytes; a synchronous copy on older GPUs.
 __device__ inline void copy_async(unsigned to, const void* from) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
@@ -16,7 +16,7 @@ __device__ inline void copy_async(unsigned to, const void* from) {
 #endif
 }
 
-// `bytes` bytes, 4 or 16; zeros, and nothing is read, where not `inside`.
+// `bytes` bytes, 4 or 16; where not `inside`, writes zeros and reads nothing.
 template <int bytes = 16>
 __device__ inline void copy_async(unsigned to, const void* from, bool inside) {
   static_assert(bytes == 4 || bytes == 16);

@@ -1,4 +1,4 @@
-// Shared memory by its own 32-bit addresses: with pointers, the compiler works out the address space at every access.
+// Shared memory by 32-bit addresses: with pointers, the address space may be worked out at every access.
 #pragma once
 
 #include <cuda_runtime.h>

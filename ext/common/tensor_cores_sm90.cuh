@@ -1,4 +1,4 @@
-// Hopper's own matrix instructions (wgmma) and what they need, in code for the architecture 9.0a alone.
+// Hopper's matrix instructions (wgmma) and what they need, only in code for architecture 9.0a.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ constexpr int kProductRows = 144;  // rows of b^T that one instruction takes
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// What the instruction is told of a matrix in shared memory: it lies in blocks of 8 x 8 elements, `next_k` bytes apart
-// along the sum and `next_row` bytes along the rows.
+// Describes a matrix in shared memory to the instruction: blocks of 8 x 8 elements, `next_k` bytes apart along the sum
+// and `next_row` bytes along the rows.
 __device__ inline uint64_t descriptor(unsigned address, int next_k, int next_row) {
   return uint64_t{(address & 0x3ffff) >> 4} | uint64_t(next_k >> 4) << 16 | uint64_t(next_row >> 4) << 32;
 }
@@ -29,7 +29,7 @@ __device__ inline void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
-// sum (64, 144) [+]= a (64, 16) @ b (16, 144), b by its descriptor; each warp has 16 rows, laid out as for
+// sum (64, 144) [+]= a (64, 16) @ b (16, 144), b given by its descriptor; each warp has 16 rows, laid out as for
 // multiply_add.
 __device__ inline void multiply(float (&sum)[kProductRows / 2], const unsigned (&a)[4], uint64_t b, bool add) {
 #define RUBIKS_4(i) "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3])

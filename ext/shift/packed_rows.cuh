@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kTall = 2, kWide = 7;  // of a thread's patch of pixels
 
-// Rows of pixels in shared memory. Two numbers of 16 bits come and go as one word, wherever in it the row starts.
+// Rows of pixels in shared memory. Two 16-bit numbers are read and written as one word, wherever the row starts in it.
 
 __device__ inline void store_half(unsigned address, unsigned v) {
   asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(static_cast<unsigned short>(v)) : "memory");

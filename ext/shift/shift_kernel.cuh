@@ -15,7 +15,7 @@ constexpr int kStages = 3;     // frames of a tile in shared memory
 constexpr int kHead = 16;      // bytes of zeros before a stage's data: what a tap outside the source reads
 constexpr int kSharedBytes = 48 * 1024;                        // of a block, without asking for more
 constexpr int kSumBytes = kThreads / 32 * sizeof(double);  // of them for block_sum()
-// Blocks per multiprocessor that the compiler leaves registers for: with fewer, waiting shows; with more, it spills.
+// Blocks per multiprocessor that the compiler leaves registers for: with fewer, latency shows; with more, it spills.
 constexpr int kForwardBlocks = 7, kBackwardBlocks = 5;
 constexpr int kBlocks = 2048, kRuns = 8;  // a block makes up to kRuns tiles where that leaves kBlocks blocks
 
@@ -26,7 +26,7 @@ __device__ inline void round(double v, double* p) { *p = v; }
 __device__ inline void round(float v, __half* p) { *p = __float2half_rn(v); }
 __device__ inline void round(float v, __nv_bfloat16* p) { *p = __float2bfloat16_rn(v); }
 
-// Values from shared memory, by its own 32-bit addresses: with pointers, every access works out the address space anew.
+// Values from shared memory, by 32-bit addresses: with pointers, every access has to work out the address space.
 template <typename scalar, typename real, int wide>
 __device__ inline void load(unsigned address, real (&v)[wide]) {
   if constexpr (sizeof(scalar) == 8) {
@@ -62,7 +62,7 @@ struct Patch {
   static constexpr int tap_rows = (tall - 1) * step + 2, tap_cols = (wide - 1) * step + 2;
 
   int item, row, col;  // of the tile
-  int rows;            // of pixels that there are
+  int rows;            // of pixels inside the result
 
   __device__ Patch(const Tile& tile) {
     const int patch_cols = (tile.cols + wide - 1) / wide, patch_rows = (tile.rows + tall - 1) / tall;
@@ -136,7 +136,7 @@ struct PatchState {
     }
   }
 
-  // The next clip's x begins.
+  // Starts x of the next clip.
   __device__ void clear_x() {
 #pragma unroll
     for (int i = 0; i < tall * wide; ++i) x_before[i / wide][i % wide] = 0;
@@ -202,7 +202,7 @@ __device__ inline Sums<real> walk(const Arguments& a, const Tile& tile, const Ma
 #pragma unroll 1
   while (run < tile.runs) {
     wait_for_copies<kStages - 2>();
-    __syncthreads();  // the frame is there, and all threads have left the stage that is filled next
+    __syncthreads();  // the frame is complete, and all threads have left the stage that is filled next
     fetch(stage == 0 ? kStages - 1 : stage - 1);
     const bool read = locate<backward>(a.t, maps.t.base + frame) >= 0;
     unsigned here = shared + stage * plan.stage_bytes;

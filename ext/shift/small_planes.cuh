@@ -5,8 +5,8 @@
 // copied back: memory is only touched in whole units of 16 bytes, and no warp waits for another.
 //
 // In place, the result of frame j takes the place of frame j of the source once frames base + j and base + j + 1 have
-// been read. Walking forward in time needs no frame again that is overwritten where base >= -1; otherwise the walk goes
-// back in time, as over the mirrored clip.
+// been read. Where base >= -1, walking forward in time never needs an overwritten frame again; otherwise the walk goes
+// backward in time, as over the mirrored clip.
 #pragma once
 
 #include "shift/packed_rows.cuh"
@@ -19,7 +19,7 @@ constexpr int kZeros = 32;            // bytes of zeros at every frame: at least
 constexpr int kPackBlocks = 16;      // warps per multiprocessor that the compiler leaves registers for
 
 // Planes that a warp makes: of consecutive clips of one channel, or of consecutive channels of one clip. In shared
-// memory as in memory, but for zeros in front of every frame: what a row of taps outside the source reads.
+// memory they lie as in memory, but with zeros before every frame, for rows of taps outside the source.
 struct Pack {
   bool clips;
   int planes, lanes;        // of the pack; threads for each

@@ -10,7 +10,7 @@
 namespace rubiks {
 namespace {
 
-// The pack of planes that a warp makes; without planes where shift_kernel has to serve.
+// The pack of planes that a warp makes; no planes where shift_kernel has to be used.
 Pack plan_pack(const Arguments& a, bool backward, int size) {
   Pack p = {};
   for (const Line* l : {&a.t, &a.h, &a.w}) {

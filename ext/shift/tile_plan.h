@@ -67,7 +67,7 @@ Plan plan_tiles(const Arguments& a, int size) {
   p.source.lanes = p.x.lanes = p.threads / p.items;
   p.row_tiles = static_cast<int>(ceil_div(a.h.result, rows));
   p.col_tiles = static_cast<int>(ceil_div(a.w.result, cols));
-  // Setting up a tile costs as much as several frames of it, so a block goes on with the same tile of further clips.
+  // Setting up a tile costs as much as several frames of it, so a block continues with the same tile of more clips.
   const int64_t sets = ceil_div(a.n, items), blocks = sets * a.c * p.row_tiles * p.col_tiles;
   const int64_t runs = std::min(std::min<int64_t>(sets, kRuns), std::max<int64_t>(blocks / kBlocks, 1));
   p.runs = a.n % items ? 1 : static_cast<int>(runs);
