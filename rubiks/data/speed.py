@@ -67,7 +67,7 @@ def measure(records: Sequence[VideoRecord], views: Views, reader: str, batch_siz
                     unproven += video.seek == "none"
                 with timed("views"):
                     made, label = views(clips, records[index].label, rng)
-                    samples.append({"views": made, "label": label, "index": index})
+                    samples.append({"views": made, "label": label, "index": index, "reader": video.reader})
             with timed("collate"):
                 batch = collate(samples)
             if torch.cuda.is_available() and samples:
