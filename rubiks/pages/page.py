@@ -11,13 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rubiks.files import write_atomically
+from rubiks.pages import charts
 
 HERE = Path(__file__).parent
 
 
 def percent(share: float | None, digits: int = 1) -> str:
     """A share in percent, such as 61.73 -> "61.7%"; a dash where it is not defined."""
-    return "–" if share is None else f"{share:.{digits}f}%"
+    return "\N{EN DASH}" if share is None else f"{share:.{digits}f}%"
 
 
 def count(number: int, singular: str, plural: str | None = None) -> str:
@@ -30,13 +31,14 @@ def data_url(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def write(path: Path, template: str, scripts: Sequence[str] = (), **context: Any) -> None:
+def write(path: Path, template: str, scripts: Sequence[str] = (), styles: Sequence[str] = (), **context: Any) -> None:
     """Write a page.
 
     Args:
         path: the HTML file.
         template: in templates/, one that extends base.html.
         scripts: JavaScript files of this folder that the page includes, in this order.
+        styles: CSS files that it includes after style.css.
         context: what the template shows. Text is escaped; `{{ data | tojson }}` is safe in a script element.
 
     Raises:
@@ -45,7 +47,11 @@ def write(path: Path, template: str, scripts: Sequence[str] = (), **context: Any
     text = (
         _environment()
         .get_template(template)
-        .render(style=_source("style.css"), scripts=[_source(name) for name in scripts], **context)
+        .render(
+            styles=[_source(name) for name in ("style.css", *styles)],
+            scripts=[_source(name) for name in scripts],
+            **context,
+        )
     )
     # File names may not be text.
     write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8", errors="backslashreplace"))
@@ -60,7 +66,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
-    environment.filters |= {"percent": percent, "count": count}
+    environment.filters |= {"percent": percent, "count": count, "commas": "{:,}".format}
+    environment.globals["tick"] = charts.label
     return environment
 
 
