@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +42,14 @@ def write(place: Path, out: Path | None = None, published: Published | None = No
     path = found.folder / REPORT if out is None else out
     page.write(path, "report.html", ["table.js", "matrix.js"], ["charts.css", "report.css"], **build(found, published))
     return path
+
+
+def clear(folder: Path) -> None:
+    """Remove the report of an earlier evaluation, and what only the report needs."""
+    for path in (folder / REPORT, folder / learned.FILE):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    previews.clear(folder)
 
 
 def build(found: Results, published: Published | None = None) -> dict[str, Any]:
