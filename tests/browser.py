@@ -40,6 +40,7 @@ class Browser:
         os.close(to_write)
         self._received = b""
         self._ids = itertools.count(1)
+        self._target: str | None = None
         self.events: list[dict[str, Any]] = []
 
     def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
@@ -58,8 +59,11 @@ class Browser:
             self._receive()
 
     def open(self, file: Path, width: int = 1440, height: int = 900, dark: bool = False) -> Page:
-        """A file in a new page of this size."""
+        """A file in a new page of this size, instead of the page before."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        if self._target is not None:
+            self.call("Target.closeTarget", targetId=self._target)
+        self._target = target
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.events.clear()
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -136,10 +140,11 @@ class Page:
         self.run(f"{field}.value = {json.dumps(text)}, {field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
 
     def screenshot(self, file: Path | None = None, whole: bool = False, **clip: float) -> bytes:
-        """A PNG of what is seen, of the whole page, or of a part: x, y, width, height."""
+        """A PNG of what is seen, of the whole page, or of a part of the window: x, y, width, height."""
         options: dict[str, Any] = {"captureBeyondViewport": whole}
         if clip:
-            options["clip"] = {"scale": 1} | clip
+            left, top = self.run("new Promise((done) => requestAnimationFrame(() => done([scrollX, scrollY])))")
+            options["clip"] = clip | {"scale": 1, "x": clip["x"] + left, "y": clip["y"] + top}
         content = base64.b64decode(self.call("Page.captureScreenshot", **options)["data"])
         if file is not None:
             file.write_bytes(content)

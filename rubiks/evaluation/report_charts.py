@@ -25,7 +25,14 @@ def reliability(curve: dict[str, list[Any]]) -> dict[str, Any]:
     shares = [100 * count / total for count in counts]
     width = 100 / len(counts)
     bins = [
-        {"from": number * width, "to": (number + 1) * width, "count": count, "confidence": x, "accuracy": y}
+        {
+            "from": number * width,
+            "to": (number + 1) * width,
+            "count": count,
+            "confidence": x,
+            "accuracy": y,
+            "radius": round(2.5 + 5 * (count / total) ** 0.5, 2),
+        }
         for number, (count, x, y) in enumerate(zip(counts, curve["confidence"], curve["accuracy"], strict=True))
     ]
     return {

@@ -36,7 +36,7 @@
     canvas.width = Math.round(width * density);
     canvas.height = Math.round(height * density);
     context.setTransform(density, 0, 0, density, 0, 0);
-    gutter = clamp(width * 0.24, 76, 210);
+    gutter = clamp(width * 0.26, 92, 220);
     side = Math.min(width, height) - gutter;
     draw();
   }
@@ -63,7 +63,7 @@
       context.fillRect(x(place[predicted]), y(place[label]), large, large);
     }
     context.globalAlpha = 1;
-    if (step >= 26) drawShares(colour("text"), step);
+    if (step >= 26) drawShares(colour("text"), colour("card"), step);
     if (chosen) {
       context.strokeStyle = colour("text");
       context.lineWidth = 1.5;
@@ -77,13 +77,13 @@
   const x = (column) => gutter + (column - left) * cell();
   const y = (row) => gutter + (row - top) * cell();
 
-  function drawShares(ink, step) {
+  function drawShares(ink, paper, step) {
     context.font = `${clamp(step / 3, 9, 13)}px system-ui, sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
-    context.fillStyle = ink;
     for (const [label, predicted, videos] of data.cells) {
       const share = Math.round((100 * videos) / support[label]);
+      context.fillStyle = share > 40 ? paper : ink;
       context.fillText(share, x(place[predicted]) + step / 2, y(place[label]) + step / 2);
     }
   }
@@ -104,13 +104,18 @@
         const middle = gutter + (number + 0.5 - start) * step;
         if (middle < gutter || middle > (vertical ? width : height)) continue;
         context.save();
-        context.font = `${number === own ? "600 " : ""}${all ? font : 12}px system-ui, sans-serif`;
+        const points = all ? font : 12;
+        context.font = `${number === own ? "600 " : ""}${points}px system-ui, sans-serif`;
         context.fillStyle = number === own ? ink : quiet;
         context.textBaseline = "middle";
         context.textAlign = vertical ? "left" : "right";
         context.translate(...(vertical ? [middle, gutter - 6] : [gutter - 6, middle]));
         if (vertical) context.rotate(-Math.PI / 2);
-        context.fillText(fitted(data.classes[order[number]], gutter - 10), 0, 0);
+        const most = Math.max(1, Math.floor(step / (points + 2)));
+        const lines = wrapped(data.classes[order[number]], gutter - 10, most);
+        lines.forEach((line, place) => {
+          context.fillText(line, 0, (place - (lines.length - 1) / 2) * (points + 2));
+        });
         context.restore();
       }
     }
@@ -120,6 +125,19 @@
     context.textBaseline = "alphabetic";
     context.fillText("predicted →", gutter - 6, gutter - 20);
     context.fillText("class ↓", gutter - 6, gutter - 6);
+  }
+
+  // A name in lines that fit, at most so many.
+  function wrapped(text, room, most) {
+    const lines = [];
+    let rest = text.split(" ");
+    while (rest.length && lines.length < most - 1) {
+      let count = 1;
+      while (count < rest.length && context.measureText(rest.slice(0, count + 1).join(" ")).width <= room) count++;
+      lines.push(fitted(rest.slice(0, count).join(" "), room));
+      rest = rest.slice(count);
+    }
+    return rest.length ? [...lines, fitted(rest.join(" "), room)] : lines;
   }
 
   // A name with its middle left out if it is too long: names often begin alike.
