@@ -201,7 +201,7 @@
   };
 
   canvas.addEventListener("wheel", (event) => {
-    if (zoom === 1 && event.deltaY > 0) return; // the page scrolls
+    if (!event.ctrlKey && document.activeElement !== canvas) return; // the page scrolls
     event.preventDefault();
     zoomAt(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.002)), ...at(event));
   }, { passive: false });
