@@ -6,10 +6,12 @@ import csv
 import json
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import evaluations
+import forked
 import numpy as np
 import pytest
 import torch
@@ -241,6 +243,27 @@ def test_without_a_report_none_is_left(trained, tmp_path):
         )  # fmt: skip
     assert "Report" not in out
     assert {path.name for path in folder.iterdir()}.isdisjoint({"report.html", "previews", "shifts.json"})
+
+
+def test_an_evaluation_that_is_stopped_while_it_reports_keeps_its_results(trained, tmp_path, monkeypatch):
+    def wait(*_) -> None:
+        print("inside", flush=True)
+        time.sleep(60)
+
+    monkeypatch.setattr("rubiks.evaluation.previews.write", wait)
+    data = trained.parents[1] / "data"
+    process = forked.start(
+        tmp_path, "eval", "data.workers=0", "data.level=textured", f"data.root={data}", "data.train_videos=24",
+        "data.val_videos=16", *QUICK, f"ckpt={trained}", "run=stopped",
+    )  # fmt: skip
+    next(line for line in process.stdout if line.startswith("inside"))
+    process.send_signal(signal.SIGTERM)
+    status, _, err = forked.end(process, timeout=60)
+    assert (status, err) == (
+        143,
+        "interrupted by SIGTERM: the results are written, the report is not: rubiks report outputs/stopped writes it\n",
+    )
+    report.write(tmp_path / "outputs/stopped")
 
 
 def test_an_unreadable_video_is_listed(trained, tmp_path, browser):  # noqa: F811
