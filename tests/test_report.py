@@ -307,6 +307,9 @@ def test_what_the_command_refuses(tmp_path, monkeypatch, rubiks_command):
     assert "own.html cannot be written" in refused("night", "--out", "file/own.html")
     (folder / "results.json").write_text(text[: len(text) // 2])
     assert "results.json cannot be read" in refused("night")
+    kept = {name: value for name, value in json.loads(text).items() if name not in ("clips", "device")}
+    (folder / "results.json").write_text(json.dumps(kept))
+    assert "results.json has no clips, device; evaluate again" in refused("night")
     (folder / "results.json").write_text(text)
     (folder / "other").mkdir()
     evaluations.write(folder / "other", evaluations.random_predictions(["a", "b"], 8))

@@ -29,7 +29,7 @@ from rubiks.pages.previews import animation, with_map
 
 FOLDER, LIST = "previews", "previews.json"
 MOST = 12  # of a kind
-LARGEST = 1 << 18  # bytes of a file that the report takes in; ours are far smaller
+LARGEST = 1 << 17  # bytes of a file that the report takes in; ours are far smaller
 
 Kind = Literal["mistake", "hit"]
 

@@ -6,11 +6,18 @@ import contextlib
 from pathlib import Path
 from typing import Any, Protocol
 
+from rubiks.errors import InputError
 from rubiks.evaluation import learned, previews, report_charts, report_classes, results
 from rubiks.evaluation.results import Results
 from rubiks.pages import page
 
 REPORT = "report.html"
+# What the report shows of results.json, besides what `results.read` demands.
+NEEDED = (
+    "data", "list_sha256", "manifest_sha256", "clips", "crops", "crop_size", "short_side", "mean", "sampling", "window",
+    "num_frames", "frame_order", "listed", "left_out", "skipped", "readers", "tier", "variant", "num_classes",
+    "checkpoint", "checkpoint_sha256", "epoch", "seconds", "device", "precision", "versions", "date",
+)  # fmt: skip
 SKIPPED = 500  # videos named among those that were left out
 
 
@@ -55,6 +62,9 @@ def clear(folder: Path) -> None:
 def build(found: Results, published: Published | None = None) -> dict[str, Any]:
     """What the template shows."""
     numbers = found.numbers
+    missing = [key for key in NEEDED if key not in numbers]
+    if missing:
+        raise InputError(f"{found.folder / results.RESULTS} has no {', '.join(missing)}; evaluate again")
     shown, left_out = previews.read(found.folder, found.predictions, numbers["date"])
     return {
         "numbers": numbers,
@@ -84,7 +94,7 @@ def protocol_in_words(numbers: dict[str, Any]) -> str:
         f"{crops} of {numbers['crop_size']} pixels, short side {numbers['short_side']} pixels"
     )
     views = numbers["clips"] * numbers["crops"]
-    return text if views == 1 else f"{text}; mean {numbers['mean']} of {views} views"
+    return text if views == 1 else f"{text}; the {numbers['mean']} of the {views} views are averaged"
 
 
 def facts(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:

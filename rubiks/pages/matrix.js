@@ -253,8 +253,7 @@
   }
   const select = document.getElementById("matrix-order");
   select.addEventListener("change", () => arrange(select.value === "confusion"));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  addEventListener("beforeprint", draw);
+  for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", draw);
   arrange(select.value === "confusion");
   new ResizeObserver(resize).observe(canvas);
 }
