@@ -126,7 +126,7 @@ def _evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine
 
 def _scored_clips(data: VideoDataModule, indices: list[int], protocol: Protocol) -> Callable[[int], Tensor | None]:
     """Reads the first clip's centre crop uint8 (T, 3, H, W) of the video at a place in the predictions once more."""
-    dataset = data.predict_dataloader().dataset
+    dataset = data.dataset("val")
 
     def clip_of(place: int) -> Tensor | None:
         item = dataset[0, indices[place], 0]
