@@ -107,15 +107,15 @@ def facts(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
             "classes": f"{numbers['num_classes']:,}",
             **({} if share is None else {"channels shifted in time": page.percent(100 * share, 2)}),
             "checkpoint": numbers["checkpoint"],
-            "SHA-256": numbers["checkpoint_sha256"],
+            "its SHA-256": numbers["checkpoint_sha256"],
             **({} if numbers["epoch"] is None else {"epoch": f"{numbers['epoch']}"}),
         },
         "Data": {
             "data set": numbers["data"],
             "listed videos": f"{numbers['listed']:,}",
             "scored videos": f"{numbers['videos']:,}",
-            "SHA-256 of the list": numbers["list_sha256"],
-            "SHA-256 of the manifest": "no manifest" if manifest is None else manifest,
+            "list, SHA-256": numbers["list_sha256"],
+            "manifest": "no manifest" if manifest is None else manifest,
             "read by": ", ".join(f"{name} ({count:,})" for name, count in numbers["readers"].items()),
         },
         "Protocol": {

@@ -80,9 +80,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 def label(value: float) -> str:
     """A tick's number, short: 0.05, 20, 1.5k, 2e-5."""
-    if value and abs(value) < 0.001:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
+    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}".replace("e-0", "e-")
 
 
 def span(values: Iterable[float]) -> tuple[float, float]:
@@ -103,6 +101,6 @@ def thinned(points: Sequence[tuple[float, float]], most: int = 400) -> list[tupl
 
 
 def _step(low: float, high: float) -> float:
-    rough = (high - low) / 4
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)

@@ -38,7 +38,7 @@ def write(path: Path, template: str, scripts: Sequence[str] = (), styles: Sequen
         path: the HTML file.
         template: in templates/, one that extends base.html.
         scripts: JavaScript files of this folder that the page includes, in this order.
-        styles: CSS files that it includes after style.css.
+        styles: CSS files that it includes besides those of every page.
         context: what the template shows. Text is escaped; `{{ data | tojson }}` is safe in a script element.
 
     Raises:
@@ -48,7 +48,7 @@ def write(path: Path, template: str, scripts: Sequence[str] = (), styles: Sequen
         _environment()
         .get_template(template)
         .render(
-            styles=[_source(name) for name in ("style.css", *styles)],
+            styles=[_source(name) for name in ("style.css", "table.css", *styles)],
             scripts=[_source(name) for name in scripts],
             **context,
         )
