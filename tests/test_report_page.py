@@ -317,11 +317,12 @@ def test_400_classes_of_20_000_videos(tmp_path, browser):  # noqa: F811
 
 
 def test_a_published_score_stands_beside(tmp_path, browser):  # noqa: F811
-    class Row:
-        top1, top5 = 56.65, None
-
-    numbers = evaluations.write(tmp_path, evaluations.random_predictions(["a", "b"], 40))
-    shown = browser.open(report.write(tmp_path, published=Row()))
-    text = " ".join(shown.texts("main"))
+    same = {"data": "ssv2", "tier": "tiny", "variant": "rubiks3d", "protocol": "two_clip"}
+    predictions = evaluations.random_predictions(["a", "b"], 40)
+    numbers = evaluations.write(tmp_path, predictions, **same)
+    text = " ".join(browser.open(report.write(tmp_path)).texts("main"))
     assert f"published 56.65%, difference {numbers['top1'] - 56.65:+.2f}" in text
-    assert text.count("published") == 1
+    assert f"published 84.11%, difference {numbers['top5'] - 84.11:+.2f}" in text
+    for other in ({"data": "mine"}, {"protocol": "custom"}, {"frame_order": "reversed"}):
+        evaluations.write(tmp_path, predictions, **same | other)
+        assert "published" not in report.write(tmp_path).read_text()

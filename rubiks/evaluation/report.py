@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rubiks.errors import InputError
 from rubiks.evaluation import learned, previews, report_charts, report_classes, results
+from rubiks.evaluation.published import published
 from rubiks.evaluation.results import Results
 from rubiks.pages import page
 
@@ -21,23 +22,12 @@ NEEDED = (
 SKIPPED = 500  # videos named among those that were left out
 
 
-class Published(Protocol):
-    """A published score of the same network under the same protocol, in percent; None where there is none."""
-
-    @property
-    def top1(self) -> float | None: ...
-
-    @property
-    def top5(self) -> float | None: ...
-
-
-def write(place: Path, out: Path | None = None, published: Published | None = None) -> Path:
+def write(place: Path, out: Path | None = None) -> Path:
     """Write the report of an evaluation.
 
     Args:
         place: the evaluation's folder, or its results.json.
         out: the HTML file; None for report.html in the folder.
-        published: the score to show beside this one.
 
     Returns:
         The HTML file.
@@ -47,7 +37,7 @@ def write(place: Path, out: Path | None = None, published: Published | None = No
     """
     found = results.read(place)
     path = found.folder / REPORT if out is None else out
-    page.write(path, "report.html", ["table.js", "matrix.js"], ["charts.css", "report.css"], **build(found, published))
+    page.write(path, "report.html", ["table.js", "matrix.js"], ["charts.css", "report.css"], **build(found))
     return path
 
 
@@ -59,7 +49,7 @@ def clear(folder: Path) -> None:
     previews.clear(folder)
 
 
-def build(found: Results, published: Published | None = None) -> dict[str, Any]:
+def build(found: Results) -> dict[str, Any]:
     """What the template shows."""
     numbers = found.numbers
     missing = [key for key in NEEDED if key not in numbers]
@@ -68,7 +58,7 @@ def build(found: Results, published: Published | None = None) -> dict[str, Any]:
     shown, left_out = previews.read(found.folder, found.predictions, numbers["date"])
     return {
         "numbers": numbers,
-        "published": published,
+        "published": published(numbers["data"], numbers["tier"], numbers["variant"], numbers["protocol"]),
         "protocol": protocol_in_words(numbers),
         "skipped": numbers["skipped"][:SKIPPED],
         "previews": {kind: [own for own in shown if own.kind == kind] for kind in ("mistake", "hit")},
