@@ -19,7 +19,7 @@ from rubiks.models import TIERS, VARIANTS
 from rubiks.models.inflation import RULES
 from rubiks.models.rubiksnet import STRIDE
 from rubiks.settings import MOST, Count, Expected, Name, Settings
-from rubiks.tracking import LoggerSettings
+from rubiks.tracking import EvaluationLoggerSettings, LoggerSettings
 from rubiks.trainers import CheckpointSettings, TrainerSettings
 from rubiks.training.aq import AttentionSchedule
 from rubiks.training.recipe import Recipe
@@ -175,12 +175,14 @@ class Evaluation(Experiment):
     aq: AttentionSchedule | None = None  # comes with variant=rubiks3d-aq; only training uses it
     data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, *Evaluation.DATA))]
     ckpt: Name | None = Field("latest", description="a checkpoint, ours or official, a run's folder, or latest")
+    logger: EvaluationLoggerSettings = EvaluationLoggerSettings()
     batch_size: Count = Field(16, description="videos per batch")
     frame_order: FrameOrder = Field("natural", description="order of the frames in time; another one is no score")
     temporal: bool = Field(
         False,
         description="also score each video with its frames reversed and shuffled: how much of the score is time?",
     )
+    report: bool = Field(True, description="write report.html, with previews of notable videos")
     save_predictions: Annotated[str, Expected("the name of an .npz file, for example scores.npz")] | None = Field(
         None, description="FILE.npz to write: logits (videos, classes), labels, and names as in the list"
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -53,6 +55,22 @@ class WandbSettings(Settings, section="logger.wandb"):
     )
 
 
+class EvaluationWandbSettings(WandbSettings):
+    """Weights & Biases, for an evaluation: off unless asked for."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "disabled", description=str(WandbSettings.model_fields["mode"].description)
+    )
+
+
+class EvaluationLoggerSettings(Settings, section="logger"):
+    """Where the results of an evaluation go, besides its folder."""
+
+    wandb: Annotated[EvaluationWandbSettings | None, Expected("null or a section with project, entity, tags, mode")] = (
+        Field(EvaluationWandbSettings(), description="Weights & Biases; null: off")
+    )
+
+
 class LoggerSettings(Settings, section="logger"):
     """Where the training curves go: any of these, or several together."""
 
@@ -74,10 +92,10 @@ def loggers(settings: LoggerSettings, run: Run, config: dict[str, Any], leader: 
     """
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("logger.tensorboard=true needs tensorboard, which is not installed: pip install tensorboard")
-    options = settings.wandb if settings.wandb is not None and settings.wandb.mode != "disabled" else None
+    options = settings.wandb
 
     chosen: list[Logger] = []
-    if options is not None:
+    if options is not None and options.mode != "disabled":
         experiment = _begin(options, run, config) if leader else None
         if experiment is not None or not leader:
             chosen.append(WandbLogger(run.folder.name, run.folder, experiment=experiment))
@@ -89,14 +107,51 @@ def loggers(settings: LoggerSettings, run: Run, config: dict[str, Any], leader: 
     return chosen
 
 
-def end(run: Run, exit_code: int = 0) -> None:
-    """End the W&B run, if there is one, and say how to upload what it has kept offline."""
+@contextmanager
+def evaluation(settings: EvaluationLoggerSettings, run: Run, config: dict[str, Any], leader: bool) -> Iterator[Any]:
+    """The W&B run of an evaluation, or of the training in whose folder it is; None if W&B is off.
+
+    Args:
+        settings: whether, and where to.
+        run: the folder of the evaluation.
+        config: of the evaluation; the run of a training keeps its own.
+        leader: whether this is the leading process; W&B is off in the others.
+
+    Raises:
+        InputError: W&B must be online and cannot be.
+    """
+    options = settings.wandb
+    if not leader or options is None or options.mode == "disabled":
+        yield None
+        return
+    experiment = _begin(options, run, {} if run.config.is_file() else config)
+    try:
+        yield experiment
+    except BaseException:
+        end(run, exit_code=1)
+        raise
+    end(run, what="the results")
+
+
+def log_evaluation(experiment: Any, run: Run, protocol: str, scores: dict[str, float], files: Iterable[Path]) -> None:
+    """Write an evaluation's scores to the W&B run's summary as eval/PROTOCOL/NAME, and its files as an artifact."""
+    import wandb
+
+    experiment.summary.update({f"eval/{protocol}/{name}": value for name, value in scores.items()})
+    artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]", "-", f"evaluation-{run.folder.name}-{protocol}"), "evaluation")
+    for path in files:
+        artifact.add_file(str(path))
+    experiment.log_artifact(artifact)
+
+
+def end(run: Run, exit_code: int = 0, what: str = "the curves") -> None:
+    """End the W&B run, if there is one, and say how to upload what it has kept offline; `what` names it."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code)
     command = sync_command(run)
     if command is not None:
-        print(f"To upload the curves to W&B: {command}")
+        print(f"To upload {what} to W&B: {command}")
 
 
 def sync_command(run: Run) -> str | None:

@@ -317,7 +317,7 @@ def test_dense_clips_with_everything_on_are_trained_and_evaluated_as_trained(bui
 
     (line,) = [line for line in output.splitlines() if line.startswith("To evaluate: python eval.py ")]
     for arguments in ((builtin_data, *SMALL[:2]), line.split()[5:]):
-        results = evaluated(*arguments, *ten, "run=dense")
+        results = evaluated(*arguments, *ten, "run=dense", "report=false")
         told = {
             "sampling": "dense",
             "window": 13,

@@ -70,6 +70,8 @@ def test_the_version_is_told(run):
     ("line", "wanted"),
     [
         ("rubiks ch", ["check "]),
+        ("rubiks rep", ["report "]),
+        ("rubiks report --o", ["--out "]),
         ("rubiks train tier=", ["tier=large", "tier=medium", "tier=small", "tier=tiny"]),
         ("rubiks eval protocol=t", ["protocol=two_clip "]),
     ],
@@ -89,6 +91,14 @@ def test_a_network_is_trained_and_evaluated(run):
     assert results["videos"] == 8
     assert results["protocol"] == "two_clip"
     assert "Results in " in output
+
+
+def test_the_report_is_written_again_from_the_files(run):
+    (report,) = run.folder.glob("outputs/eval-*/report.html")
+    before = report.read_bytes()
+    report.unlink()
+    assert run("report", report.parent.name) == f"Report in {report.relative_to(run.folder)}\n"
+    assert report.read_bytes() == before
 
 
 def test_a_data_set_of_ones_own_is_checked(run):

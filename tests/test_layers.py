@@ -62,6 +62,7 @@ ALLOWED_IN_MODELS = {
     "inflation": {"block_plan", "rubiksnet"},
     "scoring": set(),
     "activation_maps": {"clips", "rubiksnet"},
+    "shifts": {"rubiksnet"},
 }
 
 

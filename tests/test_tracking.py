@@ -21,7 +21,7 @@ import yaml
 from commands import BASE, SMALL_RUNS
 from conftest import ROOT, assert_rejected
 
-from rubiks import tracking
+from rubiks import RubiksNet, tracking
 from rubiks.cli.entry import training
 from rubiks.data import builtin
 from rubiks.runs import Run
@@ -158,6 +158,7 @@ def setting(monkeypatch, tmp_path):
             monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "artifacts"))
     monkeypatch.setattr(tracking, "PATIENCE", 1)
     wandb.teardown()
     yield monkeypatch.setenv
@@ -498,3 +499,67 @@ def test_tensorboard_that_is_not_installed(builtin_data, commands, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     message = commands.refused("train", builtin_data, *SMALL, *QUICK, "logger=tensorboard")
     assert "pip install tensorboard" in message
+
+
+# ---- evaluations
+
+
+@pytest.fixture
+def network(tmp_path):
+    """The choices of an evaluation of a random network."""
+    RubiksNet("tiny", 8, num_frames=4).save_pretrained(tmp_path / "net.pth.tar")
+    return ("ckpt=net.pth.tar", "data.size=32")
+
+
+def of_type(folder, kind: str) -> list[dict]:
+    return [record[kind] for record in records(folder) if record["type"] == kind]
+
+
+def test_an_evaluation_does_without_wandb_unless_asked(server, setting, builtin_data, network, commands, tmp_path):
+    setting("WANDB_API_KEY", KEY)
+    setting("WANDB_BASE_URL", server.url)
+    commands.evaluate(builtin_data, *SMALL, *network, "run=scores", "report=false")
+    assert not list(tmp_path.rglob("*wandb*"))
+    assert server.requests == 0
+
+
+def test_wandb_keeps_scores_and_files_of_an_evaluation(setting, builtin_data, network, commands, tmp_path):
+    output = commands.evaluate(
+        builtin_data, *SMALL, *network, "run=a+1", "protocol=two_clip", "logger.wandb.mode=offline",
+        "logger.wandb.tags=[night]",
+    )  # fmt: skip
+    run = tmp_path / "outputs/a+1"
+    assert f"To upload the results to W&B: {tracking.sync_command(Run(run.relative_to(tmp_path)))}" in output
+    (folder,) = run.glob("wandb/offline-run-*")
+    numbers = json.loads((run / "results.json").read_text())
+    summary = {name: value for own in of_type(folder, "summary") for name, value in own["update"].items()}
+    for name in ("top1", "top5", "mean_class_accuracy", "calibration_error"):
+        assert summary[f"eval/two_clip/{name}"] == numbers[name]
+    (artifact,) = of_type(folder, "artifact")
+    assert (artifact["type"], artifact["name"]) == ("evaluation", "evaluation-a-1-two_clip")
+    sizes = {own["path"]: int(own["size"]) for own in artifact["manifest"]["contents"]}
+    assert sizes == {
+        name: (run / name).stat().st_size
+        for name in ("confusion.csv", "per_class.csv", "predictions.csv", "report.html", "results.json")
+    }
+    (begun,) = of_type(folder, "run")
+    assert begun["tags"] == ["night"]
+
+
+def test_an_evaluation_beside_a_training_goes_to_its_run(setting, builtin_data, commands, tmp_path):
+    setting("WANDB_MODE", "offline")
+    commands.train(builtin_data, *SMALL, *QUICK, "logger=default", "run=both")
+    before = (tmp_path / "outputs/both/wandb-id").read_text()
+    time.sleep(1)  # W&B's folders are named by the second
+    commands.evaluate(builtin_data, *SMALL[:2], "run=both", "logger.wandb.mode=auto", "report=false")
+    assert (tmp_path / "outputs/both/wandb-id").read_text() == before
+    assert len(list(tmp_path.glob(f"outputs/both/wandb/offline-run-*-{before}"))) == 2
+
+
+def test_an_evaluation_that_must_be_online_is_refused_before_it_scores(
+    wrong_key_server, setting, builtin_data, network, commands
+):
+    setting("WANDB_API_KEY", KEY)
+    setting("WANDB_BASE_URL", wrong_key_server.url)
+    message = commands.refused("eval", builtin_data, *SMALL, *network, "logger.wandb.mode=online")
+    assert "logger.wandb.mode=online, but" in message

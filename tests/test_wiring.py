@@ -141,6 +141,7 @@ ELSEWHERE = {
     # Of eval.py.
     "ckpt": "test_starting_weights.py",
     "save_predictions": "test_refused_settings.py",
+    "report": "test_report_page.py",
     "batch_size": "of the data module of an evaluation, below",
     "frame_order": "handed on by eval.py: test_results.py",
     "temporal": "handed on by eval.py: test_results.py",

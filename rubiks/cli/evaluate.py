@@ -12,17 +12,23 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
-from rubiks import __version__, assemble, naming, parent, runs, trainers, weights
+from rubiks import __version__, assemble, naming, parent, runs, tracking, trainers, weights
 from rubiks.choices import CommandLine
 from rubiks.data import videos
-from rubiks.evaluation import metrics, results
+from rubiks.data.datamodule import VideoDataModule
+from rubiks.errors import VideoError
+from rubiks.evaluation import learned, metrics, previews, report, results
 from rubiks.evaluation.collect import CollectPredictions
 from rubiks.evaluation.predictions import Predictions
+from rubiks.evaluation.protocols import Protocol
 from rubiks.evaluation.scorer import Scorer
 from rubiks.evaluation.table import print_results
 from rubiks.experiment import Evaluation
@@ -31,6 +37,7 @@ from rubiks.models import RubiksNet
 from rubiks.models.checkpoint import SavedNetwork
 from rubiks.stopping import Interrupted, Stop
 
+LOGGED = ("top1", "top5", "mean_class_accuracy", "calibration_error")  # in the summary of a W&B run
 PACKAGES = {"pyav": "av"}  # of the libraries that read videos, where the name differs
 
 
@@ -46,13 +53,13 @@ def evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine)
     run = naming.run_of(settings.run, command, bool(settings.trainer.fast_dev_run))
     with stop.watching(), run.made():
         try:
-            _evaluate(settings, command, run, stop)
+            _evaluate(settings, config, command, run, stop)
         except Interrupted as interrupted:
-            interrupted.message = "there are no results yet"
+            interrupted.message = interrupted.message or "there are no results yet"
             raise
 
 
-def _evaluate(settings: Evaluation, command: CommandLine, run: runs.Run, stop: Stop) -> None:
+def _evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine, run: runs.Run, stop: Stop) -> None:
     check_writable(run.folder / results.RESULTS)
     scores_file = assemble.predictions_file(settings)
     pl.seed_everything(settings.seed)
@@ -72,41 +79,73 @@ def _evaluate(settings: Evaluation, command: CommandLine, run: runs.Run, stop: S
         devices, nodes, timeout = trainer.num_devices, trainer.num_nodes, settings.process_timeout
         parent.run("eval", devices, nodes, run.folder, command.choices, timeout)
         return
-    if trainer.is_global_zero:
-        print(f"Evaluating {saved.path} on {len(listed):,} videos", flush=True)
-    start = time.perf_counter()
-    scorer = Scorer(net, protocol.mean, settings.orders, settings.seed)
-    trainer.predict(scorer, data, return_predictions=False)
-    seconds = time.perf_counter() - start
-    if not trainer.is_global_zero:
-        return
+    with tracking.evaluation(settings.logger, run, config, trainer.is_global_zero) as experiment:
+        if trainer.is_global_zero:
+            print(f"Evaluating {saved.path} on {len(listed):,} videos", flush=True)
+        start = time.perf_counter()
+        scorer = Scorer(net, protocol.mean, settings.orders, settings.seed)
+        trainer.predict(scorer, data, return_predictions=False)
+        seconds = time.perf_counter() - start
+        if not trainer.is_global_zero:
+            return
+        names, labels = [listed[index].name for index in collected.indices.tolist()], collected.labels.numpy()
+        by_order = [Predictions(names, labels, logits.numpy(), classes) for logits in collected.logits.unbind(1)]
+        predictions = by_order[0]
+        predictions.check(saved.path)
+        numbers = {
+            **results.measured(predictions),
+            **_temporal(settings, by_order),
+            "data": source.name,
+            "list_sha256": videos.digest(listed),
+            "manifest_sha256": manifest.digest,
+            **protocol.facts(),
+            "frame_order": settings.orders[0],
+            **_counts(predictions, missing, collected),
+            **_network(saved, net),
+            "seconds": round(seconds, 2),
+            "device": torch.cuda.get_device_name() if settings.on_gpu else "cpu",
+            "precision": trainer.precision,
+            "versions": _versions(collected.readers),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        print_results(numbers)
+        report.clear(run.folder)
+        results.write(run.folder, numbers, predictions)
+        print(f"Results in {run.folder / results.RESULTS}")
+        if scores_file is not None:
+            results.write_scores(scores_file, predictions)
+            print(f"Predictions in {scores_file}")
+        if settings.report:
+            clip_of = _scored_clips(data, collected.indices.tolist(), protocol)
+            _report(run.folder, predictions, clip_of, net.to(trainer.strategy.root_device), numbers["date"])
+        if experiment is not None:
+            files = [run.folder / name for name in (*results.FILES, report.REPORT)]
+            scores = {name: numbers[name] for name in LOGGED}
+            tracking.log_evaluation(experiment, run, protocol.name, scores, filter(Path.is_file, files))
 
-    names, labels = [listed[index].name for index in collected.indices.tolist()], collected.labels.numpy()
-    by_order = [Predictions(names, labels, logits.numpy(), classes) for logits in collected.logits.unbind(1)]
-    predictions = by_order[0]
-    predictions.check(saved.path)
-    numbers = {
-        **results.measured(predictions),
-        **_temporal(settings, by_order),
-        "data": source.name,
-        "list_sha256": videos.digest(listed),
-        "manifest_sha256": manifest.digest,
-        **protocol.facts(),
-        "frame_order": settings.orders[0],
-        **_counts(predictions, missing, collected),
-        **_network(saved, net),
-        "seconds": round(seconds, 2),
-        "device": torch.cuda.get_device_name() if settings.on_gpu else "cpu",
-        "precision": trainer.precision,
-        "versions": _versions(collected.readers),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    print_results(numbers)
-    results.write(run.folder, numbers, predictions)
-    print(f"Results in {run.folder / results.RESULTS}")
-    if scores_file is not None:
-        results.write_scores(scores_file, predictions)
-        print(f"Predictions in {scores_file}")
+
+def _scored_clips(data: VideoDataModule, indices: list[int], protocol: Protocol) -> Callable[[int], Tensor | None]:
+    """Reads the first clip's centre crop uint8 (T, 3, H, W) of the video at a place in the predictions once more."""
+    dataset = data.dataset("val")
+
+    def clip_of(place: int) -> Tensor | None:
+        item = dataset[0, indices[place], 0]
+        return None if isinstance(item, VideoError) else item["views"][protocol.central_view]
+
+    return clip_of
+
+
+def _report(
+    folder: Path, predictions: Predictions, clip_of: Callable[[int], Tensor | None], net: RubiksNet, date: str
+) -> None:
+    """Write report.html and what it needs besides the results."""
+    try:
+        learned.write(folder, net, date)
+        previews.write(folder, predictions, clip_of, net.float().eval(), date)
+        print(f"Report in {report.write(folder)}")
+    except Interrupted as interrupted:
+        interrupted.message = f"the results are written, the report is not: rubiks report {folder} writes it"
+        raise
 
 
 def _temporal(settings: Evaluation, by_order: list[Predictions]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def check_form(choices: list[str], config_folder: Path, config_name: str) -> Non
             )
         if not key or (config_folder / key.partition("@")[0]).is_dir():
             known = _known(config_folder, config_name, [])
-            if key in known:
+            if key in known and key in _chosen(config_folder, config_name):
                 raise InputError(f"{choice}: {key} is already a group; write {key}={value}, without {sign}")
             raise InputError(_unknown(key or choice, known))
 
@@ -94,6 +94,10 @@ def explain(error: Exception, config_folder: Path, config_name: str, choices: li
 
 def _unknown(key: str, known: list[str]) -> str:
     """The message for an unknown key, with a similar key and the valid keys of its section."""
+    if key in known:  # a section, which has presets in another command
+        own = [other for other in known if other.startswith(f"{key}.")]
+        leaves = [one for one in own if not any(other.startswith(f"{one}.") for other in own)]
+        return f"{key} has no presets here; set its keys: {', '.join(leaves)}"
     section = [other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0]]
     listed = ", ".join(sorted(section or {other.partition(".")[0] for other in known}))
     return f"{key} is not a key of the configuration.{did_you_mean(key, known)} The keys are {listed}"
@@ -105,6 +109,13 @@ def _known(config_folder: Path, config_name: str, choices: list[str]) -> list[st
     with hydra.initialize_config_dir(str(config_folder.resolve()), version_base="1.3"):
         groups = {path.name for path in config_folder.iterdir() if path.is_dir()}
         return _composed_keys(config_name, [choice for choice in choices if choice.partition("=")[0] in groups])
+
+
+def _chosen(config_folder: Path, config_name: str) -> list[str]:
+    """The groups that have a choice."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_folder.resolve()), version_base="1.3"):
+        return list(hydra.compose(config_name, return_hydra_config=True).hydra.runtime.choices)
 
 
 def _composed_keys(config_name: str, choices: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import sys
 
 import rubiks
-from rubiks.cli import bench_data, check, info, prepare, shard
+from rubiks.cli import bench_data, check, info, prepare, report, shard
 from rubiks.cli.completion import complete, preset_choices
 from rubiks.errors import InputError
 
@@ -47,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("choices", nargs="*").completer = preset_choices  # type: ignore[attr-defined]
     bench_data.add_to(commands)
     info.add_to(commands)
+    report.add_to(commands)
     shard.add_to(commands)
     check.add_to(commands)
     prepare.add_to(commands)

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rubiks.models import RubiksNet, checkpoint
+from rubiks.models.shifts import Moves, axes_of, describe_moves, moves, offsets
 from rubiks.training.pictures import pictures, save
-from rubiks.training.shifts import Moves, axes_of, describe_moves, moves, offsets
 
 
 def describe(path: str, folder: Path) -> None:

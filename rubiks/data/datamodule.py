@@ -133,12 +133,15 @@ class VideoDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> Loader:
         return self._loader("val")
 
+    def dataset(self, split: str) -> VideoDataset:
+        """What the loaders read from: the samples of "train" or "val"."""
+        loading = self.loading
+        return VideoDataset(self.records[split], self.views[split], self.seed, loading.reader, loading.timeout)
+
     def _loader(self, split: str) -> Loader:
         training = split == "train"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        dataset = VideoDataset(
-            self.records[split], self.views[split], self.seed, self.loading.reader, self.loading.timeout
-        )
+        dataset = self.dataset(split)
         labels = [record.label for record in self.records[split]] if self.balanced else None
         sampler = EpochSampler(len(dataset), training, self.seed, rank, world_size, labels)
         batch_size = self.batch_size if training else self.eval_batch_size

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from rubiks.evaluation.predictions import Predictions
 
@@ -53,8 +51,8 @@ class Reliability(NamedTuple):
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
     """(C, C) int64: the number of videos by label (rows) and predicted class (columns)."""
-    labels, predicted = torch.from_numpy(predictions.labels), torch.from_numpy(predictions.predicted)
-    return multiclass_confusion_matrix(predicted, labels, len(predictions.classes)).numpy()
+    classes = len(predictions.classes)
+    return np.bincount(predictions.labels * classes + predictions.predicted, minlength=classes**2).reshape(classes, -1)
 
 
 def per_class(confusion: np.ndarray) -> PerClass:

@@ -25,6 +25,7 @@ from rubiks.evaluation.predictions import Predictions
 from rubiks.files import write_atomically
 
 RESULTS, PER_CLASS, CONFUSION, PREDICTIONS = "results.json", "per_class.csv", "confusion.csv", "predictions.csv"
+FILES = (RESULTS, PER_CLASS, CONFUSION, PREDICTIONS)
 SHOWN = 5  # classes of a video in predictions.csv
 # What results.json must have to be read.
 NEEDED = ("top1", "top5", "mean_class_accuracy", "calibration_error", "intervals", "reliability", "videos", "protocol")

@@ -40,7 +40,7 @@ class SavedNetwork:
         classes: class names in label order, if the file has them.
         config: the whole configuration of the run, if the file has it.
         epoch: epochs trained, if the file has it.
-        initial_shifts: what `rubiks.training.shifts.offsets` gave at the start of training, if the file has it.
+        initial_shifts: what `rubiks.models.shifts.offsets` gave at the start of training, if the file has it.
         position: the fields of `rubiks.training.position.Position`, if the file is a training state.
     """
 

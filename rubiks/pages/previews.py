@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +12,30 @@ from torch import Tensor
 
 SIDE = 160  # of previews, in pixels
 FRAMES_PER_SECOND = 6
+LIMIT = 60_000  # bytes of a preview
+QUALITIES = (60, 35, 15, 0)  # of the compression, until a preview is small enough
 # RGB of an activation map's colours, from low to high.
 RAMP = torch.tensor([[0.19, 0.30, 0.75], [0.55, 0.75, 0.85], [0.98, 0.85, 0.40], [0.84, 0.10, 0.11]])
 
 
-def animation(frames: Tensor, quality: int = 60) -> bytes:
-    """An endless animated WebP, at most SIDE pixels high and wide.
+def animation(frames: Tensor) -> bytes:
+    """An endless animated WebP, at most SIDE pixels high and wide, and LIMIT bytes if that can be done.
 
     Args:
         frames: uint8 (T, 3, H, W), RGB.
-        quality: of the compression, up to 100.
     """
     images = [Image.fromarray(frame) for frame in frames.movedim(1, -1).numpy()]
     for image in images:
         image.thumbnail((SIDE, SIDE))
+    content = b""
+    for quality in QUALITIES:
+        content = _webp(images, quality)
+        if len(content) <= LIMIT:
+            break
+    return content
+
+
+def _webp(images: Sequence[Image.Image], quality: int) -> bytes:
     out = io.BytesIO()
     first, *others = images
     duration = round(1000 / FRAMES_PER_SECOND)

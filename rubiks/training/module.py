@@ -14,11 +14,11 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from rubiks.errors import InputError
-from rubiks.models import RubiksNet
+from rubiks.models import RubiksNet, shifts
 from rubiks.models.checkpoint import META_KEY
 from rubiks.models.scoring import Mean, score_videos
 from rubiks.nn import Normalize
-from rubiks.training import averaging, optim, shifts
+from rubiks.training import averaging, optim
 from rubiks.training.aq import Annealing, AttentionSchedule
 from rubiks.training.checkpointing import forget_best
 from rubiks.training.metrics import WeightedMean, accuracies

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rubiks.files import write_atomically
 from rubiks.models import RubiksNet
-from rubiks.training.shifts import UNITS, Moves, axes_of, moves, offsets
+from rubiks.models.shifts import UNITS, Moves, axes_of, moves, offsets
 
 
 def pictures(net: RubiksNet, initial: Mapping[str, Tensor]) -> Iterator[tuple[str, Figure]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rubiks.models import RubiksNet
+from rubiks.models.rubiksnet import RubiksNet
 from rubiks.nn import LearnableShift, RubiksBlock
 
 UNITS = {"T": "frames", "H": "pixels", "W": "pixels"}
