@@ -108,13 +108,7 @@ def _evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine
             "versions": _versions(collected.readers),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-        print_results(numbers)
-        report.clear(run.folder)
-        results.write(run.folder, numbers, predictions)
-        print(f"Results in {run.folder / results.RESULTS}")
-        if scores_file is not None:
-            results.write_scores(scores_file, predictions)
-            print(f"Predictions in {scores_file}")
+        _write(run.folder, numbers, predictions, scores_file)
         if settings.report:
             clip_of = _scored_clips(data, collected.indices.tolist(), protocol)
             _report(run.folder, predictions, clip_of, net.to(trainer.strategy.root_device), numbers["date"])
@@ -122,6 +116,17 @@ def _evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine
             files = [run.folder / name for name in (*results.FILES, report.REPORT)]
             scores = {name: numbers[name] for name in LOGGED}
             tracking.log_evaluation(experiment, run, protocol.name, scores, filter(Path.is_file, files))
+
+
+def _write(folder: Path, numbers: dict[str, Any], predictions: Predictions, scores_file: Path | None) -> None:
+    """Print the result and write its files."""
+    print_results(numbers)
+    report.clear(folder)
+    results.write(folder, numbers, predictions)
+    print(f"Results in {folder / results.RESULTS}")
+    if scores_file is not None:
+        results.write_scores(scores_file, predictions)
+        print(f"Predictions in {scores_file}")
 
 
 def _scored_clips(data: VideoDataModule, indices: list[int], protocol: Protocol) -> Callable[[int], Tensor | None]:
