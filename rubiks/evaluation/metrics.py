@@ -77,17 +77,19 @@ def intervals(predictions: Predictions) -> dict[str, list[float]]:
     """95% confidence intervals [low, high] of `scores`: the percentile bootstrap over videos.
 
     Where all videos are right, or none is, resampling always gives the same share. The interval then reaches to where
-    such a list would have a probability of 2.5% (Clopper and Pearson, 1934).
+    such a list would have a probability of 2.5% (Clopper and Pearson, 1934). A class with one or two videos says little
+    about itself: with many of them the interval of mean_class_accuracy covers about 90% rather than 95%.
     """
-    rng = np.random.default_rng(0)
-    count, right, right5, labels = len(predictions), predictions.right(1), predictions.right(5), predictions.labels
-    drawn = np.empty((RESAMPLES, 3))
-    for sample in drawn:
-        chosen = rng.integers(count, size=count)
-        support = np.bincount(labels[chosen])
-        hits = np.bincount(labels[chosen], right[chosen])
-        there = support > 0
-        sample[:] = right[chosen].mean(), right5[chosen].mean(), (hits[there] / support[there]).mean()
+    count, right, right5 = len(predictions), predictions.right(1), predictions.right(5)
+    # Videos that count alike are drawn together; how many of each kind a resample has is multinomial.
+    kinds, sizes = np.unique(np.column_stack([predictions.labels, right, right5]), axis=0, return_counts=True)
+    samples = np.random.default_rng(0).multinomial(count, sizes / count, RESAMPLES)
+    label, right, right5 = kinds.T
+    first = np.flatnonzero(np.diff(label, prepend=-1))  # of the kinds of a class
+    support = np.add.reduceat(samples, first, axis=1)
+    with np.errstate(invalid="ignore"):
+        recall = np.add.reduceat(samples * right, first, axis=1) / support
+    drawn = np.column_stack([samples @ right / count, samples @ right5 / count, np.nanmean(recall, axis=1)])
     low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
     bound = 1 - 0.025 ** (1 / count)  # of the share of mistakes, if there are none
     low[low == 1], high[high == 0] = 1 - bound, bound
