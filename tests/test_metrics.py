@@ -43,8 +43,10 @@ CASES = {
     "all equal": predictions(np.zeros((20, 6)), np.arange(20) % 6),
 }
 cases = pytest.mark.parametrize("own", CASES.values(), ids=CASES)
+single = pytest.mark.filterwarnings("ignore:A single label was found in:UserWarning")  # by scikit-learn
 
 
+@single
 @cases
 def test_confusion_and_numbers_of_classes_are_those_of_scikit_learn(own):
     labels, predicted, every = own.labels, own.logits.argmax(1), list(range(len(own.classes)))
@@ -59,6 +61,7 @@ def test_confusion_and_numbers_of_classes_are_those_of_scikit_learn(own):
         np.testing.assert_allclose(ours, 100 * theirs, rtol=1e-12)
 
 
+@single
 @cases
 def test_scores_are_those_of_scikit_learn(own):
     found = metrics.scores(own)

@@ -103,15 +103,26 @@ def write(folder: Path, numbers: dict[str, Any], predictions: Predictions) -> No
     confusion = metrics.confusion_matrix(predictions)
     shares = zip(*metrics.per_class(confusion), strict=True)
     rows = ([name, *map(_number, own)] for name, own in zip(predictions.classes, shares, strict=True))
-    _write_csv(folder / PER_CLASS, ["class", *metrics.PerClass._fields], rows)
+    write_csv(folder / PER_CLASS, ["class", *metrics.PerClass._fields], rows)
     matrix = ([name, *own.tolist()] for name, own in zip(predictions.classes, confusion, strict=True))
-    _write_csv(folder / CONFUSION, ["label", *predictions.classes], matrix)
+    write_csv(folder / CONFUSION, ["label", *predictions.classes], matrix)
     count = min(SHOWN, len(predictions.classes))
     columns = [f"{what}{place}" for place in range(1, count + 1) for what in ("class", "score")]
-    _write_csv(folder / PREDICTIONS, ["name", "label", "predicted", "correct", *columns], _rows(predictions, count))
+    write_csv(folder / PREDICTIONS, ["name", "label", "predicted", "correct", *columns], _rows(predictions, count))
     text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(
         folder / RESULTS, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    )
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table; InputError if it cannot be written."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    content = text.getvalue()
+    # File names may not be text.
+    write_atomically(
+        path, lambda temporary: temporary.write_text(content, "utf-8", errors="backslashreplace", newline="")
     )
 
 
@@ -183,16 +194,6 @@ def _number(value: np.generic) -> Any:
     """A number as JSON and CSV have it; None if it is not defined."""
     number = value.item()
     return None if number != number else number
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    content = text.getvalue()
-    # File names may not be text.
-    write_atomically(
-        path, lambda temporary: temporary.write_text(content, "utf-8", errors="backslashreplace", newline="")
-    )
 
 
 def _read_csv(path: Path, header: Sequence[str], parse: Callable[[list[str]], T]) -> list[T]:
