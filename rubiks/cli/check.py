@@ -59,9 +59,9 @@ def processes(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on a terminal; yields the function to call after each video."""
+    """Show a progress bar on a terminal, on standard error; yields the function to call after each video."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(title, total=total)
         yield lambda: bar.advance(task)
 

@@ -10,7 +10,7 @@ import os
 import sys
 
 import rubiks
-from rubiks.cli import bench_data, check, compare, info, prepare, report, shard
+from rubiks.cli import bench_data, browse, check, compare, info, prepare, report, shard
 from rubiks.cli.completion import complete, preset_choices
 from rubiks.errors import InputError
 
@@ -51,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_to(commands)
     shard.add_to(commands)
     check.add_to(commands)
+    browse.add_to(commands)
     prepare.add_to(commands)
     return parser
 
