@@ -41,12 +41,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     a, b = (outcomes.read(places.evaluation(place)) for place in (arguments.a, arguments.b))
     found = compare(a, b)
+    page = None if arguments.out is None else compare_files.write(arguments.out, found)
     if arguments.json:
         print(json.dumps(found.facts(), indent=1, ensure_ascii=False, allow_nan=False))
     else:
         _print(found)
-    if arguments.out is not None:
-        page = compare_files.write(arguments.out, found)
+    if page is not None:
         print(f"Comparison in {page}", file=sys.stderr if arguments.json else sys.stdout)
 
 

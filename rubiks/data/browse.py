@@ -19,7 +19,7 @@ from rubiks.pages import page
 
 PAGE, FOLDER, MARK = "index.html", "previews", ".rubiks-browse"
 VIEWS = 4  # training views that are shown of a video
-LISTED = 200  # unreadable and missing videos that the page names
+LISTED = 200  # missing videos that the page names
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,6 @@ def write(
         "place": lambda own: f"{FOLDER}/{own.out.name}",
         "problems": _problems(jobs, made),
         "missing": contents.missing[:LISTED],
-        "listed": LISTED,
     }
     page.write(folder / PAGE, "browse.html", ["browse.js"], ["browse.css"], **context)
     return folder / PAGE
