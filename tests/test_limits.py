@@ -51,7 +51,12 @@ class Samples(Dataset):
     def __getitem__(self, number: int) -> dict:
         if number == self.fatal:
             self.act()
-        return {"views": torch.full((1, 2, 3, 64, 64), number, dtype=torch.uint8), "label": [number], "index": number}
+        return {
+            "views": torch.full((1, 2, 3, 64, 64), number, dtype=torch.uint8),
+            "label": [number],
+            "index": number,
+            "reader": "none",
+        }
 
 
 def make_loader(data: Dataset, collate_fn=collate, workers: int = 2) -> Loader:
