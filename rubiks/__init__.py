@@ -4,15 +4,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rubiks.models.rubiksnet import RubiksNet
+    from rubiks.predict.predictor import Predictor
 
 __version__ = "0.1.0"
-__all__ = ["RubiksNet", "__version__"]
+__all__ = ["Predictor", "RubiksNet", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the network when it is asked for: PyTorch takes seconds, and `rubiks --help` does not need it."""
+    """Import what is asked for: PyTorch takes seconds, and `rubiks --help` does not need it."""
     if name == "RubiksNet":
         from rubiks.models.rubiksnet import RubiksNet
 
         return RubiksNet
+    if name == "Predictor":
+        from rubiks.predict.predictor import Predictor
+
+        return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

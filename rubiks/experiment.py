@@ -66,34 +66,8 @@ class Experiment(Settings):
         return max(1, devices)
 
     def protocol_for(self, sampling: Sampling) -> Protocol:
-        """The protocol for a network whose clips are sampled this way.
-
-        Raises:
-            InputError: they do not fit together.
-        """
-        chosen = self.protocol
-        size = chosen.crop_size or sampling.size
-        if chosen.sampling is not None:
-            sampling = Sampling(
-                **{**sampling.model_dump(include=set(Sampling.model_fields)), "sampling": chosen.sampling}
-            )
-        if sampling.span is None and chosen.clips > 2:
-            raise InputError(
-                f"protocol.clips must be 1 or 2 with uniform sampling, got {chosen.clips}; choose another protocol, or "
-                "protocol.sampling=dense, which allows any number"
-            )
-        if chosen.short_side is not None and chosen.short_side < size:
-            raise chosen.wrong("short_side", f"at least data.size={size}, the side of the crops")
-        return Protocol(
-            chosen.label,
-            chosen.clips,
-            chosen.crops,
-            sampling.num_frames,
-            size,
-            sampling.span,
-            chosen.short_side,
-            chosen.mean,
-        )
+        """The protocol for a network whose clips are sampled this way; InputError if they do not fit together."""
+        return self.protocol.protocol(sampling.num_frames, sampling.size, sampling.sampling, sampling.window)
 
 
 class Training(Experiment):

@@ -10,7 +10,7 @@ import os
 import sys
 
 import rubiks
-from rubiks.cli import bench_data, browse, check, compare, info, prepare, report, shard
+from rubiks.cli import bench_data, browse, check, compare, info, predict, prepare, report, shard
 from rubiks.cli.completion import complete, preset_choices
 from rubiks.errors import InputError
 
@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, about in (("train", "train a network"), ("eval", "evaluate a network")):
         command = commands.add_parser(name, help=f"{about}: rubiks {name} --help")
         command.add_argument("choices", nargs="*").completer = preset_choices  # type: ignore[attr-defined]
+    predict.add_to(commands)
     bench_data.add_to(commands)
     info.add_to(commands)
     report.add_to(commands)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 from typing_extensions import Self
 
+from rubiks.errors import InputError
 from rubiks.models.scoring import Mean
 from rubiks.settings import Count, Expected, Settings, Side
 
@@ -49,6 +50,34 @@ class ProtocolSettings(Settings, section="protocol"):
     def label(self) -> str:
         """The name, or custom if it is a standard protocol's but the values are not."""
         return self.name if STANDARD.get(self.name, self) == self else "custom"
+
+    def protocol(self, num_frames: int, size: int, sampling: str, window: int) -> Protocol:
+        """The protocol for a network that was trained on such clips.
+
+        Args:
+            num_frames: T.
+            size: side of the views, in pixels.
+            sampling: uniform or dense.
+            window: frames that a clip spans in dense sampling.
+
+        Raises:
+            InputError: they do not fit together.
+        """
+        size = self.crop_size or size
+        dense = (self.sampling or sampling) == "dense"
+        if not dense and self.clips > 2:
+            raise InputError(
+                f"protocol.clips must be 1 or 2 with uniform sampling, got {self.clips}; choose another protocol, or "
+                "protocol.sampling=dense, which allows any number"
+            )
+        if dense and window < num_frames:
+            raise InputError(
+                f"data.window must be at least data.num_frames={num_frames}, the frames of a clip in it, got {window}"
+            )
+        if self.short_side is not None and self.short_side < size:
+            raise self.wrong("short_side", f"at least data.size={size}, the side of the crops")
+        spanned = window if dense else None
+        return Protocol(self.label, self.clips, self.crops, num_frames, size, spanned, self.short_side, self.mean)
 
 
 # As in conf/protocol.
