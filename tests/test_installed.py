@@ -82,7 +82,7 @@ def test_a_shell_completes_commands_and_presets(line, wanted, run, tmp_path):
     assert (tmp_path / "completions").read_text().split("|") == wanted
 
 
-def test_a_network_is_trained_and_evaluated(run):
+def test_a_network_is_trained_evaluated_reported_and_used_and_the_data_is_checked(run):
     output = run("train", *QUICK, "run=first")
     (line,) = [line for line in output.splitlines() if line.startswith("To evaluate: ")]
     assert line.startswith("To evaluate: rubiks eval protocol=two_clip ")
@@ -92,21 +92,22 @@ def test_a_network_is_trained_and_evaluated(run):
     assert results["protocol"] == "two_clip"
     assert "Results in " in output
 
-
-def test_the_report_is_written_again_from_the_files(run):
+    # The report is written again from the files.
     (report,) = run.folder.glob("outputs/eval-*/report.html")
     before = report.read_bytes()
     report.unlink()
     assert run("report", report.parent.name) == f"Report in {report.relative_to(run.folder)}\n"
     assert report.read_bytes() == before
 
-
-def test_a_data_set_of_ones_own_is_checked(run):
     (videos,) = run.folder.glob("data/builtin/*/20bn-something-something-v2")
     lists = "".join(f"{path},{number % 2}\n" for number, path in enumerate(sorted(videos.iterdir())[:4]))
     (run.folder / "list.csv").write_text(lists)
+    (run.folder / "list.txt").write_text("".join(f"{path}\n" for path in sorted(videos.iterdir())[:4]))
     output = run("check", "data=csv", "data.train_list=list.csv", "data.val_list=list.csv", "data.num_classes=2")
     assert "rubiks-manifest.jsonl" in output
+
+    lines = run("predict", "outputs/first", "list.txt", "--json", "--workers", "0", "--device", "cpu").splitlines()
+    assert [len(json.loads(line)["predictions"]) for line in lines] == [5] * 4
 
 
 def test_published_networks_are_known_and_have_presets(installed, run):
