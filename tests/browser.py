@@ -60,10 +60,8 @@ class Browser:
 
     def open(self, file: Path, width: int = 1440, height: int = 900, dark: bool = False) -> Page:
         """A file in a new page of this size, instead of the page before."""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        if self._target is not None:
-            self.call("Target.closeTarget", targetId=self._target)
-        self._target = target
+        self.close_page()
+        target = self._target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.events.clear()
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -75,6 +73,12 @@ class Browser:
         self.call("Page.navigate", session, url=file.absolute().as_uri())
         self.wait("Page.loadEventFired", session)
         return Page(self, session)
+
+    def close_page(self) -> None:
+        """Close the page that is open, if one is."""
+        if self._target is not None:
+            self.call("Target.closeTarget", targetId=self._target)
+            self._target = None
 
     def close(self) -> None:
         try:
@@ -177,12 +181,19 @@ class Page:
         return found + ([f"the page is {width} pixels too wide"] if width > 0 else [])
 
 
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Import it into a test file, with `Browser`."""
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser for the tests of one file, after which it ends: pages that move take time from other tests."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip("needs Chromium")
-    chromium = Browser(program, tmp_path_factory.mktemp("chromium"))
+    browser = Browser(program, tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """A browser without pages; those of the test are closed after it."""
     yield chromium
-    chromium.close()
+    chromium.close_page()

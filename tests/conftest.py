@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 import pytorch_lightning as pl
 import torch
+from browser import browser, chromium  # noqa: F401  fixtures
 from pytorch_lightning.utilities import rank_zero_only
 
 from rubiks.cli import main

@@ -9,7 +9,6 @@ from pathlib import Path
 import evaluations
 import numpy as np
 import pytest
-from browser import browser  # noqa: F401  a fixture
 from conftest import assert_rejected
 from PIL import Image
 from videos import decode_in_order, moving_square, write_video
@@ -91,7 +90,7 @@ def frames_of(file: Path) -> list[np.ndarray]:
     return frames
 
 
-def test_a_data_set_is_shown(rubiks_command, data, tmp_path, browser):  # noqa: F811
+def test_a_data_set_is_shown(rubiks_command, data, tmp_path, browser):
     present = [name for name in VIDEOS if name not in (SPOILT, MISSING)]
     labels = [VIDEOS[name] for name in present]
     wrong = results(tmp_path / "results", present, labels, [0, 2, 0, 1, 1], [1.0, 2, 5, 3, 4])

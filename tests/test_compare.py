@@ -9,7 +9,6 @@ from math import comb
 
 import numpy as np
 import pytest
-from browser import browser  # noqa: F401  a fixture
 from conftest import assert_rejected
 
 from rubiks.evaluation import results
@@ -198,7 +197,7 @@ def test_files_of_class_numbers_are_compared_with_each_other_alone(tmp_path):
         assert_rejected(lambda pair=pair: compare(*map(read, pair)), "a.npz does not name its classes", "c.npz does")
 
 
-def test_the_page_and_the_tables(rubiks_command, tmp_path, browser):  # noqa: F811
+def test_the_page_and_the_tables(rubiks_command, tmp_path, browser):
     a, b = made(1), made(2, strength=1.6)
     a.names[0] = b.names[0] = "</script><b>\udcff.mp4"
     folder(tmp_path / "a", a)

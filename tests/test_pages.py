@@ -6,7 +6,6 @@ import itertools
 import json
 
 import pytest
-from browser import browser  # noqa: F401  a fixture
 from conftest import assert_rejected
 from jinja2 import ChoiceLoader, DictLoader, PackageLoader
 
@@ -45,7 +44,7 @@ def names(shown) -> list[str]:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1440])
-def test_a_page_is_complete_in_itself(width, dark, written, browser):  # noqa: F811
+def test_a_page_is_complete_in_itself(width, dark, written, browser):
     shown = browser.open(written, width, dark=dark)
     assert shown.problems() == []
     assert shown.run("document.title") == HOSTILE
@@ -53,7 +52,7 @@ def test_a_page_is_complete_in_itself(width, dark, written, browser):  # noqa: F
     assert shown.run("JSON.parse(document.getElementById('data').textContent)") == json.loads(json.dumps(ROWS))
 
 
-def test_a_table_is_sorted_and_searched(written, browser):  # noqa: F811
+def test_a_table_is_sorted_and_searched(written, browser):
     shown = browser.open(written)
     shown.click("thead th:nth-child(2) button")
     assert names(shown) == ["‏ימין", "apple 9", HOSTILE, "Zebra", "apple 10"]
@@ -70,7 +69,7 @@ def test_a_table_is_sorted_and_searched(written, browser):  # noqa: F811
     assert shown.problems() == []
 
 
-def test_problems_of_a_page_are_seen(tmp_path, browser):  # noqa: F811
+def test_problems_of_a_page_are_seen(tmp_path, browser):
     """The tests above could not fail otherwise."""
     path = tmp_path / "page.html"
     path.write_text("<div style='width:5000px'>.</div><img src=other.png><script>undefined.x</script>")

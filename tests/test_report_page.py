@@ -15,7 +15,6 @@ import forked
 import numpy as np
 import pytest
 import torch
-from browser import browser  # noqa: F401  a fixture
 from commands import SMALL_RUNS, commands_in
 
 from rubiks import RubiksNet
@@ -70,14 +69,14 @@ def folder(request) -> Path:
 
 
 @pytest.mark.parametrize(("width", "dark"), SIZES)
-def test_it_is_complete_in_itself_at_any_size(width, dark, folder, browser):  # noqa: F811
+def test_it_is_complete_in_itself_at_any_size(width, dark, folder, browser):
     path = folder / "report.html"
     assert path.stat().st_size < LARGEST
     assert browser.open(path, width, dark=dark).problems() == []
     assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", path.read_text())
 
 
-def test_its_numbers_are_those_of_the_files(folder, browser):  # noqa: F811
+def test_its_numbers_are_those_of_the_files(folder, browser):
     numbers = json.loads((folder / "results.json").read_text())
     shown = browser.open(folder / "report.html")
     for name in ("top1", "top5", "mean_class_accuracy", "calibration_error"):
@@ -101,7 +100,7 @@ def test_its_numbers_are_those_of_the_files(folder, browser):  # noqa: F811
         assert value in text
 
 
-def test_nothing_of_the_data_is_taken_for_html(many, browser):  # noqa: F811
+def test_nothing_of_the_data_is_taken_for_html(many, browser):
     shown = browser.open(many / "report.html")
     assert shown.run("document.title").startswith("rubiks3d tiny")
     assert [text.strip() for text in shown.texts("#class-table summary")[:4]] == HOSTILE
@@ -109,7 +108,7 @@ def test_nothing_of_the_data_is_taken_for_html(many, browser):  # noqa: F811
     assert shown.run("JSON.parse(document.getElementById('matrix-data').textContent).classes.slice(0, 4)") == HOSTILE
 
 
-def test_the_table_sorts_searches_and_opens(many, browser):  # noqa: F811
+def test_the_table_sorts_searches_and_opens(many, browser):
     shown = browser.open(many / "report.html")
     shown.click("#class-table thead th:nth-child(2) button")
     support = [int(text) for text in shown.texts("#class-table tbody td:nth-child(2)")]
@@ -128,7 +127,7 @@ def test_the_table_sorts_searches_and_opens(many, browser):  # noqa: F811
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_the_matrix_shows_a_cell_and_zooms(width, many, browser):  # noqa: F811
+def test_the_matrix_shows_a_cell_and_zooms(width, many, browser):
     shown = browser.open(many / "report.html", width)
     found = results.read(many)
     names = [own.name for own in found.classes]
@@ -169,7 +168,7 @@ def test_the_matrix_shows_a_cell_and_zooms(width, many, browser):  # noqa: F811
     assert shown.problems() == []
 
 
-def test_fingers_zoom_the_matrix(trained, browser):  # noqa: F811
+def test_fingers_zoom_the_matrix(trained, browser):
     shown = browser.open(trained / "report.html", 390)
     box = shown.box("#matrix-canvas")
     x, y = box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.6
@@ -190,7 +189,7 @@ def test_fingers_zoom_the_matrix(trained, browser):  # noqa: F811
     assert shown.problems() == []
 
 
-def test_previews_move_and_maps_lie_over_them(trained, browser):  # noqa: F811
+def test_previews_move_and_maps_lie_over_them(trained, browser):
     shown = browser.open(trained / "report.html")
     moving = ".previews li:first-child img.plain"
     box = shown.box(moving)
@@ -207,7 +206,7 @@ def test_previews_move_and_maps_lie_over_them(trained, browser):  # noqa: F811
     assert shown.run("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
 
 
-def test_it_prints(trained, browser):  # noqa: F811
+def test_it_prints(trained, browser):
     shown = browser.open(trained / "report.html")
     shown.call("Emulation.setEmulatedMedia", media="print")
     assert shown.texts("nav, input[type=search], .buttons") == []
@@ -218,7 +217,7 @@ def test_it_prints(trained, browser):  # noqa: F811
 # ---- sections of a training run; odd evaluations
 
 
-def test_a_run_shows_its_shifts_and_curves(trained, browser):  # noqa: F811
+def test_a_run_shows_its_shifts_and_curves(trained, browser):
     shown = browser.open(trained / "report.html")
     assert shown.texts("#shifts h3") == ["Time", "Height", "Width"]
     assert [text.partition(",")[0] for text in shown.texts("#curves h3")] == [
@@ -266,7 +265,7 @@ def test_an_evaluation_that_is_stopped_while_it_reports_keeps_its_results(traine
     report.write(tmp_path / "outputs/stopped")
 
 
-def test_an_unreadable_video_is_listed(trained, tmp_path, browser):  # noqa: F811
+def test_an_unreadable_video_is_listed(trained, tmp_path, browser):
     videos = sorted((trained.parents[1] / "data").rglob("*.webm"))[:5]
     classes = [own.name for own in results.read(trained).classes]
     (tmp_path / "labels.txt").write_text("\n".join(classes))
@@ -291,7 +290,7 @@ def test_an_unreadable_video_is_listed(trained, tmp_path, browser):  # noqa: F81
     ("classes", "videos", "right"),
     [(["only"], 3, 1.0), (["a", "b"], 2, 0.0), (["a", "b"], 2, 1.0), (HOSTILE, 5, 0.5), (["", " ", "c"], 9, 0.5)],
 )
-def test_odd_evaluations_look_right(classes, videos, right, tmp_path, browser):  # noqa: F811
+def test_odd_evaluations_look_right(classes, videos, right, tmp_path, browser):
     evaluations.write(tmp_path, evaluations.random_predictions(classes, videos, right))
     path = report.write(tmp_path)
     for width, dark in SIZES:
@@ -303,7 +302,7 @@ def test_odd_evaluations_look_right(classes, videos, right, tmp_path, browser): 
     assert not re.search(r"nan|None|undefined|Infinity", text)
 
 
-def test_400_classes_of_20_000_videos(tmp_path, browser):  # noqa: F811
+def test_400_classes_of_20_000_videos(tmp_path, browser):
     names = [f"Class {number} of a long list with a rather long name" for number in range(400)]
     evaluations.write(tmp_path, evaluations.random_predictions(names, 20_000, 0.3))
     path = report.write(tmp_path)
@@ -316,7 +315,7 @@ def test_400_classes_of_20_000_videos(tmp_path, browser):  # noqa: F811
     assert shown.problems() == []
 
 
-def test_a_published_score_stands_beside(tmp_path, browser):  # noqa: F811
+def test_a_published_score_stands_beside(tmp_path, browser):
     same = {"data": "ssv2", "tier": "tiny", "variant": "rubiks3d", "protocol": "two_clip"}
     predictions = evaluations.random_predictions(["a", "b"], 40)
     numbers = evaluations.write(tmp_path, predictions, **same)
