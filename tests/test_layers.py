@@ -22,7 +22,7 @@ ALLOWED = {
     "data": {"files", "errors", "pages", "settings"},
     "training": {"ops", "nn", "models", "files", "errors", "runs", "settings", "stopping"},
     "evaluation": {"ops", "nn", "models", "files", "errors", "pages", "settings"},
-    "predict": {"data", "evaluation", "models", "runs", "files", "errors"},
+    "predict": {"data", "evaluation", "nn", "models", "pages", "runs", "files", "errors"},
     "runs": {"models", "errors"},
     "stopping": set(),
     "choices": set(),

@@ -217,3 +217,62 @@ def test_wrong_words_are_one_error(changes, words, folder, rubiks_command, monke
     assert err.startswith("error: ")
     assert words in err
     assert err.count("\n") == 1
+
+
+# ---- explanations
+
+
+@pytest.mark.parametrize("label", [None, "[bold]sit", "4"])
+def test_an_explanation_adds_up_and_is_written(label, folder, rubiks_command, tmp_path):
+    words = ("explain", folder / "net.ckpt", folder / "v2.mp4", "--out", tmp_path / "why", "--device", "cpu")
+    status, out, err = rubiks_command(*words, *(() if label is None else ("--class", label)))
+    assert (status, err) == (0, "")
+    predictor = Predictor(folder / "net.ckpt", topk=6, device="cpu")
+    ranked = predictor(folder / "v2.mp4").predictions
+    index = ranked[0].index if label is None else NAMES.index(label) if label in NAMES else int(label)
+    found = json.loads((tmp_path / "why/explanation.json").read_text(encoding="utf-8"))
+    assert [one["label"] for one in found["predictions"]] == [one.label for one in ranked[:5]]
+    assert found["shown"]["index"] == index
+    scores = {one.index: one.score for one in ranked}
+    assert found["shown"]["score"] == pytest.approx(scores[index], abs=1e-4)
+
+    # The clip's logits are the means of those of the frames, and those of the class the means of its maps.
+    with open(tmp_path / "why/frames.csv", encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["frame", *NAMES]
+    logits = np.array([[float(cell) for cell in row[1:]] for row in rows])
+    odds = np.exp(logits.mean(0))
+    assert odds[index] / odds.sum() == pytest.approx(found["shown"]["score"], abs=1e-5)
+    assert logits[:, index] == pytest.approx(found["frame_logits"], rel=1e-5)
+    bias = predictor.net.new_fc.bias[index].item()
+    assert np.mean(found["maps"], axis=(1, 2)) + bias == pytest.approx(logits[:, index], rel=1e-4, abs=1e-4)
+
+    # What the order of frames does.
+    clip = (
+        predictor.views(folder / "v2.mp4")[0].double() / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    ) / (torch.tensor([0.229, 0.224, 0.225])[:, None, None])
+    with torch.no_grad():
+        backwards = predictor.net(clip.flip(0)[None])[0].softmax(0)[index].item()
+    assert found["score_reversed"] == pytest.approx(backwards, abs=1e-4)
+    assert len(set(found["scores_shuffled"])) > 3
+    for text in (NAMES[index], f"{found['shown']['score']:.1%}", f"reversed {found['score_reversed']:.1%}"):
+        assert text in out
+    assert decode_in_order(tmp_path / "why/overlay.mp4").shape == (4, 48, 48, 3)
+    assert (tmp_path / "why/sheet.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("v9.mp4",), "v9.mp4: cannot be opened: No such file"),
+        (("v1.mp4", "--class", "6"), "the network has no class '6'; give a name, or a number from 0 to 5"),
+        (("v1.mp4", "--class", "fly"), "the network has no class 'fly'"),
+        (("v1.mp4", "--out", "v1.mp4"), "cannot be written"),
+    ],
+)
+def test_what_cannot_be_explained_is_one_error(words, message, folder, rubiks_command, monkeypatch):
+    monkeypatch.chdir(folder)
+    status, _, err = rubiks_command("explain", "net.ckpt", *words, "--device", "cpu")
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Class activation maps: where in a clip the evidence for a class lies (Zhou et al., CVPR 2016)."""
+"""Where in a clip the evidence for a class lies: class activation maps (Zhou et al., CVPR 2016), logits by frame."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def activation_maps(net: RubiksNet, clips: Tensor, classes: Tensor) -> Tensor:
     frames = clips.shape[1]
     features = net.backbone.feature_maps(clips.flatten(0, 1), frames).unflatten(0, (len(clips), frames))
     return torch.einsum("ntchw,nc->nthw", features, net.new_fc.weight[classes])
+
+
+@torch.no_grad()
+def frame_logits(net: RubiksNet, clips: Tensor) -> Tensor:
+    """The logits (N, T, classes) of each frame in its clip; their mean over the frames is the network's output."""
+    clips = as_clips(clips)
+    features = net.backbone(clips.flatten(0, 1), clips.shape[1])
+    return net.new_fc(features).unflatten(0, clips.shape[:2])

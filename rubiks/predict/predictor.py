@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rubiks.data.batches import collate
 from rubiks.data.datamodule import Loading, VideoDataModule
 from rubiks.data.dataset import VideoDataset
 from rubiks.data.readers import Reader, check_reader
@@ -109,12 +108,16 @@ class Predictor:
         Raises:
             VideoError: it cannot be read.
         """
-        dataset = VideoDataset([VideoRecord(os.fspath(video), 0)], self.protocol, 0, self._reader)
-        item = dataset[0, 0, 0]
+        views = self.views(video)
+        (logits,) = self._score({"views": views[None], "index": torch.zeros(1, dtype=torch.int64)})
+        return Prediction(os.fspath(video), self.ranked(logits))
+
+    def views(self, video: str | os.PathLike) -> Tensor:
+        """The pixels that are scored: uint8 (V, T, 3, S, S). Raises VideoError."""
+        item = VideoDataset([VideoRecord(os.fspath(video), 0)], self.protocol, 0, self._reader)[0, 0, 0]
         if isinstance(item, VideoError):
             raise item
-        (logits,) = self._score(collate([item]))
-        return self._prediction(os.fspath(video), logits)
+        return item["views"]
 
     def many(
         self, videos: Iterable[str | os.PathLike], batch_size: int = 16, workers: int | None = None
@@ -149,7 +152,7 @@ class Predictor:
             for index in range(number * batch_size, min((number + 1) * batch_size, len(records))):
                 path = records[index].path
                 if index in scores:
-                    yield self._prediction(path, scores[index])
+                    yield Prediction(path, self.ranked(scores[index]))
                 else:
                     yield Prediction(path, [], reasons[path])
 
@@ -163,11 +166,12 @@ class Predictor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
             return self._scorer(views, indices)[:, 0].cpu()
 
-    def _prediction(self, source: str, logits: Tensor) -> Prediction:
+    def ranked(self, logits: Tensor) -> list[ClassScore]:
+        """The classes with the highest logits (classes,), highest first."""
         scores = logits.double().softmax(0)
         # Of equal scores the first class comes first, as in evaluation.
         order = torch.sort(logits, descending=True, stable=True).indices[: self.topk].tolist()
-        return Prediction(source, [ClassScore(self.classes[index], index, scores[index].item()) for index in order])
+        return [ClassScore(self.classes[index], index, scores[index].item()) for index in order]
 
 
 def _file(path: Path) -> Path:

@@ -1,0 +1,83 @@
+"""What in a clip speaks for a class: activation maps, the logit of each frame, and what the order of frames does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rubiks.errors import InputError
+from rubiks.models.activation_maps import activation_maps, frame_logits
+from rubiks.nn import Normalize
+from rubiks.predict.predictor import ClassScore, Predictor
+
+SHUFFLES = 20
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of one clip of a video: the protocol's first, its centre crop.
+
+    Attributes:
+        predictions: the classes with the highest scores for this clip, highest first.
+        shown: the class that is looked at, with its score.
+        frames: uint8 (T, 3, S, S), the pixels that were scored.
+        maps: (T, H', W'), what each place adds to the logit of the class.
+        frame_logits: (T, classes); their mean is the clip's.
+        reversed: the score of the class if the frames are reversed.
+        shuffled: (SHUFFLES,), the scores of the class with frames in random orders.
+    """
+
+    predictions: list[ClassScore]
+    shown: ClassScore
+    frames: Tensor
+    maps: Tensor
+    frame_logits: Tensor
+    reversed: float
+    shuffled: np.ndarray
+
+
+@torch.no_grad()
+def explain(predictor: Predictor, video: str, label: str | None = None) -> Explanation:
+    """Explain what the network sees in a video, in float32.
+
+    Args:
+        predictor: whose network is asked.
+        video: the file.
+        label: name or number of the class to look at; None for the predicted one.
+
+    Raises:
+        VideoError: the video cannot be read.
+        InputError: there is no such class.
+    """
+    net, device = predictor.net, predictor.net.new_fc.weight.device
+    frames = predictor.views(video)[predictor.protocol.central_view].contiguous()
+    clip = Normalize().to(device)(frames.to(device))[None]
+    logits = net(clip)[0].cpu()
+    ranked = predictor.ranked(logits)
+    index = ranked[0].index if label is None else _index(label, predictor.classes)
+
+    def score(order: np.ndarray) -> float:
+        return net(clip[:, torch.from_numpy(order).to(device)])[0].double().softmax(0)[index].item()
+
+    rng, places = np.random.default_rng(0), np.arange(len(frames))
+    return Explanation(
+        ranked,
+        ClassScore(predictor.classes[index], index, logits.double().softmax(0)[index].item()),
+        frames,
+        activation_maps(net, clip, torch.tensor([index], device=device))[0].cpu(),
+        frame_logits(net, clip)[0].cpu(),
+        score(places[::-1].copy()),
+        np.array([score(rng.permutation(places)) for _ in range(SHUFFLES)]),
+    )
+
+
+def _index(label: str, classes: list[str]) -> int:
+    """The number of a class that is given by name or number."""
+    if label in classes:
+        return classes.index(label)
+    if label.isdecimal() and int(label) < len(classes):
+        return int(label)
+    raise InputError(f"the network has no class {label!r}; give a name, or a number from 0 to {len(classes) - 1}")
