@@ -19,6 +19,7 @@ from rubiks.errors import InputError
 from rubiks.experiment import Evaluation
 from rubiks.models import checkpoint
 from rubiks.models.checkpoint import SavedNetwork
+from rubiks.models.preprocessing import Preprocessing
 
 CLASSES = ["turn left", "turn right", "jump"]
 
@@ -152,7 +153,7 @@ def test_weights_that_do_not_fit_are_refused(file, variant, changes, words, fold
     ],
 )
 def test_a_checkpoint_of_other_classes_is_refused(theirs, ours, words):
-    saved = SavedNetwork("FILE", "tiny", "rubiks3d", len(theirs or ["a", "b"]), 8, {}, classes=theirs)
+    saved = SavedNetwork("FILE", "tiny", "rubiks3d", len(theirs or ["a", "b"]), Preprocessing(8), {}, classes=theirs)
     if words is None:
         weights.check_same_classes(saved, ours)
     else:

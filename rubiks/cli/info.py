@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # The clips that the published numbers are about.
 PUBLISHED = "data=ssv2"
-SIZE = 224
 
 MEMORY = {
     "inference": "most bytes of activations held at the same time, by the modules in float32, without weights and clip",
@@ -91,9 +90,9 @@ def _network(what: list[str]) -> dict[str, Any]:
     file = _checkpoint(what)
     if file is not None:
         saved = checkpoint.read(file)
-        trained_on = saved.config.get("data", {})
         facts: dict[str, Any] = {"file": str(file), "file_bytes": file.stat().st_size}
-        return facts | _numbers(RubiksNet.from_saved(saved), saved.num_frames, trained_on.get("size", SIZE))
+        clip = saved.preprocessing
+        return facts | _numbers(RubiksNet.from_saved(saved), clip.num_frames, clip.size)
 
     from rubiks.cli.entry import training  # imports Lightning, which takes seconds
 

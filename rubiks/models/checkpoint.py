@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rubiks.errors import InputError
+from rubiks.models.preprocessing import Preprocessing
 from rubiks.models.tiers import TIERS, VARIANTS
 
 # Our checkpoints have the network's weights in Lightning's state dict, and its description under this key.
@@ -36,6 +38,7 @@ class SavedNetwork:
 
     Attributes:
         path: the file.
+        preprocessing: the input that the network was trained with; the official one if the file does not have it.
         weights: the state dict; the average of the weights if the file has it.
         classes: class names in label order, if the file has them.
         config: the whole configuration of the run, if the file has it.
@@ -48,13 +51,20 @@ class SavedNetwork:
     tier: str
     variant: str
     num_classes: int
-    num_frames: int
+    preprocessing: Preprocessing
     weights: Mapping[str, Tensor]
     classes: list[str] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     epoch: int | None = None
     initial_shifts: dict[str, Tensor] = field(default_factory=dict)
     position: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where the network comes from, as far as the file says: file, epoch, data set and protocol of validation."""
+        names = {key: (self.config.get(key) or {}).get("name") for key in ("data", "protocol")}
+        facts = {"file": os.path.basename(self.path), "epoch": self.epoch, **names}
+        return {key: value for key, value in facts.items() if value is not None}
 
 
 def read(path: str | os.PathLike) -> SavedNetwork:
@@ -88,19 +98,30 @@ def read(path: str | os.PathLike) -> SavedNetwork:
             raise _not_ours(path, f"its {key} is {value!r}, expected one of {', '.join(choices)}")
     if num_classes < 1 or num_frames < 1:
         raise _not_ours(path, f"num_classes={num_classes}, num_frames={num_frames}")
+    config = meta.get("config") or {}
     return SavedNetwork(
         path,
         tier,
         variant,
         num_classes,
-        num_frames,
+        _preprocessing(path, num_frames, config.get("data") or {}),
         weights,
         meta.get("classes"),
-        meta.get("config") or {},
+        config,
         meta.get("epoch"),
         meta.get("initial_shifts") or {},
         meta.get("position") or {},
     )
+
+
+def _preprocessing(path: str, num_frames: int, trained: Mapping[str, Any]) -> Preprocessing:
+    """The input that a network was trained with, by the section `data` of its configuration."""
+    known = {key: trained[key] for key in ("size", "sampling", "window") if key in trained}
+    try:
+        return Preprocessing(num_frames, **known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _not_ours(path, f"data.{first['loc'][0]} of its configuration is {first['input']!r}") from None
 
 
 def _unwrapped(path: str, state: Mapping[Any, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from rubiks.models.clips import as_clips
 from rubiks.models.cuda_graphs import Recorder
 from rubiks.models.inference_cpu import InferenceNet
 from rubiks.models.inference_cuda import CudaInferenceNet
+from rubiks.models.preprocessing import Preprocessing
 from rubiks.models.tiers import TIERS, VARIANTS
 from rubiks.nn import AttentionShift, ChannelShift
 from rubiks.nn.attention import harden
@@ -33,6 +35,9 @@ class RubiksNet(nn.Module):
         dropout: share of features dropped before the classifier in training.
 
     Attributes:
+        classes: class names in label order; None if they are not known.
+        preprocessing: the input that the network is meant for.
+        source: where the network comes from (file, epoch, data set, ...), as far as it is known.
         recorder: of training steps as CUDA graphs; `recorder.enabled = False` switches them off.
 
     Raises:
@@ -51,7 +56,9 @@ class RubiksNet(nn.Module):
                 raise ValueError(f"{key} must be a whole number of at least 1, got {number!r}")
         self.tier = tier
         self.variant = variant
-        self.num_frames = num_frames
+        self.classes: list[str] | None = None
+        self.preprocessing = Preprocessing(num_frames)
+        self.source: dict[str, Any] = {}
         self.backbone = Backbone(TIERS[tier], VARIANTS[variant])
         self.dropout = nn.Dropout(dropout)
         self.new_fc = nn.Linear(self.backbone.bn_last.num_features, num_classes)
@@ -61,6 +68,11 @@ class RubiksNet(nn.Module):
     @property
     def num_classes(self) -> int:
         return self.new_fc.out_features
+
+    @property
+    def num_frames(self) -> int:
+        """Frames per clip that the network is meant for."""
+        return self.preprocessing.num_frames
 
     def _initialise(self) -> None:
         for module in self.backbone.modules():
@@ -105,12 +117,16 @@ class RubiksNet(nn.Module):
         return super()._apply(fn, recurse)
 
     def replace_classifier(self, num_classes: int) -> RubiksNet:
-        """Put in a freshly initialised classifier for another set of classes; returns the network itself."""
+        """Put in a freshly initialised classifier for another set of classes; returns the network itself.
+
+        `classes` becomes None, since the new classes' names are not known here.
+        """
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"num_classes must be a whole number of at least 1, got {num_classes!r}")
         old = self.new_fc
         self.new_fc = nn.Linear(old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype)
         self._initialise_classifier()
+        self.classes = None
         return self
 
     def attention_shifts(self) -> list[AttentionShift]:
@@ -175,8 +191,11 @@ class RubiksNet(nn.Module):
     @classmethod
     def from_saved(cls, saved: checkpoint.SavedNetwork) -> RubiksNet:
         """The network of a checkpoint that has been read, in evaluation mode."""
-        net = cls(saved.tier, saved.num_classes, saved.variant, saved.num_frames)
+        net = cls(saved.tier, saved.num_classes, saved.variant, saved.preprocessing.num_frames)
         checkpoint.load_weights(net, saved)
+        net.classes = None if saved.classes is None else list(saved.classes)
+        net.preprocessing = saved.preprocessing
+        net.source = saved.source
         return net.eval()
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
