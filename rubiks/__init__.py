@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from rubiks.version import VERSION
+
 if TYPE_CHECKING:
     from rubiks.models.rubiksnet import RubiksNet
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["RubiksNet", "__version__"]
 
 

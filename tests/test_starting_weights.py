@@ -237,7 +237,7 @@ def test_the_checkpoint_that_is_evaluated(choices, path, runs):
         (["tier=large"], ["ckpt=latest: no run with data=builtin-plain tier=large and a checkpoint in "]),
         (["variant=grouped"], ["no run with data=builtin-plain variant=grouped and", "/outputs. T", "ckpt=FILE"]),
         (["data=csv"], ["no run with data=csv and a checkpoint"]),
-        (["ckpt=outputs/empty"], ["ckpt=outputs/empty is a folder without checkpoints/best.ckpt"]),
+        (["ckpt=outputs/empty"], ["outputs/empty is a folder without checkpoints/best.ckpt"]),
         (["ckpt=nowhere"], ["nowhere"]),
         (["ckpt=outputs/first", "tier=small"], [
             "ckpt=outputs/first/checkpoints/best.ckpt has tier=tiny variant=rubiks3d, but tier=small is chosen; l",

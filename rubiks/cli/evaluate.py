@@ -177,7 +177,7 @@ def _network(saved: SavedNetwork, net: RubiksNet) -> dict[str, Any]:
         "num_classes": net.num_classes,
         **({"temporal_share": net.temporal_share()} if net.attention_shifts() else {}),
         "checkpoint": saved.path,
-        "checkpoint_sha256": sha256(saved.path),
+        "checkpoint_sha256": sha256(saved.file),
         "epoch": saved.epoch,
     }
 
