@@ -26,7 +26,7 @@ from rubiks.models.tiers import Tier
 
 FILES = ["README.md", "config.json", "model.safetensors"]
 SCORE = {
-    "data": "kinetics",
+    "data": "k400",
     "protocol": "two_clip",
     "clips": 2,
     "crops": 3,
@@ -201,7 +201,17 @@ def test_a_folder_of_another_program_is_not_replaced(tmp_path):
     assert sorted(contents(folder)) == FILES
 
 
-@pytest.mark.parametrize("name", ["net.ckpt", "net.safetensors", "net.tar"])
+@pytest.mark.parametrize("name", ["net.pth.tar", "net.pth", "net.pt", "net.ckpt"])
+def test_files_have_the_official_format(name, tmp_path):
+    net = network("rubiks3d-aq", budget=0.125)
+    net.save_pretrained(tmp_path / "new" / name)
+    content = torch.load(tmp_path / "new" / name, weights_only=True)
+    assert set(content) == {"tier", "variant", "num_classes", "num_frames", "model"}
+    same_network(network_of(tmp_path / "new" / name), net)
+    assert os.listdir(tmp_path / "new") == [name]
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.tar"])
 def test_names_of_other_files_are_refused(name, tmp_path):
     assert_rejected(lambda: network().save_pretrained(tmp_path / name), name, ".pth.tar")
     assert not (tmp_path / name).exists()
@@ -368,7 +378,7 @@ def test_weights_that_change_have_no_score(act, run_folder):
     net = RubiksNet.load_pretrained(run_folder)
     act(net)
     assert "evaluation" not in net.source
-    assert net.source["data"] == "kinetics"
+    assert net.source["data"] == "k400"
 
 
 def test_a_network_that_is_hardened_has_no_score():
@@ -400,13 +410,14 @@ def test_the_model_card_of_an_evaluated_run(run_folder, tmp_path):
         "61.7% (60.9 to 62.6)",
         "87.2% (86.6 to 87.9)",
         "| 12,345 |",
-        "| kinetics | two_clip: 2 x 3 views of 4 frames, 112 pixels |",
+        "| k400 | two_clip: 2 x 3 views of 4 frames, 112 pixels |",
         "Measured with `rubiks eval` on 2026-11-22.",
-        "| trained on | kinetics, 7 epochs |",
+        "| trained on | k400, 7 epochs |",
         "`mine/checkpoints/best.ckpt`",
         "at equal steps within 32 frames",
         "short side resized to 128 pixels, then cropped to 112 x 112",
         "Classes: Öffnen; 閉じる; push, then pull.",
+        "rubiks eval ckpt=saved data=kinetics data.root=FOLDER protocol=two_clip",
         "## Limits",
         "ECCV",
     ):

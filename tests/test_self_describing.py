@@ -13,7 +13,7 @@ from rubiks.models.checkpoint import META_KEY, NET_PREFIX
 from rubiks.models.preprocessing import Preprocessing
 
 CLASSES = ["Öffnen", "閉じる", "push, then pull"]
-DENSE = {"name": "kinetics", "size": 112, "sampling": "dense", "window": 32, "num_frames": 4}
+DENSE = {"name": "k400", "format": "kinetics", "size": 112, "sampling": "dense", "window": 32, "num_frames": 4}
 
 pytestmark = pytest.mark.usefixtures("small_network")
 
@@ -58,7 +58,8 @@ def test_a_checkpoint_says_what_the_run_was_trained_on(trained):
     assert trained.preprocessing == Preprocessing(4, size=112, sampling="dense", window=32)
     assert trained.preprocessing.resized == 128
     assert trained.num_frames == 4
-    assert trained.source == {"file": "mine.ckpt", "epoch": 7, "data": "kinetics", "protocol": "one_clip"}
+    source = {"file": "mine.ckpt", "epoch": 7, "data": "k400", "format": "kinetics", "protocol": "one_clip"}
+    assert trained.source == source
 
 
 def test_a_checkpoint_without_a_configuration_is_read(tmp_path):

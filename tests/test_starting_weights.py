@@ -40,6 +40,7 @@ def folder(tmp_path_factory) -> Path:
     content = torch.load(folder / "official.pth.tar", weights_only=True)
     state = {f"net.{key}": value for key, value in content.pop("model").items()}
     torch.save({"rubiks": {**content, "classes": CLASSES}, "state_dict": state}, folder / "ours.ckpt")
+    RubiksNet.load_pretrained(folder / "ours.ckpt").save_pretrained(folder / "saved")
     return folder
 
 
@@ -67,6 +68,8 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
         ("ours.ckpt", ["turn right", "turn left", "jump"], False),
         ("ours.ckpt", CLASSES[:2], False),
         ("ours.ckpt", [*CLASSES, "run"], False),
+        ("saved", CLASSES, True),
+        ("saved", ["turn right", "turn left", "jump"], False),
         ("official.pth.tar", ["a", "b", "c"], True),
         ("official.pth.tar", ["a", "b"], False),
         ("five.pth.tar", CLASSES, False),

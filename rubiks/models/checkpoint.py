@@ -163,7 +163,7 @@ def _preprocessing(path: str, num_frames: int, trained: Mapping[str, Any]) -> Pr
 def _source(path: str, epoch: int | None, data: Mapping[str, Any], protocol: Mapping[str, Any]) -> Source:
     """Where the network of a file comes from, by its epoch and by sections of its configuration."""
     file = Path(path)
-    names = {"data": data.get("name"), "protocol": protocol.get("name")}
+    names = {"data": data.get("name"), "format": data.get("format"), "protocol": protocol.get("name")}
     try:
         return Source(file=source.name_of(file), epoch=epoch, **names, evaluation=source.score_of(file))
     except ValidationError as error:

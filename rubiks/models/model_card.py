@@ -48,6 +48,6 @@ def text(name: str, config: dict[str, Any], short_side: int, parameters: int) ->
         shell=shlex.quote(name),
         ckpt=shlex.quote(setting("ckpt", name)),
         init=shlex.quote(setting("init", name)),
-        data=source["data"] or "NAME",
+        data=source["format"] or "NAME",
         protocol=protocol if protocol in PROTOCOLS else "one_clip",
     )

@@ -22,7 +22,7 @@ from rubiks.models.tiers import TIERS, VARIANTS
 from rubiks.nn import AttentionShift, ChannelShift
 from rubiks.nn.attention import harden
 
-OFFICIAL = (".pth.tar", ".pth", ".pt")  # the endings of files in the official format
+OFFICIAL = (".pth.tar", ".pth", ".pt", ".ckpt")  # the endings of files in the official format
 STRIDE = 32  # of the whole network: S pixels a side become ceil(S / 32)
 
 
@@ -218,8 +218,8 @@ class RubiksNet(nn.Module):
 
         Args:
             path: a folder, which gets config.json, model.safetensors and a model card, README.md; a saved network in it
-                is replaced, any other content refused. Or a file that ends in .pth.tar, .pth or .pt, in the official
-                format, which has neither class names nor preprocessing.
+                is replaced, any other content refused. Or a file that ends in .pth.tar, .pth, .pt or .ckpt, in the
+                official format, which has neither class names nor preprocessing.
 
         Raises:
             rubiks.errors.InputError: it cannot be written, or `classes` does not name every class.
@@ -228,7 +228,7 @@ class RubiksNet(nn.Module):
         if path.name.endswith(OFFICIAL):
             self._save_official(path)
             return
-        if path.suffix in (".ckpt", ".tar", ".safetensors"):
+        if path.suffix in (".tar", ".safetensors"):
             raise InputError(f"{path} has the name of a file; give a folder, or a name that ends in .pth.tar")
         config = saved_folder.describe(
             tier=self.tier,

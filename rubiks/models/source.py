@@ -43,7 +43,8 @@ class Source(BaseModel, frozen=True):
     Attributes:
         file: its name, or for a checkpoint in a run's folder NAME/checkpoints/FILE.
         epoch: epochs trained.
-        data: the data set of the training.
+        data: the name of the data set of the training.
+        format: its format, as in data=FORMAT.
         protocol: the protocol of its validation.
         evaluation: the score of exactly these weights.
     """
@@ -51,6 +52,7 @@ class Source(BaseModel, frozen=True):
     file: str | None = None
     epoch: int | None = Field(None, ge=0)
     data: str | None = None
+    format: str | None = None
     protocol: str | None = None
     evaluation: Score | None = None
 
