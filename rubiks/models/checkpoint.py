@@ -184,7 +184,9 @@ def _unwrapped(path: str, state: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _load(path: str) -> dict:
     if not os.path.isfile(path):
-        raise InputError(f"no checkpoint at {path}: give the path of a .ckpt or .pth.tar file")
+        raise InputError(
+            f"no checkpoint at {path}: give the path of a .ckpt or .pth.tar file, or of a run's or saved folder"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that are refused below
