@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from rubiks.version import VERSION
+
 if TYPE_CHECKING:
     from rubiks.models.rubiksnet import RubiksNet
     from rubiks.predict.predictor import Predictor
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Predictor", "RubiksNet", "__version__"]
 
 

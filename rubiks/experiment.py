@@ -91,7 +91,8 @@ class Training(Experiment):
     )
     init: Name | None = Field(
         None,
-        description="checkpoint to start from, ours or official; gets a new classifier if the classes differ",
+        description="network to start from: as for ckpt of rubiks eval, without latest; gets a new classifier if the "
+        "classes differ",
     )
     init_temporal: Literal[RULES] = Field(  # type: ignore[valid-type]
         "tsm",
@@ -148,7 +149,9 @@ class Evaluation(Experiment):
     variant: VariantSettings | None = None
     aq: AttentionSchedule | None = None  # comes with variant=rubiks3d-aq; only training uses it
     data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, *Evaluation.DATA))]
-    ckpt: Name | None = Field("latest", description="a checkpoint, ours or official, a run's folder, or latest")
+    ckpt: Name | None = Field(
+        "latest", description="a checkpoint, ours or official, a run's or a saved network's folder, or latest"
+    )
     logger: EvaluationLoggerSettings = EvaluationLoggerSettings()
     batch_size: Count = Field(16, description="videos per batch")
     frame_order: FrameOrder = Field("natural", description="order of the frames in time; another one is no score")

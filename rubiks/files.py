@@ -1,4 +1,4 @@
-"""Writing files completely or not at all."""
+"""Writing files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -31,6 +32,33 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     finally:
         with contextlib.suppress(OSError):  # the error above is the one to report
             temporary.unlink(missing_ok=True)
+
+
+def write_folder(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Write a folder through `write(temporary folder)` and a rename, in place of what is there.
+
+    Raises:
+        InputError: it cannot be written; what was there is there still.
+    """
+    shown, path = path, Path(os.path.realpath(path))  # a link stays, and its target is written
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        write(temporary)
+        for name in os.listdir(temporary):
+            with open(temporary / name, "rb") as file:
+                os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{shown} cannot be written: {error.strerror or error}") from None
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def check_writable(path: str | os.PathLike) -> None:

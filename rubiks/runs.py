@@ -53,11 +53,11 @@ class Run:
 
     @property
     def best(self) -> Path:
-        return self.checkpoints / "best.ckpt"
+        return self.folder / checkpoint.BEST
 
     @property
     def last(self) -> Path:
-        return self.checkpoints / "last.ckpt"
+        return self.folder / checkpoint.LAST
 
     @property
     def previous(self) -> Path:
@@ -89,10 +89,6 @@ class Run:
             return all(config[key]["name"] == name for key, name in {"data": data, **chosen}.items())
         except (yaml.YAMLError, KeyError, TypeError):
             return False
-
-    def checkpoint(self) -> Path | None:
-        """The checkpoint to evaluate: the best, or the last if training ended before a validation."""
-        return next((path for path in (self.best, self.last) if path.is_file()), None)
 
     def read_last(self) -> SavedNetwork | None:
         """The state to resume from: the newest, or the one before if that is damaged; None for a new run.
@@ -194,7 +190,7 @@ def newest(data: str, outputs: Path = OUTPUTS, **chosen: str) -> Run | None:
     folders = [path for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
     written = {}
     for run in map(Run, folders):
-        path = run.checkpoint()
+        path = checkpoint.in_run(run.folder)
         if path is not None and run.matches(data, **chosen):
             written[run] = path.stat().st_mtime
     return max(written, key=lambda run: written[run], default=None)

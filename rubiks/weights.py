@@ -82,20 +82,16 @@ def evaluated(settings: Evaluation, command: CommandLine) -> SavedNetwork:
     if path == "latest":
         data = settings.data.source.name
         named = naming.named_run(settings.run, command)  # run=NAME may name a training run, which is then used
-        found = named if named and named.checkpoint() else runs.newest(data, **chosen)
+        found = named if named and checkpoint.in_run(named.folder) else runs.newest(data, **chosen)
         if found is None:
             wanted = " ".join(f"{key}={name}" for key, name in {"data": data, **chosen}.items())
             raise InputError(
                 f"ckpt=latest: no run with {wanted} and a checkpoint in {runs.OUTPUTS.resolve()}. "
                 "Train one with train.py, or give ckpt=FILE"
             )
-        path = found.checkpoint()
-    elif path is not None and Path(path).is_dir():
-        path = runs.Run(Path(path)).checkpoint()
-        if path is None:
-            raise InputError(f"ckpt={settings.ckpt} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
+        path = checkpoint.in_run(found.folder)
     if path is None:
-        raise InputError("ckpt is not set; give a checkpoint file, a run's folder, or latest")
+        raise InputError("ckpt is not set; give a checkpoint file, a run's or a saved network's folder, or latest")
     saved = checkpoint.read(path)
     wrong = [f"{key}={name}" for key, name in chosen.items() if name != getattr(saved, key)]
     if wrong:

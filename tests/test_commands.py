@@ -28,6 +28,7 @@ from rubiks.data import builtin, videos
 from rubiks.data.augment import NOTHING
 from rubiks.data.decode import VideoFile
 from rubiks.evaluation.scorer import Scorer
+from rubiks.files import sha256
 from rubiks.models import TIERS, VARIANTS
 from rubiks.training.module import VideoClassifier
 
@@ -81,6 +82,35 @@ def test_checkpoints_are_plain_data_and_describe_themselves(trained):
         net = RubiksNet.load_pretrained(path)
         assert net.num_classes == 8
     assert content["rubiks"]["epoch"] == 2
+
+
+def test_a_trained_and_evaluated_run_becomes_a_folder_that_says_so(
+    trained, builtin_data, commands, rubiks_command, tmp_path
+):
+    copy_of(trained, tmp_path)
+    commands.evaluate(builtin_data, *SMALL[:2], "run=first")
+    results = json.loads((tmp_path / "outputs/first/results.json").read_text())
+    assert rubiks_command("convert", "outputs/first", "mine")[0] == 0
+    net = RubiksNet.load_pretrained("mine")
+    assert net.source["file"] == "first/checkpoints/best.ckpt"
+    assert (net.source["data"], net.source["format"], net.source["protocol"]) == (
+        "builtin-plain",
+        "builtin",
+        "one_clip",
+    )
+    assert net.source["evaluation"]["top1"] == results["top1"]
+    assert (net.preprocessing.num_frames, net.preprocessing.size) == (4, 32)
+    assert len(net.classes) == 8
+    low, high = results["intervals"]["top1"]
+    card = (tmp_path / "mine/README.md").read_text(encoding="utf-8")
+    assert f"{results['top1']:.1f}% ({low:.1f} to {high:.1f})" in card
+
+    # It is evaluated as the run is.
+    commands.evaluate(builtin_data, *SMALL[:2], "run=again", "ckpt=mine")
+    again = json.loads((tmp_path / "outputs/again/results.json").read_text())
+    for key in ("top1", "top5", "intervals", "epoch", "crop_size", "num_frames", "sampling", "num_classes", "tier"):
+        assert again[key] == results[key], key
+    assert (again["checkpoint"], again["checkpoint_sha256"]) == ("mine", sha256(tmp_path / "mine/model.safetensors"))
 
 
 def test_evaluation_finds_the_newest_run_and_writes_results(trained, builtin_data, commands, tmp_path):

@@ -34,6 +34,7 @@ from rubiks.data.sources.images import ImageFolders
 from rubiks.errors import InputError, VideoError
 from rubiks.models import RubiksNet
 from rubiks.models.checkpoint import SavedNetwork
+from rubiks.models.preprocessing import Preprocessing
 
 NFC = unicodedata.normalize("NFC", "café")
 NFD = unicodedata.normalize("NFD", "café")
@@ -279,7 +280,7 @@ def test_a_class_in_both_forms_is_one(tmp_path):
 
 
 def test_a_checkpoint_of_a_mac_knows_the_classes():
-    saved = SavedNetwork("mac.ckpt", "tiny", "rubiks3d", 2, 8, {}, classes=[NFD, "run"])
+    saved = SavedNetwork("mac.ckpt", "tiny", "rubiks3d", 2, Preprocessing(8), {}, classes=[NFD, "run"])
     weights.check_same_classes(saved, [NFC, "run"])
     assert_rejected(lambda: weights.check_same_classes(saved, [NFC, "jump"]), "class 1 is 'run'")
 

@@ -252,7 +252,7 @@ def test_an_explanation_adds_up_and_is_written(label, folder, rubiks_command, tm
         predictor.views(folder / "v2.mp4")[0].double() / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     ) / (torch.tensor([0.229, 0.224, 0.225])[:, None, None])
     with torch.no_grad():
-        backwards = predictor.net(clip.flip(0)[None])[0].softmax(0)[index].item()
+        backwards = predictor.net(clip.flip(0)[None].float())[0].softmax(0)[index].item()
     assert found["score_reversed"] == pytest.approx(backwards, abs=1e-4)
     assert len(set(found["scores_shuffled"])) > 3
     for text in (NAMES[index], f"{found['shown']['score']:.1%}", f"reversed {found['score_reversed']:.1%}"):

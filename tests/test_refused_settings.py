@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from rubiks.data.sources import HMDB51, CsvLists, FrameLists
 from rubiks.errors import InputError
 from rubiks.experiment import Evaluation, Training
 from rubiks.models.checkpoint import SavedNetwork
+from rubiks.models.preprocessing import Preprocessing
 from rubiks.trainers import TrainerSettings
 from rubiks.training.patience import Patience
 
@@ -225,7 +227,7 @@ def test_an_evaluation_too_has_whole_numbers_of_frames_and_pixels(value):
         assert re.match(rf"data.{key} must be a whole number (from|of at least) {least}\b.*, or null; got ", message)
         assert repr(value) in message
     assert "got 15" in refusal(lambda: AsTrained(size=15))
-    smallest = AsTrained(num_frames=1, size=16).resolve({}, 8)
+    smallest = AsTrained(num_frames=1, size=16).resolve(asdict(Preprocessing(8)))
     assert (smallest.num_frames, smallest.size) == (1, 16)
 
 
@@ -299,7 +301,7 @@ def test_a_format_of_ones_own_is_refused():
 
 
 def saved(classes: list[str] | None, count: int) -> SavedNetwork:
-    return SavedNetwork("FILE", "tiny", "rubiks3d", count, 8, {}, classes=classes)
+    return SavedNetwork("FILE", "tiny", "rubiks3d", count, Preprocessing(8), {}, classes=classes)
 
 
 @pytest.mark.parametrize(

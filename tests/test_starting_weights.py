@@ -19,6 +19,7 @@ from rubiks.errors import InputError
 from rubiks.experiment import Evaluation
 from rubiks.models import checkpoint
 from rubiks.models.checkpoint import SavedNetwork
+from rubiks.models.preprocessing import Preprocessing
 
 CLASSES = ["turn left", "turn right", "jump"]
 
@@ -39,6 +40,7 @@ def folder(tmp_path_factory) -> Path:
     content = torch.load(folder / "official.pth.tar", weights_only=True)
     state = {f"net.{key}": value for key, value in content.pop("model").items()}
     torch.save({"rubiks": {**content, "classes": CLASSES}, "state_dict": state}, folder / "ours.ckpt")
+    RubiksNet.load_pretrained(folder / "ours.ckpt").save_pretrained(folder / "saved")
     return folder
 
 
@@ -66,6 +68,8 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
         ("ours.ckpt", ["turn right", "turn left", "jump"], False),
         ("ours.ckpt", CLASSES[:2], False),
         ("ours.ckpt", [*CLASSES, "run"], False),
+        ("saved", CLASSES, True),
+        ("saved", ["turn right", "turn left", "jump"], False),
         ("official.pth.tar", ["a", "b", "c"], True),
         ("official.pth.tar", ["a", "b"], False),
         ("five.pth.tar", CLASSES, False),
@@ -152,7 +156,7 @@ def test_weights_that_do_not_fit_are_refused(file, variant, changes, words, fold
     ],
 )
 def test_a_checkpoint_of_other_classes_is_refused(theirs, ours, words):
-    saved = SavedNetwork("FILE", "tiny", "rubiks3d", len(theirs or ["a", "b"]), 8, {}, classes=theirs)
+    saved = SavedNetwork("FILE", "tiny", "rubiks3d", len(theirs or ["a", "b"]), Preprocessing(8), {}, classes=theirs)
     if words is None:
         weights.check_same_classes(saved, ours)
     else:
@@ -236,7 +240,7 @@ def test_the_checkpoint_that_is_evaluated(choices, path, runs):
         (["tier=large"], ["ckpt=latest: no run with data=builtin-plain tier=large and a checkpoint in "]),
         (["variant=grouped"], ["no run with data=builtin-plain variant=grouped and", "/outputs. T", "ckpt=FILE"]),
         (["data=csv"], ["no run with data=csv and a checkpoint"]),
-        (["ckpt=outputs/empty"], ["ckpt=outputs/empty is a folder without checkpoints/best.ckpt"]),
+        (["ckpt=outputs/empty"], ["outputs/empty is a folder without checkpoints/best.ckpt"]),
         (["ckpt=nowhere"], ["nowhere"]),
         (["ckpt=outputs/first", "tier=small"], [
             "ckpt=outputs/first/checkpoints/best.ckpt has tier=tiny variant=rubiks3d, but tier=small is chosen; l",

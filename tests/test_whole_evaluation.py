@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from rubiks import RubiksNet, assemble
 from rubiks.cli.entry import compose, plain
 from rubiks.data import videos
 from rubiks.experiment import Evaluation
+from rubiks.models.preprocessing import Preprocessing
 
 pytestmark = [
     pytest.mark.slow,
@@ -111,7 +113,7 @@ def test_scores_and_views_are_those_of_an_evaluation_written_out(protocol, liste
     records, _ = videos.records(
         settings.data.source, settings.data.loading, "val", CLASSES, videos.manifest_of(settings.data.source)
     )
-    own = settings.protocol_for(settings.data.sampling.resolve({}, FRAMES))
+    own = settings.protocol_for(settings.data.sampling.resolve(asdict(Preprocessing(FRAMES))))
     dataset = assemble.evaluation_data(settings, records, own).predict_dataloader().dataset
     net = RubiksNet.load_pretrained(settings.ckpt)
     expected = []

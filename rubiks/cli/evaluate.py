@@ -9,6 +9,7 @@ rubiks eval save_predictions=scores.npz        logits (videos, classes), labels 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import time
@@ -65,7 +66,7 @@ def _evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine
     pl.seed_everything(settings.seed)
     saved = weights.evaluated(settings, command)
     net = RubiksNet.from_saved(saved)
-    protocol = settings.protocol_for(settings.data.sampling.resolve(saved.config.get("data", {}), saved.num_frames))
+    protocol = settings.protocol_for(settings.data.sampling.resolve(dataclasses.asdict(saved.preprocessing)))
 
     manifest, source = videos.manifest_of(settings.data.source), settings.data.source.ready()
     classes = videos.class_names(source, saved.classes, saved.num_classes)
@@ -181,7 +182,7 @@ def _network(saved: SavedNetwork, net: RubiksNet) -> dict[str, Any]:
         "num_classes": net.num_classes,
         **({"temporal_share": net.temporal_share()} if net.attention_shifts() else {}),
         "checkpoint": saved.path,
-        "checkpoint_sha256": sha256(saved.path),
+        "checkpoint_sha256": sha256(saved.file),
         "epoch": saved.epoch,
     }
 

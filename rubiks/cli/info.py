@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # The clips that the published numbers are about.
 PUBLISHED = "data=ssv2"
-SIZE = 224
 
 MEMORY = {
     "inference": "most bytes of activations held at the same time, by the modules in float32, without weights and clip",
@@ -36,8 +35,8 @@ def add_to(commands) -> None:
         "what",
         nargs="*",
         metavar="CKPT | KEY=VALUE",
-        help="a checkpoint, ours or official; a run's folder; or choices: tier=large variant=rubiks3d-aq "
-        "data.num_frames=16 data.size=256 data.num_classes=400",
+        help="a checkpoint, ours or official; a run's or a saved network's folder; or choices: tier=large "
+        "variant=rubiks3d-aq data.num_frames=16 data.size=256 data.num_classes=400",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
@@ -73,15 +72,7 @@ def _checkpoint(what: list[str]) -> Path | None:
     """The checkpoint that the arguments name; None for choices."""
     if len(what) != 1 or ("=" in what[0] and not Path(what[0]).exists()):
         return None
-    from rubiks.runs import Run
-
-    path = Path(what[0])
-    if not path.is_dir():
-        return path
-    found = Run(path).checkpoint()
-    if found is None:
-        raise InputError(f"{path} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
-    return found
+    return Path(what[0])
 
 
 def _network(what: list[str]) -> dict[str, Any]:
@@ -91,9 +82,9 @@ def _network(what: list[str]) -> dict[str, Any]:
     file = _checkpoint(what)
     if file is not None:
         saved = checkpoint.read(file)
-        trained_on = saved.config.get("data", {})
-        facts: dict[str, Any] = {"file": str(file), "file_bytes": file.stat().st_size}
-        return facts | _numbers(RubiksNet.from_saved(saved), saved.num_frames, trained_on.get("size", SIZE))
+        facts: dict[str, Any] = {"file": saved.file, "file_bytes": Path(saved.file).stat().st_size}
+        clip = saved.preprocessing
+        return facts | _numbers(RubiksNet.from_saved(saved), clip.num_frames, clip.size)
 
     from rubiks.cli.entry import training  # imports Lightning, which takes seconds
 

@@ -10,7 +10,7 @@ import os
 import sys
 
 import rubiks
-from rubiks.cli import bench_data, browse, check, compare, explain, info, predict, prepare, report, shard
+from rubiks.cli import bench_data, browse, check, compare, convert, explain, info, predict, prepare, report, shard
 from rubiks.cli.completion import complete, preset_choices
 from rubiks.errors import InputError
 
@@ -48,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_to(commands)
     explain.add_to(commands)
     bench_data.add_to(commands)
+    convert.add_to(commands)
     info.add_to(commands)
     report.add_to(commands)
     compare.add_to(commands)

@@ -13,8 +13,6 @@ from rubiks.settings import Count, Settings, Side
 Window = Annotated[int, Field(ge=1, le=1_000_000)]
 Flip = Literal[True, False, "auto"]
 
-OFFICIAL_SIZE = 224  # side of the views that the official files were trained on
-
 
 class Sampling(Settings, section="data"):
     """Clips of videos."""
@@ -61,9 +59,7 @@ class AsTrained(Settings, section="data"):
     window: Window | None = Field(None, description="frames that a clip spans in dense sampling; null: as in training")
     flip: Flip = Field(False, description="used only in training; evaluation never mirrors clips")
 
-    def resolve(self, trained: Mapping[str, Any], num_frames: int) -> Sampling:
-        """The sampling, with null replaced by what a checkpoint's section `data` and its number of frames say."""
-        defaults = {"num_frames": num_frames, "size": OFFICIAL_SIZE, "sampling": "uniform", "window": 64}
-        known = {key: trained[key] for key in ("size", "sampling", "window") if key in trained}
+    def resolve(self, trained: Mapping[str, Any]) -> Sampling:
+        """The sampling, with null replaced by the value that the network was trained with."""
         given = {key: value for key, value in self.model_dump(exclude={"flip"}).items() if value is not None}
-        return Sampling(**{**defaults, **known, **given})
+        return Sampling(**{**{key: trained[key] for key in Sampling.model_fields}, **given})

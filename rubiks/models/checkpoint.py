@@ -1,4 +1,4 @@
-"""Checkpoints of the official release and our own, read as plain data."""
+"""Networks in files and folders: official files, checkpoints and runs of ours, saved folders. Read as plain data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rubiks.errors import InputError
+from rubiks.models import saved_folder, source
+from rubiks.models.preprocessing import Preprocessing
+from rubiks.models.source import Source
 from rubiks.models.tiers import TIERS, VARIANTS
 
 # Our checkpoints have the network's weights in Lightning's state dict, and its description under this key.
@@ -28,18 +33,22 @@ AVERAGE_PREFIX = "average."  # of the weights' moving average, if the run has on
 _WRAPPERS = ("module", "_orig_mod")
 # The log of the released AQ model calls the variant by this name.
 VARIANT_ALIASES = {"attention": "rubiks3d-aq"}
+# Within a run's folder.
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 
 
 @dataclass(frozen=True)
 class SavedNetwork:
-    """What a checkpoint file says about its network.
+    """What a checkpoint or a saved folder says about its network.
 
     Attributes:
-        path: the file.
+        path: the file, or the saved folder.
+        preprocessing: the input that the network was trained with; the official one if the file does not have it.
         weights: the state dict; the average of the weights if the file has it.
         classes: class names in label order, if the file has them.
         config: the whole configuration of the run, if the file has it.
         epoch: epochs trained, if the file has it.
+        source: where the network comes from, as far as it is known.
         initial_shifts: what `rubiks.models.shifts.offsets` gave at the start of training, if the file has it.
         position: the fields of `rubiks.training.position.Position`, if the file is a training state.
     """
@@ -48,22 +57,49 @@ class SavedNetwork:
     tier: str
     variant: str
     num_classes: int
-    num_frames: int
+    preprocessing: Preprocessing
     weights: Mapping[str, Tensor]
     classes: list[str] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     epoch: int | None = None
+    source: Source = field(default_factory=Source)
     initial_shifts: dict[str, Tensor] = field(default_factory=dict)
     position: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def file(self) -> str:
+        """The file with the weights."""
+        return os.path.join(self.path, saved_folder.WEIGHTS) if os.path.isdir(self.path) else self.path
+
+
+def in_run(folder: Path) -> Path | None:
+    """The checkpoint of a run to use: the best, or the last if training ended before a validation."""
+    return next((path for path in (folder / BEST, folder / LAST) if path.is_file()), None)
+
 
 def read(path: str | os.PathLike) -> SavedNetwork:
-    """Read a checkpoint, official or ours; see `RubiksNet.load_pretrained`.
+    """Read a network from a file or folder; see `RubiksNet.load_pretrained`.
 
     Raises:
-        InputError: the file is missing, damaged or not a RubiksNet checkpoint.
+        InputError: the file or folder is missing, damaged or not of a RubiksNet.
     """
     path = os.fspath(path)
+    if not os.path.isdir(path):
+        return _read_file(path)
+    if saved_folder.is_one(path):
+        config, weights = saved_folder.read(path)
+        shape = (config.tier, config.variant, config.num_classes, config.preprocessing)
+        return SavedNetwork(path, *shape, weights, config.classes, epoch=config.source.epoch, source=config.source)
+    found = in_run(Path(path))
+    if found is None:
+        raise InputError(
+            f"{path} is a folder without {BEST} or {LAST}, as a run has them, and without {saved_folder.CONFIG} and "
+            f"{saved_folder.WEIGHTS}, as a saved network has them"
+        )
+    return _read_file(os.fspath(found))
+
+
+def _read_file(path: str) -> SavedNetwork:
     content = _load(path)
     if isinstance(content.get(META_KEY), dict) and isinstance(content.get("state_dict"), dict):
         meta = content[META_KEY]
@@ -88,19 +124,51 @@ def read(path: str | os.PathLike) -> SavedNetwork:
             raise _not_ours(path, f"its {key} is {value!r}, expected one of {', '.join(choices)}")
     if num_classes < 1 or num_frames < 1:
         raise _not_ours(path, f"num_classes={num_classes}, num_frames={num_frames}")
+    config = _section(path, meta, "config")
+    data, protocol = _section(path, config, "data"), _section(path, config, "protocol")
     return SavedNetwork(
         path,
         tier,
         variant,
         num_classes,
-        num_frames,
+        _preprocessing(path, num_frames, data),
         weights,
         meta.get("classes"),
-        meta.get("config") or {},
+        dict(config),
         meta.get("epoch"),
+        _source(path, meta.get("epoch"), data, protocol),
         meta.get("initial_shifts") or {},
         meta.get("position") or {},
     )
+
+
+def _section(path: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A section of the configuration; empty if there is none."""
+    section = config.get(key) or {}
+    if not isinstance(section, Mapping):
+        raise _not_ours(path, f"{key} of its configuration is {section!r}")
+    return section
+
+
+def _preprocessing(path: str, num_frames: int, trained: Mapping[str, Any]) -> Preprocessing:
+    """The input that a network was trained with, by the section `data` of its configuration."""
+    known = {key: trained[key] for key in ("size", "sampling", "window") if key in trained}
+    try:
+        return Preprocessing(num_frames, **known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _not_ours(path, f"data.{first['loc'][0]} of its configuration is {first['input']!r}") from None
+
+
+def _source(path: str, epoch: int | None, data: Mapping[str, Any], protocol: Mapping[str, Any]) -> Source:
+    """Where the network of a file comes from, by its epoch and by sections of its configuration."""
+    file = Path(path)
+    names = {"data": data.get("name"), "format": data.get("format"), "protocol": protocol.get("name")}
+    try:
+        return Source(file=source.name_of(file), epoch=epoch, **names, evaluation=source.score_of(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _not_ours(path, f"{first['loc'][0]} of its description is {first['input']!r}") from None
 
 
 def _unwrapped(path: str, state: Mapping[Any, Any]) -> dict[str, Any]:
@@ -116,7 +184,9 @@ def _unwrapped(path: str, state: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _load(path: str) -> dict:
     if not os.path.isfile(path):
-        raise InputError(f"no checkpoint at {path}: give the path of a .ckpt or .pth.tar file")
+        raise InputError(
+            f"no checkpoint at {path}: give the path of a .ckpt or .pth.tar file, or of a run's or saved folder"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that are refused below

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rubiks.models import checkpoint, training_path
+from rubiks.errors import InputError
+from rubiks.files import write_atomically
+from rubiks.models import checkpoint, saved_folder, training_path
 from rubiks.models.backbone import Backbone
 from rubiks.models.clips import as_clips
 from rubiks.models.cuda_graphs import Recorder
 from rubiks.models.inference_cpu import InferenceNet
 from rubiks.models.inference_cuda import CudaInferenceNet
+from rubiks.models.preprocessing import Preprocessing
 from rubiks.models.tiers import TIERS, VARIANTS
 from rubiks.nn import AttentionShift, ChannelShift
 from rubiks.nn.attention import harden
 
+OFFICIAL = (".pth.tar", ".pth", ".pt", ".ckpt")  # the endings of files in the official format
 STRIDE = 32  # of the whole network: S pixels a side become ceil(S / 32)
 
 
@@ -33,6 +39,9 @@ class RubiksNet(nn.Module):
         dropout: share of features dropped before the classifier in training.
 
     Attributes:
+        classes: class names in label order; None if they are not known.
+        preprocessing: the input that the network is meant for.
+        source: where the network comes from, as far as it is known: `rubiks.models.source.Source` as a dictionary.
         recorder: of training steps as CUDA graphs; `recorder.enabled = False` switches them off.
 
     Raises:
@@ -51,7 +60,9 @@ class RubiksNet(nn.Module):
                 raise ValueError(f"{key} must be a whole number of at least 1, got {number!r}")
         self.tier = tier
         self.variant = variant
-        self.num_frames = num_frames
+        self.classes: list[str] | None = None
+        self.preprocessing = Preprocessing(num_frames)
+        self.source: dict[str, Any] = {}
         self.backbone = Backbone(TIERS[tier], VARIANTS[variant])
         self.dropout = nn.Dropout(dropout)
         self.new_fc = nn.Linear(self.backbone.bn_last.num_features, num_classes)
@@ -61,6 +72,11 @@ class RubiksNet(nn.Module):
     @property
     def num_classes(self) -> int:
         return self.new_fc.out_features
+
+    @property
+    def num_frames(self) -> int:
+        """Frames per clip that the network is meant for."""
+        return self.preprocessing.num_frames
 
     def _initialise(self) -> None:
         for module in self.backbone.modules():
@@ -96,21 +112,31 @@ class RubiksNet(nn.Module):
         return self.backbone(images, frames)
 
     def train(self, mode: bool = True) -> RubiksNet:
-        if not mode:  # evaluation may need the memory
+        if mode:
+            self._forget_score()  # the weights may change
+        else:  # evaluation may need the memory
             self.recorder.forget()
         return super().train(mode)
+
+    def _forget_score(self) -> None:
+        self.source = {key: value for key, value in self.source.items() if key != "evaluation"}
 
     def _apply(self, fn, recurse=True):
         self.recorder.forget()  # the parameters may move
         return super()._apply(fn, recurse)
 
     def replace_classifier(self, num_classes: int) -> RubiksNet:
-        """Put in a freshly initialised classifier for another set of classes; returns the network itself."""
+        """Put in a freshly initialised classifier for another set of classes; returns the network itself.
+
+        `classes` becomes None, since the new classes' names are not known here.
+        """
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"num_classes must be a whole number of at least 1, got {num_classes!r}")
         old = self.new_fc
         self.new_fc = nn.Linear(old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype)
         self._initialise_classifier()
+        self.classes = None
+        self._forget_score()
         return self
 
     def attention_shifts(self) -> list[AttentionShift]:
@@ -136,6 +162,7 @@ class RubiksNet(nn.Module):
         if not 0 <= budget <= 1:
             raise ValueError(f"budget must be a number from 0 to 1, got {budget!r}")
         harden(shifts, budget, per_layer)
+        self._forget_score()
         return self
 
     def temporal_share(self) -> float | None:
@@ -162,25 +189,59 @@ class RubiksNet(nn.Module):
 
     @classmethod
     def load_pretrained(cls, path: str | os.PathLike) -> RubiksNet:
-        """Read a network from an official file (``ssv2_tiny.pth.tar``, ...) or from a checkpoint of ours.
+        """Read a network from what `save_pretrained` writes, or from a run.
+
+        Args:
+            path: a saved folder, an official file (``ssv2_tiny.pth.tar``, ...), a checkpoint of ours, or a run's
+                folder, of which the best checkpoint is read.
 
         Returns the network on the CPU in evaluation mode. Only tensors, numbers and strings are read, so a file from a
         stranger cannot run code.
 
         Raises:
-            rubiks.errors.InputError: the file is missing, damaged, or not a RubiksNet checkpoint.
+            rubiks.errors.InputError: the file or folder is missing, damaged, or not of a RubiksNet.
         """
         return cls.from_saved(checkpoint.read(path))
 
     @classmethod
     def from_saved(cls, saved: checkpoint.SavedNetwork) -> RubiksNet:
         """The network of a checkpoint that has been read, in evaluation mode."""
-        net = cls(saved.tier, saved.num_classes, saved.variant, saved.num_frames)
+        net = cls(saved.tier, saved.num_classes, saved.variant, saved.preprocessing.num_frames)
         checkpoint.load_weights(net, saved)
+        net.classes = None if saved.classes is None else list(saved.classes)
+        net.preprocessing = saved.preprocessing
+        net.source = saved.source.model_dump(exclude_none=True)
         return net.eval()
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
-        """Write the network in the official format, which `load_pretrained` and the official code read."""
+        """Write the network, completely or not at all; `load_pretrained` reads it again, with the same logits.
+
+        Args:
+            path: a folder, which gets config.json, model.safetensors and a model card, README.md; a saved network in it
+                is replaced, any other content refused. Or a file that ends in .pth.tar, .pth, .pt or .ckpt, in the
+                official format, which has neither class names nor preprocessing.
+
+        Raises:
+            rubiks.errors.InputError: it cannot be written, or `classes` does not name every class.
+        """
+        path = Path(path)
+        if path.name.endswith(OFFICIAL):
+            self._save_official(path)
+            return
+        if path.suffix in (".tar", ".safetensors"):
+            raise InputError(f"{path} has the name of a file; give a folder, or a name that ends in .pth.tar")
+        config = saved_folder.describe(
+            tier=self.tier,
+            variant=self.variant,
+            num_classes=self.num_classes,
+            classes=self.classes,
+            preprocessing=self.preprocessing,
+            temporal_attention=self._attention_facts(),
+            source=self.source,
+        )
+        saved_folder.write(path, config, self.state_dict(), sum(p.numel() for p in self.parameters()))
+
+    def _save_official(self, path: Path) -> None:
         content = {
             "tier": self.tier,
             "num_classes": self.num_classes,
@@ -188,7 +249,20 @@ class RubiksNet(nn.Module):
             "variant": self.variant,
             "model": self.state_dict(),
         }
-        torch.save(content, path)
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "wb") as file:
+                torch.save(content, file)
+
+        write_atomically(path, write)
+
+    def _attention_facts(self) -> dict[str, Any] | None:
+        shifts = self.attention_shifts()
+        if not shifts:
+            return None
+        share = self.temporal_share()
+        temperature = max(shift.T.item() for shift in shifts)
+        return {"hard": share is not None, "temperature": temperature, "share": share}
 
     def __repr__(self) -> str:
         head = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,13 +14,11 @@ from rubiks.data.datamodule import Loading, VideoDataModule
 from rubiks.data.dataset import VideoDataset
 from rubiks.data.readers import Reader, check_reader
 from rubiks.data.records import VideoRecord
-from rubiks.data.sampling import AsTrained
 from rubiks.errors import InputError, VideoError
 from rubiks.evaluation.protocols import STANDARD, ProtocolSettings
 from rubiks.evaluation.scorer import Scorer, fast_net
 from rubiks.models import RubiksNet, checkpoint
 from rubiks.predict import sources
-from rubiks.runs import Run
 
 
 @dataclass(frozen=True)
@@ -90,12 +87,12 @@ class Predictor:
         check_reader(reader)
         if device == "gpu" and not torch.cuda.is_available():
             raise InputError("device=gpu, but PyTorch finds no GPU; use device=cpu or install PyTorch for CUDA")
-        saved = checkpoint.read(_file(Path(path)))
+        saved = checkpoint.read(path)
         self.path = saved.path
         self.net = RubiksNet.from_saved(saved)
         self.classes = saved.classes or [str(label) for label in range(saved.num_classes)]
-        sampling = AsTrained().resolve(saved.config.get("data", {}), saved.num_frames)
-        self.protocol = protocol.protocol(sampling.num_frames, sampling.size, sampling.sampling, sampling.window)
+        trained = saved.preprocessing
+        self.protocol = protocol.protocol(trained.num_frames, trained.size, trained.sampling, trained.window)
         self.topk = min(topk, saved.num_classes)
         self._reader = reader
         self._device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -172,10 +169,3 @@ class Predictor:
         # Of equal scores the first class comes first, as in evaluation.
         order = torch.sort(logits, descending=True, stable=True).indices[: self.topk].tolist()
         return [ClassScore(self.classes[index], index, scores[index].item()) for index in order]
-
-
-def _file(path: Path) -> Path:
-    """The checkpoint that a path names."""
-    if path.is_dir():
-        return Run(path).checkpoint() or path
-    return path
