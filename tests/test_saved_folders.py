@@ -470,8 +470,9 @@ def test_what_the_model_card_shows_can_be_run(variant, tmp_path, monkeypatch):
     ]
     models = {"eval": Evaluation, "train": Training}
     commands = {words[1]: words[2:] for words in lines if words}
-    assert commands.keys() == {"eval", "train", "info"}
+    assert commands.keys() == {"eval", "train", "info", "predict"}
     assert commands["info"] == ["it's mine"]
+    assert commands["predict"] == ["it's mine", "clip.mp4"]
     for name, model in models.items():
         settings = model(**plain(compose(commands[name], name)))
         assert (settings.ckpt if name == "eval" else settings.init) == "it's mine"
