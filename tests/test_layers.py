@@ -22,6 +22,7 @@ ALLOWED = {
     "data": {"files", "errors", "pages", "settings"},
     "training": {"ops", "nn", "models", "files", "errors", "runs", "settings", "stopping"},
     "evaluation": {"ops", "nn", "models", "files", "errors", "pages", "settings"},
+    "export": {"nn", "models", "data", "files", "errors"},
     "runs": {"models", "errors"},
     "stopping": set(),
     "choices": set(),

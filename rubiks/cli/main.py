@@ -10,7 +10,7 @@ import os
 import sys
 
 import rubiks
-from rubiks.cli import bench_data, check, info, prepare, report, shard
+from rubiks.cli import bench_data, check, export, info, prepare, report, shard
 from rubiks.cli.completion import complete, preset_choices
 from rubiks.errors import InputError
 
@@ -46,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=f"{about}: rubiks {name} --help")
         command.add_argument("choices", nargs="*").completer = preset_choices  # type: ignore[attr-defined]
     bench_data.add_to(commands)
+    export.add_to(commands)
     info.add_to(commands)
     report.add_to(commands)
     shard.add_to(commands)

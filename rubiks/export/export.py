@@ -1,0 +1,129 @@
+"""From a checkpoint to a file that runs without this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rubiks
+from rubiks.data.sampling import AsTrained, Sampling
+from rubiks.errors import InputError
+from rubiks.export.formats import FORMATS, Runtime
+from rubiks.export.graph import ExportNet
+from rubiks.files import check_writable, sha256, write_atomically
+from rubiks.models import RubiksNet
+from rubiks.models.checkpoint import SavedNetwork
+from rubiks.nn import Normalize
+from rubiks.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
+
+TOLERANCE = 1e-4  # of the largest logit
+BATCHES = 1, 3  # of the clips that a file is checked with
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What has been written.
+
+    Attributes:
+        difference: the largest of the logits from PyTorch's, as a share of the largest logit.
+        clip: T, H and W.
+    """
+
+    difference: float
+    clip: tuple[int, int, int]
+
+
+def export(
+    saved: SavedNetwork,
+    to: str,
+    out: Path,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    uint8: bool = False,
+) -> Exported:
+    """Write a network as a file for another runtime, and check it there.
+
+    The file has an input `pixel_values` (batch, frames, 3, height, width) and an output `logits` (batch, classes), for
+    any batch. It is run on random clips and kept only if its logits are those of the network.
+
+    Args:
+        saved: the network.
+        to: one of FORMATS.
+        out: the file, with the format's suffix.
+        frames: of a clip; None: as trained.
+        size: height and width; None: as trained.
+        uint8: the input is RGB from 0 to 255; otherwise float32, normalised as by `rubiks.nn.Normalize`.
+
+    Raises:
+        InputError: a package is missing, the network's weights are not finite, the file cannot be written, or its
+            logits differ.
+    """
+    form = FORMATS[to]
+    if out.suffix != f".{to}":
+        raise InputError(f"--out {out}: expected a file name that ends in .{to}, as --to is {to}")
+    form.check_installed(to)
+    check_writable(out)
+    for name, value in saved.weights.items():
+        if not value.isfinite().all():
+            raise InputError(f"{saved.path} cannot be exported: {name} contains values that are not finite")
+    net = RubiksNet.from_saved(saved)
+    sampling = AsTrained(num_frames=frames).resolve(saved.config.get("data", {}), saved.num_frames)
+    clip = sampling.num_frames, *(size or (sampling.size, sampling.size))
+    metadata = _metadata(saved, sampling, clip, uint8)
+    module = ExportNet(net, *clip, uint8=uint8)
+    difference = 0.0
+
+    def write(path: Path) -> None:
+        nonlocal difference
+        # A batch of one would be taken as a constant.
+        form.write(module, _pixels(2, clip, uint8), path, metadata)
+        run = form.load(path)
+        difference = max(_difference(net, run, _pixels(batch, clip, uint8)) for batch in BATCHES)
+        if not difference <= TOLERANCE:  # also NaN
+            raise InputError(
+                f"{saved.path} cannot be exported: in {form.runtime} its logits differ from PyTorch's by "
+                f"{difference:.1e} of the largest, more than {TOLERANCE:.0e}; {out} has not been written"
+            )
+
+    write_atomically(out, write)
+    return Exported(difference, clip)
+
+
+def _metadata(saved: SavedNetwork, sampling: Sampling, clip: tuple[int, int, int], uint8: bool) -> dict[str, Any]:
+    """What the file says about its network and the input that it expects."""
+    frames, height, width = clip
+    return {
+        "tier": saved.tier,
+        "variant": saved.variant,
+        "classes": saved.classes,  # None if they are not known
+        "preprocessing": {
+            "num_frames": frames,
+            "size": [height, width],
+            "short_side": round(min(height, width) * 256 / 224),
+            "sampling": sampling.sampling,
+            "window": sampling.window,
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "input": "uint8" if uint8 else "normalized",
+        },
+        "source_sha256": sha256(saved.path),
+        "rubiks_version": rubiks.__version__,
+    }
+
+
+def _pixels(batch: int, clip: tuple[int, int, int], uint8: bool) -> Tensor:
+    """Random input."""
+    frames, height, width = clip
+    pixels = torch.randint(256, (batch, frames, 3, height, width), dtype=torch.uint8)
+    return pixels if uint8 else Normalize()(pixels)
+
+
+@torch.no_grad()
+def _difference(net: RubiksNet, run: Runtime, pixels: Tensor) -> float:
+    """The largest difference of a file's logits from the network's, as a share of the largest logit."""
+    expected = net(pixels if pixels.is_floating_point() else Normalize()(pixels))
+    return ((run(pixels) - expected).abs().max() / expected.abs().max()).item()
