@@ -64,6 +64,7 @@ def check_logits(net: RubiksNet, path, frames: int, height: int, width: int) -> 
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
+KINDS = [("rubiks3d", None), ("rubiks3d-aq", None), ("rubiks3d-aq", 0.5)]
 NETWORKS = [*((variant, None) for variant in VARIANTS), *(("rubiks3d-aq", share) for share in (0.0, 0.125, 1.0))]
 
 
@@ -98,13 +99,12 @@ def test_tiers(tier, to, rubiks_command, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("share", [None, 0.5])
-@pytest.mark.parametrize("variant", ["rubiks3d-aq", "rubiks3d"])
+@pytest.mark.parametrize(("variant", "share"), KINDS)
 @pytest.mark.parametrize("clip", [(1, 1, 1), (1, 16, 40), (3, 7, 5)])
 @pytest.mark.usefixtures("small_network")
 def test_tiny_clips(clip, variant, share):
     """Where every reach is cut at the clip's end."""
-    net = network("small", variant, share if variant == "rubiks3d-aq" else None)
+    net = network("small", variant, share)
     clips = torch.randn(2, clip[0], 3, *clip[1:])
     expected = net(clips)
     tolerance = 1e-5 * expected.abs().max().item()
@@ -128,6 +128,18 @@ def test_pixels_as_uint8(to, rubiks_command, tmp_path):
         expected = net(Normalize()(frames))
     logits = RUNTIMES[to](out, frames)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.usefixtures("small_network")
+@pytest.mark.parametrize(("variant", "share"), KINDS)
+@pytest.mark.parametrize("to", RUNTIMES)
+def test_any_number_of_frames(to, variant, share, rubiks_command, tmp_path):
+    net = network("tiny", variant, share)
+    file, out = save(net, tmp_path / "net.pth.tar"), tmp_path / f"net.{to}"
+    status, _, err = rubiks_command("export", file, "--to", to, "--out", out, "--size", "33x40", "--dynamic-frames")
+    assert (status, err) == (0, "")
+    for frames in (4, 5, 16, 50):
+        check_logits(net, out, frames, 33, 40)
 
 
 def metadata(path) -> dict:
@@ -200,6 +212,7 @@ def small_file(small_network, tmp_path) -> str:
         (["--to", "pt2", "--out", "net.pth.tar/net.pt2"], ["net.pth.tar/net.pt2", "Not a directory"]),
         (["--to", "pt2", "--out", "net.pt2", "--frames", "0"], ["--frames", "at least 1", "'0'"]),
         (["--to", "pt2", "--out", "net.pt2", "--size", "224x"], ["--size", "224x320", "'224x'"]),
+        (["--to", "pt2", "--out", "net.pt2", "--frames", "3", "--dynamic-frames"], ["--dynamic-frames", "4", "got 3"]),
     ],
 )
 def test_wrong_choices(words, parts, small_file, rubiks_command, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ def add_to(commands) -> None:
     parser.add_argument(
         "--uint8", action="store_true", help="take RGB from 0 to 255 as uint8, and scale and normalise it in the file"
     )
+    parser.add_argument("--dynamic-frames", action="store_true", help="take any number of frames from 4 to 256")
     parser.set_defaults(run=run)
 
 
@@ -40,11 +41,12 @@ def run(arguments: argparse.Namespace) -> None:
     found = Run(path).checkpoint() if path.is_dir() else path
     if found is None:
         raise InputError(f"{path} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
-    exported = export(checkpoint.read(found), arguments.to, arguments.out, frames, size, arguments.uint8)
+    saved, form, out = checkpoint.read(found), arguments.to, arguments.out
+    exported = export(saved, form, out, frames, size, arguments.uint8, arguments.dynamic_frames)
     clip = " x ".join(map(str, exported.clip))
-    megabytes = arguments.out.stat().st_size / 1e6
+    megabytes = out.stat().st_size / 1e6
     print(
-        f"{arguments.out}: {megabytes:.1f} MB, for clips of {clip}; its logits differ from PyTorch's by at most "
+        f"{out}: {megabytes:.1f} MB, for clips of {clip}; its logits differ from PyTorch's by at most "
         f"{exported.difference:.1e} of the largest"
     )
 

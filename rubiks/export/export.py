@@ -21,7 +21,7 @@ from rubiks.nn import Normalize
 from rubiks.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 TOLERANCE = 1e-4  # of the largest logit
-BATCHES = 1, 3  # of the clips that a file is checked with
+FEWEST, MOST = 4, 256  # frames, if their number is dynamic; PyTorch's export treats smaller numbers differently
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def export(
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     uint8: bool = False,
+    dynamic_frames: bool = False,
 ) -> Exported:
     """Write a network as a file for another runtime, and check it there.
 
@@ -57,10 +58,11 @@ def export(
         frames: of a clip; None: as trained.
         size: height and width; None: as trained.
         uint8: the input is RGB from 0 to 255; otherwise float32, normalised as by `rubiks.nn.Normalize`.
+        dynamic_frames: take any number of frames from FEWEST to MOST.
 
     Raises:
-        InputError: a package is missing, the network's weights are not finite, the file cannot be written, or its
-            logits differ.
+        InputError: a package is missing, the network's weights are not finite, the clips have too few or too many
+            frames, the file cannot be written, or its logits differ.
     """
     form = FORMATS[to]
     if out.suffix != f".{to}":
@@ -74,15 +76,21 @@ def export(
     sampling = AsTrained(num_frames=frames).resolve(saved.config.get("data", {}), saved.num_frames)
     clip = sampling.num_frames, *(size or (sampling.size, sampling.size))
     metadata = _metadata(saved, sampling, clip, uint8)
-    module = ExportNet(net, *clip, uint8=uint8)
+    axes, shortest = {0: torch.export.Dim("batch")}, clip
+    if dynamic_frames:
+        if not FEWEST <= clip[0] <= MOST:
+            raise InputError(f"--dynamic-frames: expected clips of {FEWEST} to {MOST} frames, got {clip[0]}")
+        axes[1] = torch.export.Dim("frames", min=FEWEST, max=MOST)
+        shortest = FEWEST, *clip[1:]
+    module = ExportNet(net, MOST if dynamic_frames else clip[0], *clip[1:], uint8=uint8)
     difference = 0.0
 
     def write(path: Path) -> None:
         nonlocal difference
         # A batch of one would be taken as a constant.
-        form.write(module, _pixels(2, clip, uint8), path, metadata)
+        form.write(module, _pixels(2, clip, uint8), axes, path, metadata)
         run = form.load(path)
-        difference = max(_difference(net, run, _pixels(batch, clip, uint8)) for batch in BATCHES)
+        difference = max(_difference(net, run, _pixels(*shape, uint8)) for shape in ((1, clip), (3, shortest)))
         if not difference <= TOLERANCE:  # also NaN
             raise InputError(
                 f"{saved.path} cannot be exported: in {form.runtime} its logits differ from PyTorch's by "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ INPUT, OUTPUT = "pixel_values", "logits"
 METADATA = "metadata.json"  # within a .pt2 file
 
 Metadata = Mapping[str, Any]  # values that JSON can hold
+Axes = Mapping[int, Any]  # the input's axes that may have any length, or one in a range: each a torch.export.Dim
 Runtime = Callable[[Tensor], Tensor]  # from pixels to logits
 
 
@@ -30,13 +31,13 @@ class Format:
 
     Attributes:
         runtime: what its files are checked with.
-        write: writes a module for clips like the example, of which there may be any number, with metadata.
+        write: writes a module for input like the example, but for these axes, with metadata.
         load: reads a file back, to be run.
         packages: what it needs besides PyTorch.
     """
 
     runtime: str
-    write: Callable[[nn.Module, Tensor, Path, Metadata], None]
+    write: Callable[[nn.Module, Tensor, Axes, Path, Metadata], None]
     load: Callable[[Path], Runtime]
     packages: tuple[str, ...] = ()
 
@@ -47,14 +48,14 @@ class Format:
             raise InputError(f"--to {name} needs {', '.join(missing)}; install with: pip install 'rubiks[export]'")
 
 
-def _write_onnx(module: nn.Module, example: Tensor, path: Path, metadata: Metadata) -> None:
+def _write_onnx(module: nn.Module, example: Tensor, axes: Axes, path: Path, metadata: Metadata) -> None:
     with _quiet():
         program = torch.onnx.export(
             module,
             (example,),
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=_any_batch(),
+            dynamic_shapes={INPUT: axes},
             dynamo=True,
             verbose=False,
         )
@@ -79,31 +80,24 @@ def _load_onnx(path: Path) -> Runtime:
     return run
 
 
-def _write_pt2(module: nn.Module, example: Tensor, path: Path, metadata: Metadata) -> None:
-    program = torch.export.export(module, (example,), dynamic_shapes=_any_batch())
+def _write_pt2(module: nn.Module, example: Tensor, axes: Axes, path: Path, metadata: Metadata) -> None:
+    program = torch.export.export(module, (example,), dynamic_shapes={INPUT: axes})
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
 
 
 def _load_pt2(path: Path) -> Runtime:
-    with path.open("rb") as file:
+    with path.open("rb") as file, _quiet():
         return torch.export.load(file).module()
-
-
-def _any_batch() -> dict[str, dict[int, Any]]:
-    return {INPUT: {0: torch.export.Dim("batch")}}
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings about packages that it does not find."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
+    """Without warnings that PyTorch 2.11 gives about its own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         yield
-    finally:
-        log.setLevel(level)
 
 
 FORMATS = {

@@ -23,13 +23,15 @@ from rubiks.models import RubiksNet
 from rubiks.models.block_plan import BlockPlan, norm_affine, read_plans, running_statistics
 from rubiks.nn import Normalize
 
+EPS = 1e-5  # PyTorch wants it positive
+
 
 def taps(offsets: Tensor, quantize: bool, length: int) -> Tensor:
     """Weights (C, 2 R + 1) of the pixels at -R to R that each channel's interpolation along one axis takes.
 
     R is as small as the offsets (C,) allow. Pixels `length` or more away are always outside.
     """
-    offsets = offsets.double()
+    offsets = offsets.float()  # rounded as where the network computes
     base = (offsets + 0.5).floor() if quantize else offsets.floor()
     fraction = torch.zeros_like(base) if quantize else offsets - base
     ends = torch.cat((base, (base + 1)[fraction > 0])).abs()
@@ -53,10 +55,10 @@ class Affine(nn.Module):
         self.register_buffer("scale", scale.float())
         self.register_buffer("bias", bias.float())
         self.register_buffer("mean", torch.zeros(len(scale)))
-        self.register_buffer("var", torch.ones(len(scale)))
+        self.register_buffer("var", torch.ones(len(scale)) - EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.mean, self.var, self.scale, self.bias, eps=0)
+        return F.batch_norm(x, self.mean, self.var, self.scale, self.bias, eps=EPS)
 
 
 class Shift(nn.Module):
@@ -77,8 +79,8 @@ class Shift(nn.Module):
         self.stride = stride
         rows = offsets if len(offsets) == 3 else torch.cat((torch.zeros_like(offsets[:1]), offsets))
         t, h, w = (taps(row, quantize, length) for row, length in zip(rows, size, strict=True))
-        self.register_buffer("along_w", w[:, None, None].float())
-        self.register_buffer("along_t_h", (t[:, :, None] * h[:, None])[:, None].float())
+        self.register_buffer("along_w", w[:, None, None])
+        self.register_buffer("along_t_h", (t[:, :, None] * h[:, None])[:, None])
 
     def forward(self, x: Tensor) -> Tensor:
         frames, height = x.shape[2:4]
@@ -198,7 +200,8 @@ class ExportNet(nn.Module):
 
     Args:
         net: on the CPU; its weights are copied.
-        frames, height, width: of the clips.
+        frames: of the clips, at most.
+        height, width: of the clips.
         uint8: take pixels from 0 to 255, and scale and normalise them.
     """
 
