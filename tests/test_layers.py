@@ -24,6 +24,7 @@ ALLOWED = {
     "training": {"ops", "nn", "models", "files", "errors", "runs", "settings", "stopping"},
     "evaluation": {"ops", "nn", "models", "files", "errors", "pages", "settings"},
     "predict": {"data", "evaluation", "nn", "models", "pages", "files", "errors"},
+    "export": {"nn", "models", "files", "errors"},
     "runs": {"models", "errors"},
     "stopping": set(),
     "choices": set(),

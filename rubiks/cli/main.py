@@ -10,7 +10,20 @@ import os
 import sys
 
 import rubiks
-from rubiks.cli import bench_data, browse, check, compare, convert, explain, info, predict, prepare, report, shard
+from rubiks.cli import (
+    bench_data,
+    browse,
+    check,
+    compare,
+    convert,
+    explain,
+    export,
+    info,
+    predict,
+    prepare,
+    report,
+    shard,
+)
 from rubiks.cli.completion import complete, preset_choices
 from rubiks.errors import InputError
 
@@ -49,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     explain.add_to(commands)
     bench_data.add_to(commands)
     convert.add_to(commands)
+    export.add_to(commands)
     info.add_to(commands)
     report.add_to(commands)
     compare.add_to(commands)

@@ -1,0 +1,60 @@
+"""`rubiks export`: a network as a file for other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from rubiks.errors import InputError
+
+
+def add_to(commands) -> None:
+    """Add the subcommand to the parser."""
+    about = "write a network as ONNX or torch.export file, which runs without this package"
+    description = (
+        "Write a network as ONNX or torch.export file. Its input is pixel_values (batch, frames, 3, height, width), "
+        "its output logits (batch, classes), for any batch. The file is kept only if its logits are those of PyTorch."
+    )
+    parser = commands.add_parser("export", help=about, description=description)
+    parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint, ours or official, a run's or a saved folder")
+    parser.add_argument("--to", choices=("onnx", "pt2"), required=True, help="the format")
+    parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the file, ending in .onnx or .pt2")
+    parser.add_argument("--frames", metavar="T", help="frames per clip; default: as trained")
+    parser.add_argument("--size", metavar="SIDE|HxW", help="of the frames, in pixels; default: as trained")
+    parser.add_argument(
+        "--uint8", action="store_true", help="take RGB from 0 to 255 as uint8, and scale and normalise it in the file"
+    )
+    parser.add_argument("--dynamic-frames", action="store_true", help="take any number of frames from 4 to 256")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export the network."""
+    frames = None if arguments.frames is None else _frames(arguments.frames)
+    size = None if arguments.size is None else _size(arguments.size)
+    from rubiks.export.export import export  # imports PyTorch, which takes seconds
+    from rubiks.models import checkpoint
+
+    saved, form, out = checkpoint.read(arguments.ckpt), arguments.to, arguments.out
+    exported = export(saved, form, out, frames, size, arguments.uint8, arguments.dynamic_frames)
+    clip = " x ".join(map(str, exported.clip))
+    megabytes = out.stat().st_size / 1e6
+    print(
+        f"{out}: {megabytes:.1f} MB, for clips of {clip}; its logits differ from PyTorch's by at most "
+        f"{exported.difference:.1e} of the largest"
+    )
+
+
+def _frames(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise InputError(f"--frames: expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """From "224" to (224, 224), from "224x320" to (224, 320)."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(re.fullmatch(r"0*[1-9]\d*", side) for side in sides):
+        raise InputError(f"--size: expected a side such as 224, or height and width such as 224x320, got {text!r}")
+    return int(sides[0]), int(sides[-1])

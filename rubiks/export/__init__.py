@@ -1,0 +1,1 @@
+"""Networks for other runtimes: ONNX and torch.export."""
