@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import pickle
 
@@ -276,3 +277,10 @@ def test_packages_that_are_missing(small_file, rubiks_command, tmp_path, monkeyp
     assert "onnx, onnxscript, onnxruntime" in err
     assert "pip install 'rubiks[export]'" in err
     assert rubiks_command("export", small_file, "--to", "pt2", "--out", tmp_path / "net.pt2", "--size", 32)[0] == 0
+
+
+def test_exporting_logs_nothing(rubiks_command, tmp_path, caplog):
+    file = save(network("tiny", "rubiks3d", None), tmp_path / "net.pth.tar")
+    with caplog.at_level(logging.INFO):
+        status, _, err = rubiks_command("export", file, "--to", "onnx", "--out", tmp_path / "net.onnx", "--size", "32")
+    assert (status, err, caplog.records) == (0, "", [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rubiks.errors import InputError
 
 INPUT, OUTPUT = "pixel_values", "logits"
 METADATA = "metadata.json"  # within a .pt2 file
+LOGGERS = ("onnx_ir", "onnxscript", "torch.onnx")
 
 Metadata = Mapping[str, Any]  # values that JSON can hold
 Axes = Mapping[int, Any]  # the input's axes that may have any length, or one in a range: each a torch.export.Dim
@@ -93,11 +95,19 @@ def _load_pt2(path: Path) -> Runtime:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings that PyTorch 2.11 gives about its own code."""
+    """Without warnings that PyTorch 2.11 gives about its own code, and the thousand lines that exporting logs."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-        yield
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 FORMATS = {
