@@ -84,7 +84,11 @@ def sha256(path: str | os.PathLike) -> str:
     return total.hexdigest()
 
 
-def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
-    """Write lines of text in UTF-8 with `write_atomically`. File names may not be text; such bytes are escaped."""
-    text = "".join(f"{line}\n" for line in lines)
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write text in UTF-8 with `write_atomically`. File names may not be text; such bytes are escaped."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    """Write lines of text with `write_text`."""
+    write_text(path, "".join(f"{line}\n" for line in lines))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rubiks.files import write_atomically
+from rubiks.files import write_text
 from rubiks.models import RubiksNet
 from rubiks.models.shifts import axes_of, moves, offsets
 
@@ -42,7 +42,7 @@ def summary(net: RubiksNet) -> dict[str, Any]:
 def write(folder: Path, net: RubiksNet, date: str) -> None:
     """Write shifts.json; `date` is that of the evaluation."""
     text = json.dumps({"date": date, **summary(net)}) + "\n"
-    write_atomically(folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(folder / FILE, text)
 
 
 def read(folder: Path, date: str) -> dict[str, Any] | None:

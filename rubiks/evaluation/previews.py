@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rubiks.evaluation.predictions import Predictions
 from rubiks.evaluation.results import Prediction
-from rubiks.files import write_atomically
+from rubiks.files import write_atomically, write_text
 from rubiks.models import RubiksNet
 from rubiks.models.activation_maps import activation_maps
 from rubiks.nn import Normalize
@@ -96,10 +96,7 @@ def write(
             write_atomically(folder / FOLDER / file, partial(Path.write_bytes, data=content))
         entries.append({"place": place, "video": predictions.names[place], "kind": kind, "files": files})
     text = json.dumps({"date": date, "previews": entries}, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(
-        folder / FOLDER / LIST,
-        lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"),
-    )
+    write_text(folder / FOLDER / LIST, text)
 
 
 def read(folder: Path, predictions: Sequence[Prediction], date: str) -> tuple[list[Preview], int]:

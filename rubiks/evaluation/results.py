@@ -22,7 +22,7 @@ import numpy as np
 from rubiks.errors import InputError
 from rubiks.evaluation import metrics
 from rubiks.evaluation.predictions import Predictions
-from rubiks.files import write_atomically
+from rubiks.files import write_atomically, write_text
 
 RESULTS, PER_CLASS, CONFUSION, PREDICTIONS = "results.json", "per_class.csv", "confusion.csv", "predictions.csv"
 FILES = (RESULTS, PER_CLASS, CONFUSION, PREDICTIONS)
@@ -110,20 +110,14 @@ def write(folder: Path, numbers: dict[str, Any], predictions: Predictions) -> No
     columns = [f"{what}{place}" for place in range(1, count + 1) for what in ("class", "score")]
     write_csv(folder / PREDICTIONS, ["name", "label", "predicted", "correct", *columns], _rows(predictions, count))
     text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(
-        folder / RESULTS, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    )
+    write_text(folder / RESULTS, text)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a table; InputError if it cannot be written."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    content = text.getvalue()
-    # File names may not be text.
-    write_atomically(
-        path, lambda temporary: temporary.write_text(content, "utf-8", errors="backslashreplace", newline="")
-    )
+    write_text(path, text.getvalue())
 
 
 def write_scores(path: str | os.PathLike, predictions: Predictions) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rubiks.files import write_atomically
+from rubiks.files import write_text
 from rubiks.pages import charts
 
 HERE = Path(__file__).parent
@@ -53,8 +53,7 @@ def write(path: Path, template: str, scripts: Sequence[str] = (), styles: Sequen
             **context,
         )
     )
-    # File names may not be text.
-    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8", errors="backslashreplace"))
+    write_text(path, text)
 
 
 def _environment() -> Environment:

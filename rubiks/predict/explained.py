@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rubiks.files import write_atomically
+from rubiks.files import write_atomically, write_text
 from rubiks.pages.previews import with_map
 from rubiks.predict.explanation import Explanation
 
@@ -28,16 +28,13 @@ def write(folder: Path, found: Explanation, classes: Sequence[str]) -> list[Path
         InputError: a file cannot be written.
     """
     over = with_map(found.frames, found.maps)
-    sheet, table, numbers = _sheet(found, over), _table(found, classes), _numbers(found)
-    contents: dict[str, Callable[[Path], object]] = {
-        "overlay.mp4": lambda path: _video(path, over),
-        "sheet.png": lambda path: FigureCanvasAgg(sheet).print_png(path),
-        "frames.csv": lambda path: path.write_text(table, encoding="utf-8"),
-        "explanation.json": lambda path: path.write_text(numbers, encoding="utf-8"),
-    }
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
-    return [folder / name for name in contents]
+    sheet = _sheet(found, over)
+    paths = [folder / name for name in ("overlay.mp4", "sheet.png", "frames.csv", "explanation.json")]
+    write_atomically(paths[0], lambda temporary: _video(temporary, over))
+    write_atomically(paths[1], lambda temporary: FigureCanvasAgg(sheet).print_png(temporary))
+    write_text(paths[2], _table(found, classes))
+    write_text(paths[3], _numbers(found))
+    return paths
 
 
 def _video(path: Path, frames: Tensor) -> None:
