@@ -13,8 +13,6 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
-from pytorch_lightning.strategies import DDPStrategy
-from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import Self
 
 from rubiks import launched, processes
@@ -24,6 +22,7 @@ from rubiks.settings import Count, Expected, Settings, unknown
 from rubiks.stopping import Stop
 from rubiks.training.callbacks import ProgressLines, Throughput
 from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
+from rubiks.training.distributed import AveragedGradients
 from rubiks.training.nonfinite import SkipNonFinite
 from rubiks.training.patience import Patience
 from rubiks.training.pictures import ShiftPictures
@@ -42,7 +41,9 @@ class TrainerSettings(Settings, section="trainer"):
 
     devices: Any = Field(1, description="number of GPUs, or of processes on a CPU; or a list of GPUs; auto: all GPUs")
     num_nodes: Count = Field(1, description="machines")
-    strategy: Any = Field("auto", description="how several processes train; auto and ddp: DDP")
+    strategy: Any = Field(
+        "auto", description="how several processes train; auto and ddp: with the mean of their gradients"
+    )
     fast_dev_run: Any = Field(False, description="true: one batch of training and validation, nothing written")
     log_every_n_steps: Any = Field(10, description="optimiser steps between points of the curves")
     limit_train_batches: Any = Field(1.0, description="share or number of an epoch's batches to train on")
@@ -130,13 +131,9 @@ def trainer(
     arguments["profiler"] = _profiler(settings, folder)
     several = arguments["num_nodes"] > 1 or _several(arguments["devices"], gpu)
     if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and several):
-        # Each process keeps its own batch statistics; validation uses those of the first (VideoClassifier).
-        known_to_ddp = inspect.signature(DistributedDataParallel).parameters
-        name = "forward_sync_buffers" if "forward_sync_buffers" in known_to_ddp else "broadcast_buffers"  # before 2.15
-        options: dict[str, Any] = {name: False}
         # The parent looks for processes that hang; NCCL's check is slow and prints a lot.
         patience = process_timeout + (300 if gpu else 0)
-        arguments["strategy"] = DDPStrategy(timeout=datetime.timedelta(seconds=patience), **options)
+        arguments["strategy"] = AveragedGradients(timeout=datetime.timedelta(seconds=patience))
     bar = sys.stdout.isatty()
     try:
         made = pl.Trainer(

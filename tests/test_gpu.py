@@ -15,6 +15,7 @@ from rubiks.nn import Normalize
 from rubiks.ops import normalize_shift_grad, shift3d
 from rubiks.training.aq import AttentionSchedule
 from rubiks.training.callbacks import Throughput
+from rubiks.training.distributed import AveragedGradients
 from rubiks.training.mixing import Mixing
 from rubiks.training.module import VideoClassifier
 from rubiks.training.nonfinite import SkipNonFinite
@@ -198,7 +199,8 @@ class NoWaiting(pl.Callback):
         ("rubiks3d-aq", "adamw", {"ema_decay": 0.99, "freeze": "layer1"}),
     ],
 )
-def test_steps_do_not_wait_for_the_gpu(variant, name, options):
+@pytest.mark.parametrize("strategy", ["auto", "distributed"])
+def test_steps_do_not_wait_for_the_gpu(variant, name, options, strategy):
     recipe = Recipe(epochs=1, batch_size=2, lr=0.01, lr_batch=2, optimizer=name, clip_grad_norm=20, **options)
     attention = AttentionSchedule(budget=0.125, soft=0.99) if variant == "rubiks3d-aq" else None
     net = RubiksNet("tiny", 7, variant)
@@ -211,6 +213,7 @@ def test_steps_do_not_wait_for_the_gpu(variant, name, options):
         max_epochs=1,
         accelerator="gpu",
         devices=1,
+        strategy=AveragedGradients() if strategy == "distributed" else "auto",
         precision="bf16-mixed",
         log_every_n_steps=2,
         num_sanity_val_steps=0,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rubiks import RubiksNet
 from rubiks.models import training_path
 from rubiks.models.cuda_graphs import CALLS_BEFORE_RECORDING, CALLS_BEFORE_REPLACING
+from rubiks.training.distributed import pieces
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fused_kernels")]
 SIZE = 48
@@ -252,6 +253,18 @@ def test_distributed(tmp_path):
         torch.distributed.destroy_process_group()
     assert recorded(nets[0])
     assert_same(*nets)
+
+
+@pytest.mark.parametrize(("tier", "variant"), NETWORKS)
+def test_the_gradients_of_a_recording_can_be_averaged_in_one_piece(tier, variant):
+    net = network(variant, tier)
+    warm(net)
+    loss(net, batches(1)[0]).backward()
+    whole, scattered = pieces([parameter.grad for parameter in net.parameters()])
+    assert len(whole) == 1
+    outside = [*net.new_fc.parameters(), *net.backbone.bn_last.parameters()]
+    outside += [shift.weight for shift in net.attention_shifts()]
+    assert {id(gradient) for gradient in scattered} == {id(parameter.grad) for parameter in outside}
 
 
 def test_within_a_graph_of_the_whole_step():

@@ -11,13 +11,13 @@ from configurations import configuration, training
 from made import Made
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.strategies import DDPStrategy
 
 from rubiks import tracking, trainers
 from rubiks.runs import Run
 from rubiks.stopping import Stop
 from rubiks.trainers import TrainerSettings
 from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
+from rubiks.training.distributed import AveragedGradients
 
 
 def trainer_of(*choices, **changes) -> pl.Trainer:
@@ -74,13 +74,12 @@ def test_the_device(device, there, gpu, monkeypatch):
 
 
 @pytest.mark.parametrize(("devices", "several"), [(1, False), ("1", False), ("auto", False), (2, True), ("2", True)])
-def test_several_processes_keep_batch_statistics_apart_and_wait_as_long_as_said(devices, several):
+def test_several_processes_average_gradients_and_wait_as_long_as_said(devices, several):
     trainer = trainer_of(trainer__devices=devices, process_timeout=34)
-    assert isinstance(trainer.strategy, DDPStrategy) == several
+    assert isinstance(trainer.strategy, AveragedGradients) == several
     if several:
         assert trainer.num_devices == 2
         assert trainer.strategy._timeout == datetime.timedelta(seconds=34)
-        assert False in trainer.strategy._ddp_kwargs.values()
 
 
 def test_steps_do_not_end_training_for_lightning_which_would_schedule_otherwise():

@@ -24,6 +24,7 @@ from rubiks.data import builtin, videos
 from rubiks.data.dataset import VideoDataset
 from rubiks.data.sampling import Sampling
 from rubiks.nn import Normalize
+from rubiks.training import distributed
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import running_statistics
 
@@ -240,3 +241,36 @@ def test_an_evaluation_in_two_processes_gives_every_video_once_in_list_order(
     assert two["labels"].tolist() == one["labels"].tolist()
     np.testing.assert_allclose(two["logits"], one["logits"], rtol=1e-4, atol=1e-5)
     assert len(np.unique(two["logits"].round(4), axis=0)) == 9
+
+
+@pytest.mark.parametrize(
+    ("choices", "accumulate"),
+    [((), 1), ((), 2), (("variant=rubiks3d-aq", "aq.budget=0.5", "aq.soft=0.5", "recipe.optimizer=adamw"), 1)],
+    ids=["rubiks3d", "accumulated", "aq in both phases"],
+)
+def test_two_processes_train_as_one_with_the_same_total_batch(
+    together, data, commands, tmp_path, monkeypatch, choices, accumulate
+):
+    original = pl.Trainer.fit
+
+    def fit(trainer, module, *args, **options):
+        frozen_statistics(module.net)  # of a whole batch they would differ from those of its parts
+        return original(trainer, module, *args, **options)
+
+    reductions = []
+    average = distributed.average_gradients
+    monkeypatch.setattr(distributed, "average_gradients", lambda parameters: reductions.append(average(parameters)))
+    monkeypatch.setattr(pl.Trainer, "fit", fit)
+    common = (
+        data, *LISTS, *SMALL, "precision=64-true", f"recipe.accumulate={accumulate}", "recipe.epochs=4",
+        "recipe.lr=0.02", "recipe.lr_batch=4", "recipe.warmup_epochs=0", "recipe.dropout=0",
+        f"trainer.max_steps={20 // accumulate}", *choices,
+    )  # fmt: skip
+    together("train", *common, "recipe.batch_size=2", "run=two")
+    commands.train(*common, "recipe.batch_size=4", "run=one")
+    one, two = state(tmp_path / "outputs/one"), state(tmp_path / "outputs/two")
+    assert len(reductions) == 20 // accumulate
+    assert one["global_step"] == two["global_step"] == 20 // accumulate
+    assert any(tensor.dtype == torch.float64 for tensor in one["state_dict"].values())
+    for name, tensor in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-9, atol=1e-9, msg=lambda t, n=name: n + t)

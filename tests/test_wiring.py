@@ -14,7 +14,6 @@ from layouts import SOURCES
 from made import Made
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, Timer
-from pytorch_lightning.strategies import DDPStrategy
 
 from rubiks import assemble, weights
 from rubiks.cli.entry import plain
@@ -27,6 +26,7 @@ from rubiks.evaluation.protocols import Protocol
 from rubiks.experiment import Evaluation
 from rubiks.nn import AttentionShift
 from rubiks.training.checkpointing import Checkpoints
+from rubiks.training.distributed import AveragedGradients
 from rubiks.training.mixing import Mixing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -102,7 +102,7 @@ TABLE = {
     "patience": (9, lambda made: made.callback(EarlyStopping).patience),
     "trainer.devices": (2, lambda made: made.trainer.num_devices),
     "trainer.num_nodes": (4, lambda made: made.trainer.num_nodes),
-    "trainer.strategy": ("ddp", lambda made: {DDPStrategy: "ddp"}[type(made.trainer.strategy)]),
+    "trainer.strategy": ("ddp", lambda made: {AveragedGradients: "ddp"}[type(made.trainer.strategy)]),
     "trainer.log_every_n_steps": (12, lambda made: made.trainer.log_every_n_steps),
     "trainer.limit_train_batches": (0.6, lambda made: made.trainer.limit_train_batches),
     "trainer.limit_val_batches": (0.7, lambda made: made.trainer.limit_val_batches),

@@ -140,7 +140,7 @@ class Annealing(nn.Module):
     def penalty(self) -> Tensor:
         """What to add to the loss: each multiplier times the excess of attention off "stay".
 
-        In the hard phase it is 0, without gradient: it keeps the logits in the graph, as DDP requires of parameters.
+        In the hard phase it is 0, without gradient.
         """
         stay = [weights[:, 1] for weights in attention_weights(self._shifts) if weights is not None]
         groups = stay if self.schedule.per_layer else [torch.cat(stay)]

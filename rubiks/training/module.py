@@ -199,7 +199,7 @@ class VideoClassifier(pl.LightningModule):
             # The checkpoint has restored the settings that the run had before.
             done = self.epoch.scheduled_steps(self.start)
             optim.change_settings(self.trainer.optimizers[0], self.schedule, self._settings, done)
-        if self._restored_statistics is not None:  # DDP has given all processes the statistics of the first
+        if self._restored_statistics is not None:  # the strategy has given all processes the statistics of the first
             optim.write_flat(self._restored_statistics.to(self.device), optim.running_statistics(self.net))
             self._restored_statistics = None
         share = self.net.temporal_share()

@@ -34,7 +34,7 @@ class SkipNonFinite(Callback):
     statistics that the forward pass has changed are restored. The CPU reads the outcome when it has arrived, some steps
     later, so that no step waits for the GPU. With 16-mixed the gradient scaler skips the step itself.
 
-    In DDP the gradients are the sum over all processes, so all skip the same steps.
+    Processes average their gradients before, so all of them skip the same steps.
 
     Args:
         limit: steps in a row that may be skipped. 16-mixed needs up to 16 to find its scale.
@@ -112,7 +112,7 @@ class SkipNonFinite(Callback):
                 continue
             self.skipped += 1
             self._row += 1
-            # In DDP the first process warns, and so does the one with the videos.
+            # The first process warns, and so does the one with the videos.
             if self.skipped == 1 and (trainer.is_global_zero or own):
                 log.warning("%s; the step is skipped, as are others like it", _describe(trainer, step))
             if self._row >= self.limit:
