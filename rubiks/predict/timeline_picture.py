@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rubiks.files import write_atomically
 from rubiks.predict.timeline import Timeline, clock
 
 ROWS = 30  # classes at most
-NAME = 48  # characters of a class name at most
+NAME = 48  # characters in a line of a class name, which has two at most
+TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400]  # seconds
 
 
 def write(path: Path, found: Timeline) -> Timeline:
@@ -41,7 +43,8 @@ def _draw(found: Timeline) -> Figure:
     longest = set(sorted(lengths, key=lambda index: -lengths[index])[:ROWS])
     rows = [index for index in lengths if index in longest]  # in order of their first segments
     names = {one.index: one.label for one in found.segments}
-    figure = Figure(figsize=(12, 1.4 + 0.3 * max(1, len(rows))), dpi=120, layout="constrained")
+    height = 1.4 + 0.32 * max(1, len(rows))  # inches
+    figure = Figure(figsize=(12, height), dpi=120, layout="constrained")
     axes = figure.subplots()
     for row, index in enumerate(rows):
         scores = found.scores[:, index][None]
@@ -49,23 +52,26 @@ def _draw(found: Timeline) -> Figure:
         own = [(one.start, one.end - one.start) for one in found.segments if one.index == index]
         axes.broken_barh(own, (row + 0.2, 0.2), color=f"C{row % 10}")
     if rows:
-        figure.colorbar(image, ax=axes, label="probability", pad=0.01)
-    axes.set_xlim(0, max(found.spans[-1], 1e-3))
+        figure.colorbar(image, ax=axes, label="probability", pad=0.01, aspect=6 * height)
     axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)  # the first at the top
-    axes.set_yticks(range(len(rows)), [_short(names[index]) for index in rows], fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 3, 6, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds, 0 if found.spans[-1] > 20 else 1)))
-    axes.grid(axis="x", color="0.85", linewidth=0.5)
-    axes.set_axisbelow(True)
-    hidden = len(lengths) - len(rows)
+    axes.set_yticks(range(len(rows)), [_wrapped(names[index]) for index in rows], fontsize=8)
+    end = found.spans[-1]
+    step = next((step for step in TICKS if end <= 12 * step), end / 10)
+    axes.set_xlim(0, end)
+    axes.set_xticks(np.arange(0, end + step / 100, step))
+    axes.xaxis.set_major_formatter(lambda seconds, _: clock(seconds, decimals=int(step < 1)))
+    axes.grid(axis="x", color="0.5", alpha=0.4, linewidth=0.5)
+    count, hidden = len(found.segments), len(lengths) - len(rows)
     note = f"; {hidden} more classes with shorter segments" if hidden else ""
-    count = len(found.segments)
-    title = f"{_short(Path(found.source).name)}: {count} segment{'s' * (count != 1)}{note}"
-    axes.set_title(title, fontsize=10, loc="left")
+    title = f"{_plain(Path(found.source).name)}: {count} segment{'s' * (count != 1)}{note}"
+    axes.set_title(textwrap.fill(title, 100), fontsize=10, loc="left")
     return figure
 
 
-def _short(name: str) -> str:
+def _wrapped(name: str) -> str:
+    return "\n".join(textwrap.wrap(_plain(name), NAME, max_lines=2, placeholder=" …"))
+
+
+def _plain(name: str) -> str:
     name = name.encode(errors="backslashreplace").decode()  # file names may not be text
-    name = name if len(name) <= NAME else f"{name[: NAME - 1]}…"
     return name.replace("$", r"\$")  # not mathematics
