@@ -370,6 +370,15 @@ def test_the_same_in_three_forms(folder, rubiks_command):
     assert "bytes that" in out
 
 
+@pytest.mark.parametrize("window", [("--window", "1s"), ()])
+def test_lines_go_to_standard_output_beside_a_progress_bar(window, folder, rubiks_command, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # standard error counts as a terminal
+    status, out, err = rubiks_command("predict", "net.ckpt", "grey.mkv", "--json", "--device", "cpu", *window)
+    assert status == 0
+    assert json.loads(out)["source"] == "grey.mkv"
+    assert "━" in err
+
+
 def test_pictures_and_videos_are_written(folder, rubiks_command):
     words = (*WORDS, "--stride", "1s", "--save-picture", "pictures", "--save-video", "drawn")
     status, _, _ = rubiks_command(*words, "--min-score", "0.9")
@@ -416,10 +425,10 @@ def test_other_texts_are_not_times(text):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--window=0"], "window must be 0.001 to 1,000,000 seconds, got 0"),
-        (["--window=-1s"], "window must be 0.001 to 1,000,000 seconds, got -1"),
+        (["--window=0"], "window must be 0.01 to 1,000,000 seconds, got 0"),
+        (["--window=-1s"], "window must be 0.01 to 1,000,000 seconds, got -1"),
         (["--window=2e7"], "--window must be a time such as 2.5s"),
-        (["--window=20000000"], "window must be 0.001 to 1,000,000 seconds, got 2e+07"),
+        (["--window=20000000"], "window must be 0.01 to 1,000,000 seconds, got 2e+07"),
         (["--window=soon"], "--window must be a time such as 2.5s or 500ms, got 'soon'"),
         (["--window=2s", "--stride=0s"], "stride must be 0.001 to 1,000,000 seconds, got 0"),
         (["--window=2s", "--stride=3s"], "stride must be at most the window, 2 seconds, since frames"),
@@ -431,13 +440,15 @@ def test_other_texts_are_not_times(text):
         (["--window=2s", "--workers=1"], "--workers is for whole videos"),
         (["--window=2s", "--save-picture=net.ckpt"], "cannot be written"),
         (["--window=2s", "--save-video=net.ckpt"], "cannot be written"),
+        (["--window=2s", "--save-video=."], "a [1] ü.mp4 is one of the videos and would be overwritten"),
+        (["--save-video=."], "a [1] ü.mp4 is one of the videos and would be overwritten"),
         (["--stride=1s"], "--stride is for timelines; add --window"),
         (["--min-score=0.5"], "--min-score is for timelines"),
         (["--save-picture=x"], "--save-picture is for timelines"),
     ],
 )
 def test_wrong_words_are_one_error(words, message, folder, rubiks_command):
-    status, _, err = rubiks_command("predict", "net.ckpt", "grey.mkv", "--device", "cpu", *words)
+    status, _, err = rubiks_command("predict", "net.ckpt", "grey.mkv", "a [1] ü.mp4", "--device", "cpu", *words)
     assert status == 2
     assert err.startswith("error: ")
     assert message in err

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from rubiks.cli import timelines
@@ -84,10 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _shown(found: Iterable[Prediction], total: int, arguments: argparse.Namespace) -> Iterator[Prediction]:
-    """The predictions, with a progress bar on a terminal's standard error."""
-    console = Console(stderr=True)
-    streams = (arguments.json or arguments.csv) and sys.stdout.isatty()  # the lines show the progress
-    return iter(track(found, "Classifying", total, console=console, disable=streams or not console.is_terminal))
+    """The predictions, with a progress bar."""
+    with timelines.progress_bar(arguments) as bar:
+        yield from bar.track(found, total, description="Classifying")
 
 
 def _print_json(found: Iterable[Prediction], model: str, protocol: str) -> int:

@@ -7,7 +7,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -50,13 +50,19 @@ def run(arguments: argparse.Namespace) -> None:
     records = sources.find(arguments.sources)
     paths = [record.path for record in records]
 
-    def look(path: str, progress: Callable[[float], object]) -> Timeline:
+    bar = progress_bar(arguments)
+
+    def look(path: str) -> Timeline:
+        task = bar.add_task(escape(path), total=1)
+        own = window, stride, min_score, arguments.batch_size
         try:
-            return timeline.timeline(predictor, path, window, stride, min_score, arguments.batch_size, progress)
+            return timeline.timeline(predictor, path, *own, lambda share: bar.update(task, completed=share))
         except VideoError as error:
             return timeline.Timeline(path, [], error=error.reason)
+        finally:
+            bar.remove_task(task)
 
-    found = _each(look, paths)
+    found = _beside(bar, map(look, paths))
     if arguments.save_video is not None:
         found = map(Drawn(arguments.save_video, paths).write, found)
     if arguments.save_picture is not None:
@@ -74,14 +80,16 @@ def run(arguments: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _each(look: Callable[[str, Callable[[float], object]], Timeline], paths: Sequence[str]) -> Iterator[Timeline]:
-    """The timelines, with a progress bar on a terminal's standard error."""
+def progress_bar(arguments: argparse.Namespace) -> Progress:
+    """A bar on a terminal's standard error; disabled if lines printed on the same terminal show the progress."""
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        for number, path in enumerate(paths, 1):
-            task = progress.add_task(escape(f"{number}/{len(paths)} {path}"), total=1)
-            yield look(path, lambda share, task=task: progress.update(task, completed=share))  # type: ignore[misc]
-            progress.remove_task(task)
+    disabled = not console.is_terminal or ((arguments.json or arguments.csv) and sys.stdout.isatty())
+    return Progress(console=console, disable=disabled, redirect_stdout=False)  # redirected lines go to standard error
+
+
+def _beside(bar: Progress, found: Iterable[Timeline]) -> Iterator[Timeline]:
+    with bar:
+        yield from found
 
 
 def _print_json(found: Iterable[Timeline], shared: dict[str, object]) -> int:

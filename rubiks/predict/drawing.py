@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections import Counter, deque
 from collections.abc import Sequence
 from fractions import Fraction
@@ -50,13 +51,20 @@ class Drawn:
 
 
 def targets(folder: Path, sources: Sequence[str], extension: str) -> dict[str, Path]:
-    """A file for each video: NAME.mp4 with extension .mp4, and of videos with equal names NAME-2.mp4 and so on."""
+    """A file for each video: NAME.mp4 with extension .mp4, and of videos with equal names NAME-2.mp4 and so on.
+
+    Raises:
+        InputError: one of them is a video itself.
+    """
+    originals = {os.path.realpath(source) for source in sources}
     seen: Counter[str] = Counter()
     files = {}
     for source in dict.fromkeys(sources):
         stem = Path(source).stem
         seen[stem] += 1
         files[source] = folder / f"{stem}{f'-{seen[stem]}' if seen[stem] > 1 else ''}{extension}"
+        if os.path.realpath(files[source]) in originals:
+            raise InputError(f"{files[source]} is one of the videos and would be overwritten; choose another folder")
     return files
 
 

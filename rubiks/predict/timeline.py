@@ -18,7 +18,7 @@ from rubiks.errors import InputError
 from rubiks.predict import windows
 from rubiks.predict.predictor import Predictor
 
-SHORTEST, LONGEST = 1e-3, 1e6  # windows and strides, in seconds
+LIMITS = {"window": (0.01, 1e6), "stride": (0.001, 1e6)}  # seconds
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ def timeline(
 def check(window: float, stride: float, min_score: float, batch_size: int) -> None:
     """Raise InputError for wrong arguments of `timeline`."""
     for name, value in (("window", window), ("stride", stride)):
-        if not SHORTEST <= value <= LONGEST:
-            raise InputError(f"{name} must be {SHORTEST:g} to {LONGEST:,.0f} seconds, got {value:g}")
+        least, most = LIMITS[name]
+        if not least <= value <= most:
+            raise InputError(f"{name} must be {least:g} to {most:,.0f} seconds, got {value:g}")
     if stride > window:
         raise InputError(
             f"stride must be at most the window, {window:g} seconds, since frames between windows would be skipped; "
