@@ -39,7 +39,7 @@ class Segment:
     score: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single answer
 class Timeline:
     """What a video shows when.
 

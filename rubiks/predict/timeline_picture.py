@@ -56,7 +56,7 @@ def _draw(found: Timeline) -> Figure:
     axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)  # the first at the top
     axes.set_yticks(range(len(rows)), [_wrapped(names[index]) for index in rows], fontsize=8)
     end = found.spans[-1]
-    step = next((step for step in TICKS if end <= 12 * step), end / 10)
+    step = next((step for step in TICKS if end <= 10 * step), end / 10)
     axes.set_xlim(0, end)
     axes.set_xticks(np.arange(0, end + step / 100, step))
     axes.xaxis.set_major_formatter(lambda seconds, _: clock(seconds, decimals=int(step < 1)))
