@@ -82,7 +82,7 @@ def test_a_library_seeks_unless_told_otherwise(clips):
 
 
 def test_opening_decodes_nothing_where_packets_tell_the_number_of_frames(clips, monkeypatch):
-    monkeypatch.setattr(VideoFile, "_decoded", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(VideoFile, "decoded", lambda self: pytest.fail("decoded"))
     for name in ("a.mp4", "a.mkv", "ten bits.mp4", "a.webm"):
         with VideoFile(str(clips / name), "pyav") as video:
             assert len(video) == FRAMES

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
+
+from rubiks.cli import timelines
+from rubiks.errors import InputError
 
 if TYPE_CHECKING:
     from rubiks.predict.predictor import Prediction
@@ -28,13 +30,21 @@ def add_to(commands) -> None:
         "sources", nargs="+", metavar="SOURCE", help="a video, a folder, a pattern, or a .txt list with a path per line"
     )
     parser.add_argument("--protocol", default="one_clip", help="one_clip, two_clip or dense_10x3; default: %(default)s")
-    parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes per video; default: %(default)s")
+    parser.add_argument("--topk", type=int, metavar="K", help="classes per video; default: 5")
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="videos per batch; default: %(default)s"
+        "--batch-size", type=int, default=16, metavar="N", help="videos or windows per batch; default: %(default)s"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read videos; default: the cores left")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--save-video", type=Path, metavar="FOLDER", help="write the videos with the class drawn on")
+    parser.add_argument(
+        "--window", metavar="TIME", help="give a timeline of each video, from windows of this length: 2.5s or 500ms"
+    )
+    parser.add_argument("--stride", metavar="TIME", help="time from window to window; default: half of --window")
+    parser.add_argument(
+        "--min-score", type=float, metavar="P", help="probability that a class in a timeline has at least; default: 0.3"
+    )
+    parser.add_argument("--save-picture", type=Path, metavar="FOLDER", help="draw each timeline as a picture")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON object per line and video")
     form.add_argument("--csv", action="store_true", help="print CSV")
@@ -43,11 +53,18 @@ def add_to(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Classify, print, and exit with 1 if a video cannot be read."""
+    if arguments.window is not None:
+        timelines.run(arguments)
+        return
+    for name in ("stride", "min_score", "save_picture"):
+        if getattr(arguments, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} is for timelines; add --window, such as --window 2.5s")
+    topk = 5 if arguments.topk is None else arguments.topk
     from rubiks.predict import sources  # imports PyTorch, which takes seconds
     from rubiks.predict.drawing import Drawn
     from rubiks.predict.predictor import Predictor
 
-    predictor = Predictor(arguments.ckpt, arguments.protocol, arguments.topk, arguments.device)
+    predictor = Predictor(arguments.ckpt, arguments.protocol, topk, arguments.device)
     records = sources.find(arguments.sources)
     drawn = None if arguments.save_video is None else Drawn(arguments.save_video, [record.path for record in records])
     predictions = predictor.records(records, arguments.batch_size, arguments.workers)
@@ -66,10 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _shown(found: Iterable[Prediction], total: int, arguments: argparse.Namespace) -> Iterator[Prediction]:
-    """The predictions, with a progress bar on a terminal's standard error."""
-    console = Console(stderr=True)
-    streams = (arguments.json or arguments.csv) and sys.stdout.isatty()  # the lines show the progress
-    return iter(track(found, "Classifying", total, console=console, disable=streams or not console.is_terminal))
+    """The predictions, with a progress bar."""
+    with timelines.progress_bar(arguments) as bar:
+        yield from bar.track(found, total, description="Classifying")
 
 
 def _print_json(found: Iterable[Prediction], model: str, protocol: str) -> int:

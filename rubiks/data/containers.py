@@ -6,6 +6,8 @@ import os
 import struct
 from typing import BinaryIO
 
+from rubiks.errors import VideoError
+
 # Boxes at the top level of an MP4 file.
 _BOXES = frozenset(
     (
@@ -13,6 +15,16 @@ _BOXES = frozenset(
         *(b"styp", b"sidx", b"ssix", b"prft", b"emsg", b"pdin", b"bloc", b"pict", b"PICT", b"junk"),
     )
 )
+
+
+def check_whole(path: str) -> None:
+    """Raise VideoError if a file is shorter than its container says."""
+    promised = promised_bytes(path)
+    missing = 0 if promised is None else promised - os.path.getsize(path)
+    if missing > 0:
+        raise VideoError(
+            path, f"is cut short: {missing:,} of the {promised:,} bytes that its container announces are missing"
+        )
 
 
 def promised_bytes(path: str) -> int | None:

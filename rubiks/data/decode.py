@@ -72,6 +72,7 @@ class VideoFile(OpenVideo):
         self._content = content
         self._container: InputContainer | None = None  # for seeking with `_index`
         self._index: Index | None = None
+        self._stamps: list[int | None] | None = None  # of the frames, if all were decoded
         size = _check_file(path) if content is None else len(content)
         if checked is not None and checked.size == size:
             self.seek, self.key_frames, self._length = checked.seek, checked.key_frames, checked.frames
@@ -91,6 +92,14 @@ class VideoFile(OpenVideo):
     def times(self) -> list[int]:
         """When each frame is shown, according to the packets; empty if they do not tell."""
         return self._read_index().times
+
+    @property
+    def stamps(self) -> list[int | None]:
+        """The presentation time stamp of each frame that `decoded` gives, in units of the stream's time base; None for
+        frames without one. Decodes the file if its packets do not tell; raises VideoError."""
+        if self._stamps is None:
+            self._stamps = [*self.times] or [frame.pts for frame in self.decoded()]
+        return self._stamps
 
     def __len__(self) -> int:
         """The number of frames that a player shows."""
@@ -122,6 +131,16 @@ class VideoFile(OpenVideo):
             with contextlib.suppress(av.FFmpegError, LookupError, ValueError):
                 return as_tensor(self._from_entries(indices))
         return as_tensor(self._in_order(indices))
+
+    def decoded(self) -> Iterator[VideoFrame]:
+        """Every frame in order, as coded, decoded from the start; raises VideoError where that fails."""
+        try:
+            container, stream = self.open()
+            with container:
+                yield from decode(container, stream)
+        except (av.FFmpegError, ValueError) as error:  # PyAV raises ValueError for what it does not support
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            raise VideoError(self.path, f"is broken or cut off and cannot be decoded: {reason}") from error
 
     def close(self) -> None:
         """Free the reader; the object cannot be used afterwards."""
@@ -163,7 +182,11 @@ class VideoFile(OpenVideo):
             index = self._read_index()
         except av.FFmpegError as error:
             raise VideoError(self.path, f"cannot be opened as a video: {error.strerror}") from error
-        length = sum(1 for _ in self._decoded()) if index.length is None else index.length
+        if index.length is None:
+            self._stamps = [frame.pts for frame in self.decoded()]
+            length = len(self._stamps)
+        else:
+            length = index.length
         if length == 0:
             raise VideoError(self.path, "contains no frames")
         return index.seek, len(index.entries), length
@@ -187,7 +210,7 @@ class VideoFile(OpenVideo):
         """uint8 (T, H, W, 3)."""
         last = max(indices)
         images, screen = {}, Screen()
-        for number, frame in enumerate(self._decoded()):
+        for number, frame in enumerate(self.decoded()):
             if number == 0 or number in indices:  # the first gives the size
                 images[number] = screen.image(frame)
             if number == last:
@@ -195,16 +218,6 @@ class VideoFile(OpenVideo):
         if last not in images:
             raise VideoError(self.path, f"is broken or cut off: it ends before frame {last} of {self._length}")
         return np.stack([images[number] for number in indices])
-
-    def _decoded(self) -> Iterator[VideoFrame]:
-        """Every frame in order, decoded from the start."""
-        try:
-            container, stream = self.open()
-            with container:
-                yield from decode(container, stream)
-        except (av.FFmpegError, ValueError) as error:  # PyAV raises ValueError for what it does not support
-            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-            raise VideoError(self.path, f"is broken or cut off and cannot be decoded: {reason}") from error
 
 
 def _check_file(path: str) -> int:

@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from rubiks.data.containers import promised_bytes
+from rubiks.data.containers import check_whole
 from rubiks.data.decode import VideoFile, open_video
 from rubiks.data.index import packets_with_data
 from rubiks.data.jpegs import JpegVideo
@@ -73,12 +73,7 @@ def _look_at_images(video: JpegVideo | FrameFolder | ImageFile, rate: Fraction, 
 def _decode(video: VideoFile, use: Use, entry: Entry) -> Entry:
     """The entry, with what decoding found out about the frames."""
     path = video.path
-    promised = promised_bytes(path)
-    missing = 0 if promised is None else promised - entry.size
-    if missing > 0:
-        raise VideoError(
-            path, f"is cut short: {missing:,} of the {promised:,} bytes that its container announces are missing"
-        )
+    check_whole(path)
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     found = _Found()

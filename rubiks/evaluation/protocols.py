@@ -152,11 +152,14 @@ class Protocol:
         choices = (segment_centres, segment_starts)[: self.clips]
         return np.stack([choose(length, self.num_frames) for choose in choices])
 
+    def resize(self, frames: Tensor) -> Tensor:
+        """Decoded frames uint8 (N, 3, H, W) at the size from which views are cropped; once more changes nothing."""
+        return tv.resize(frames, [self.resized], antialias=True)
+
     def __call__(self, clips: Tensor, label: int, rng: np.random.Generator) -> tuple[Tensor, list[int]]:
         """Decoded frames uint8 (clips, T, 3, H, W) -> views uint8 (V, T, 3, size, size), a clip's crops together, and
         the label for each of them."""
-        frames = tv.resize(clips.flatten(0, 1), [self.resized], antialias=True)
-        frames = frames.unflatten(0, clips.shape[:2])
+        frames = self.resize(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
         size = self.size
         if self.crops == 1:
             return tv.center_crop(frames, [size, size]), [label] * self.num_views

@@ -2,71 +2,115 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
+import math
+import os
+from collections import Counter, deque
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rubiks.data.decode import VideoFile
-from rubiks.data.index import decode
 from rubiks.data.screen import Screen
+from rubiks.data.timing import SECOND, frame_rate, frame_times
 from rubiks.errors import InputError
 from rubiks.files import write_atomically
-from rubiks.predict.predictor import Prediction
+from rubiks.predict.predictor import ClassScore, Prediction
+from rubiks.predict.timeline import Segment, Timeline
 
-RATE = Fraction(25)  # frames per second where a file has none
+Found = TypeVar("Found", Prediction, Timeline)
 
 
 class Drawn:
-    """Writes a copy of each classified video, H.264 in MP4 without sound, with its class and score in a corner.
+    """Writes a copy of each video, H.264 in MP4 without sound, with its class and score in a corner, or those of the
+    current segment.
 
     Args:
-        folder: for the copies, NAME.mp4; of videos with equal names NAME-2.mp4 and so on.
+        folder: for the copies.
         sources: all videos.
     """
 
     def __init__(self, folder: Path, sources: Sequence[str]) -> None:
-        seen: Counter[str] = Counter()
-        self._targets = {}
-        for source in dict.fromkeys(sources):
-            stem = Path(source).stem
-            seen[stem] += 1
-            self._targets[source] = folder / f"{stem}{f'-{seen[stem]}' if seen[stem] > 1 else ''}.mp4"
+        self._targets = targets(folder, sources, ".mp4")
 
-    def write(self, prediction: Prediction) -> Prediction:
-        """Write the copy of a video that could be read, and return the prediction.
+    def write(self, found: Found) -> Found:
+        """Write the copy of a video that could be read, and return what was found.
 
         Raises:
             InputError: the copy cannot be written.
         """
-        if prediction.error is None:
-            best = prediction.predictions[0]
-            text = f"{best.label}  {best.score:.0%}"
-            target = self._targets[prediction.source]
-            write_atomically(target, lambda temporary: _copy(prediction.source, temporary, text))
-        return prediction
+        if found.error is None:
+            captions = _captions(found)
+            write_atomically(self._targets[found.source], lambda temporary: _copy(found.source, temporary, captions))
+        return found
 
 
-def _copy(source: str, target: Path, text: str) -> None:
-    container, stream = VideoFile(source).open()
-    rate = stream.average_rate or stream.guessed_rate or RATE
-    screen, label = Screen(), None
-    with container, av.open(str(target), "w", format="mp4") as out:
+def targets(folder: Path, sources: Sequence[str], extension: str) -> dict[str, Path]:
+    """A file for each video: NAME.mp4 with extension .mp4, and of videos with equal names NAME-2.mp4 and so on.
+
+    Raises:
+        InputError: one of them is a video itself.
+    """
+    originals = {os.path.realpath(source) for source in sources}
+    seen: Counter[str] = Counter()
+    files = {}
+    for source in dict.fromkeys(sources):
+        stem = Path(source).stem
+        seen[stem] += 1
+        files[source] = folder / f"{stem}{f'-{seen[stem]}' if seen[stem] > 1 else ''}{extension}"
+        if os.path.realpath(files[source]) in originals:
+            raise InputError(f"{files[source]} is one of the videos and would be overwritten; choose another folder")
+    return files
+
+
+class _Caption(NamedTuple):
+    """A text and when it is shown, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+def _captions(found: Prediction | Timeline) -> list[_Caption]:
+    if isinstance(found, Timeline):
+        return [_Caption(one.start, one.end, _text(one)) for one in found.segments]
+    return [_Caption(0, math.inf, _text(found.predictions[0]))]
+
+
+def _text(one: ClassScore | Segment) -> str:
+    return f"{one.label}  {one.score:.0%}"
+
+
+def _copy(source: str, target: Path, captions: Sequence[_Caption]) -> None:
+    """Write the video with the captions, which are in order."""
+    with VideoFile(source, "pyav") as video:
+        times = frame_times(video).tolist()
+    container, stream = video.open()
+    with container:
+        rate = frame_rate(stream)
+    screen, rest = Screen(), deque(captions)
+    label = functools.lru_cache(1)(_label)
+    with av.open(str(target), "w", format="mp4") as out:
         copy: av.VideoStream | None = None
-        for frame in decode(container, stream):
+        for time, frame in zip(times, video.decoded(), strict=False):
             image = screen.image(frame)
             image = image[: len(image) // 2 * 2, : image.shape[1] // 2 * 2]  # H.264 needs even sides
             if copy is None:
                 copy = out.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
                 copy.height, copy.width, copy.pix_fmt = *image.shape[:2], "yuv420p"
-                label = _label(text, image.shape[1])
-            assert label is not None
+            while rest and rest[0].end <= time / SECOND:
+                rest.popleft()
+            if rest and rest[0].start <= time / SECOND:
+                image = _over(image, label(rest[0].text, image.shape[1]))
+            drawn = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            drawn.pts, drawn.time_base = time, Fraction(1, SECOND)
             try:
-                out.mux(copy.encode(av.VideoFrame.from_ndarray(_over(image, label), format="rgb24")))
+                out.mux(copy.encode(drawn))
             except av.FFmpegError as error:
                 raise InputError(f"{target} cannot be written: {error.strerror}") from None
         if copy is not None:
