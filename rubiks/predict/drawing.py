@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -93,3 +94,13 @@ def _over(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     height, width = min(len(label), len(image)), min(label.shape[1], image.shape[1])
     image[:height, :width] = label[:height, :width]
     return image
+
+
+@functools.lru_cache(4)
+def _kept_label(text: str, width: int) -> np.ndarray:
+    return _label(text, width)
+
+
+def captioned(image: np.ndarray, text: str) -> np.ndarray:
+    """A copy of the image, uint8 (H, W, 3), with the text in its upper left corner."""
+    return _over(image.copy(), _kept_label(text, image.shape[1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -105,8 +105,7 @@ class Predictor:
         Raises:
             VideoError: it cannot be read.
         """
-        views = self.views(video)
-        (logits,) = self._score({"views": views[None], "index": torch.zeros(1, dtype=torch.int64)})
+        (logits,) = self.score(self.views(video)[None])
         return Prediction(os.fspath(video), self.ranked(logits))
 
     def views(self, video: str | os.PathLike) -> Tensor:
@@ -145,7 +144,8 @@ class Predictor:
         data = VideoDataModule([], records, self.protocol, self.protocol, batch_size, batch_size, loading)
         for number, batch in enumerate(data.predict_dataloader()):
             reasons = dict(batch["bad"])
-            scores = dict(zip(batch["index"].tolist(), self._score(batch), strict=True))
+            indices = batch["index"].tolist()
+            scores = dict(zip(indices, self.score(batch["views"]), strict=True)) if indices else {}
             for index in range(number * batch_size, min((number + 1) * batch_size, len(records))):
                 path = records[index].path
                 if index in scores:
@@ -154,14 +154,11 @@ class Predictor:
                     yield Prediction(path, [], reasons[path])
 
     @torch.inference_mode()
-    def _score(self, batch: dict[str, Any]) -> Tensor:
-        """The logits (B, classes) of a batch, on the CPU."""
-        indices = batch["index"].tolist()
-        if not indices:
-            return torch.empty(0, len(self.classes))
-        views = batch["views"].to(self._device).contiguous()
+    def score(self, views: Tensor) -> Tensor:
+        """Views uint8 (B, V, T, 3, S, S) -> logits (B, classes), on the CPU."""
+        views = views.to(self._device).contiguous()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
-            return self._scorer(views, indices)[:, 0].cpu()
+            return self._scorer(views, range(len(views)))[:, 0].cpu()
 
     def ranked(self, logits: Tensor) -> list[ClassScore]:
         """The classes with the highest logits (classes,), highest first."""
