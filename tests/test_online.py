@@ -32,6 +32,8 @@ from torch import Tensor
 from videos import decode_in_order, moving_square, write_video
 
 from rubiks import Predictor, RubiksNet
+from rubiks.data.decode import open_video
+from rubiks.data.records import VideoRecord
 from rubiks.errors import InputError
 from rubiks.nn import Normalize
 from rubiks.predict import capture, live_source, online
@@ -148,6 +150,17 @@ def test_a_source_shorter_than_a_window_is_one_clip(folder, predictor):
     assert [best.score for best in found.predictions] == pytest.approx(
         scores.sort(descending=True).values[:5], abs=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["h264 turned.mp4", "h264 two sizes.mkv", "vp9 odd height.webm"])
+def test_frames_are_prepared_as_in_evaluation(name, tmp_path, predictor):
+    path = tmp_path / name
+    FILES[name](path)
+    with open_video(VideoRecord(str(path), 0)) as video:
+        wanted = predictor.protocol(video.frames(range(len(video)))[None], 0, np.random.default_rng(0))[0][0]
+    view = online.View(predictor)
+    found = torch.stack([view(frame) for frame in everything(path)[0]])
+    assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize(

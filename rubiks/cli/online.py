@@ -97,15 +97,13 @@ def run(arguments: argparse.Namespace) -> None:
             pass
         finally:
             capture.close()
+            if page is not None:
+                page.close()
             _say(_summary(capture, count, time.monotonic() - start))
             if view is not None:
                 view.close()
                 if recording is not None and recording.frames:
-                    _say(
-                        f"{recording.path} has {recording.frames:,} frames; {view.dropped:,} could not be drawn in time"
-                    )
-            if page is not None:
-                page.close()
+                    _say(f"{target} has {recording.frames:,} frames; {view.dropped:,} could not be drawn in time")
 
 
 @contextlib.contextmanager
@@ -126,41 +124,33 @@ def _output(
     from rubiks.predict.capture import Every, Rate
 
     scored, each_second = Rate(), Every(1.0)
+    terminal = not arguments.json and sys.stdout.isatty()
 
-    def counts() -> dict[str, float]:
+    def show(one: LivePrediction) -> None:
         scored.note(time.monotonic())
-        return {
-            "frames_per_second": round(capture.rate.value, 2),
-            "predictions_per_second": round(scored.value, 2),
-            "dropped": capture.dropped,
-        }
+        frames, predictions, dropped = capture.rate.value, scored.value, capture.dropped
+        if arguments.json:
+            line = {
+                "time": round(one.time, 3),
+                "predictions": [vars(best) for best in one.predictions],
+                "latency": round(one.latency, 3),
+                "frames_per_second": round(frames, 2),
+                "predictions_per_second": round(predictions, 2),
+                "dropped": dropped,
+                **shared,
+            }
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+            return
+        best = one.predictions[0]
+        counts = f"{frames:.1f} frames/s, {predictions:.1f} predictions/s, {dropped:,} dropped"
+        text = f"{one.time:.1f}s  {best.label}  {best.score:.0%}  ({counts})"
+        if live is not None:
+            live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        elif each_second(one.time):
+            print(text, flush=True)
 
-    def text(one: LivePrediction) -> str:
-        best, (frames, predictions, dropped) = one.predictions[0], counts().values()
-        return (
-            f"{one.time:.1f}s  {best.label}  {best.score:.0%}  "
-            f"({frames:.1f} frames/s, {predictions:.1f} predictions/s, {dropped:,} dropped)"
-        )
-
-    def print_json(one: LivePrediction) -> None:
-        found = {"time": round(one.time, 3), "predictions": [vars(best) for best in one.predictions]}
-        print(
-            json.dumps({**found, "latency": round(one.latency, 3), **counts(), **shared}, ensure_ascii=False),
-            flush=True,
-        )
-
-    def print_line(one: LivePrediction) -> None:
-        line = text(one)
-        if each_second(one.time):
-            print(line, flush=True)
-
-    if arguments.json:
-        yield print_json
-    elif sys.stdout.isatty():
-        with Live(console=Console(), auto_refresh=False) as live:
-            yield lambda one: live.update(Text(text(one), no_wrap=True, overflow="ellipsis"), refresh=True)
-    else:
-        yield print_line
+    with Live(console=Console(), auto_refresh=False) if terminal else contextlib.nullcontext() as live:
+        yield show
 
 
 def _summary(capture: Capture, predictions: int, seconds: float) -> str:

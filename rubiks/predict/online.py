@@ -125,6 +125,8 @@ class FrameByFrame:
         self._normalize = Normalize().to(self._device)
         self._state: Any = None
         self.period = interval
+        size = predictor.protocol.size
+        self._stream.step(torch.zeros(1, 3, size, size, device=self._device))  # the first time is slow
 
     def __str__(self) -> str:
         return f"frame by frame, {1 / self.period:.3g} frames/s (the network is causal)"
