@@ -405,6 +405,30 @@ def test_a_stream_over_http(served, folder, rubiks_command):
     assert json.loads(out.splitlines()[-1])["source"] == f"{served}/live.ts"
 
 
+def test_motion_jpeg_over_http_has_no_times_of_its_own(page):
+    """As network cameras, and --show, send it."""
+
+    def show() -> None:
+        for number in itertools.count():
+            if ended.wait(0.01):
+                return
+            page.show(np.full((48, 64, 3), number % 200, np.uint8))
+
+    ended, clock = threading.Event(), Hand()
+    shown = threading.Thread(target=show)
+    shown.start()
+    source = live_source.find(f"{page.address}live.mjpeg")
+    played = Capture(source, 0.0, 10**6, [lambda frame: clock.sleep(0.5)], clock=clock)
+    batches = iter(played)
+    frames = next(batches)
+    while len(frames) < 20:
+        frames += next(batches)
+    ended.set()
+    shown.join()
+    played.close()
+    assert [frame.time for frame in frames] == pytest.approx([0.5 * number for number in range(len(frames))])
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [
@@ -428,6 +452,30 @@ def test_addresses_that_give_nothing(address, words, served, silent, folder, rub
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert all(word in line for word in words), line
     assert "secret" not in err
+
+
+def test_a_stream_that_falls_silent(folder, tmp_path, rubiks_command):
+    write_video(tmp_path / "live.ts", moving_square(200), fps=200)
+    ended = threading.Event()
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(10_000)
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + (tmp_path / "live.ts").read_bytes())
+            ended.wait(PATIENCE)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/live.ts"
+        words = ("online", folder / "net.ckpt", address, "--device", "cpu", "--timeout", "2s")
+        status, _, err = rubiks_command(*words)
+        ended.set()
+        thread.join()
+    assert status == 2
+    assert int(err.splitlines()[1].split()[0]) > 100
+    assert f"error: {address} is silent: nothing came in 2 seconds" in err
 
 
 def test_a_camera_whose_driver_blocks_is_silent(monkeypatch):

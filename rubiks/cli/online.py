@@ -35,17 +35,22 @@ def add_to(commands) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a camera's number, a video file, or an rtsp or http address")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument(
-        "--window", metavar="TIME", help="that the network's frames span; default: as it was trained, mostly 2.5s"
+        "--window", metavar="TIME", help="time that the network's frames span; default: as it was trained, mostly 2.5s"
     )
     speed.add_argument("--fps", type=float, metavar="N", help="frames per second for the network, instead of --window")
-    parser.add_argument("--stride", metavar="TIME", help="from score to score; default: whenever there is a new frame")
+    parser.add_argument(
+        "--stride", metavar="TIME", help="time from score to score; default: whenever there is a new frame"
+    )
     parser.add_argument(
         "--smoothing", default="0.5s", metavar="TIME", help="time constant of the mean of scores; default: %(default)s"
     )
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes with --json; default: %(default)s")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument(
-        "--timeout", default="10s", metavar="TIME", help="that a camera or address may be silent; default: %(default)s"
+        "--timeout",
+        default="10s",
+        metavar="TIME",
+        help="time that a camera or address may be silent; default: %(default)s",
     )
     parser.add_argument("--save-video", type=Path, metavar="FILE", help="record the frames with the class, as .mp4")
     parser.add_argument("--show", action="store_true", help="show the frames with the class on a page of this computer")

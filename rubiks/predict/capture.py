@@ -208,7 +208,7 @@ class Capture:
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         """Every frame in order. As in a player, packets that cannot be decoded are left out."""
-        while True:
+        while not self._stopped:
             try:
                 for packet in packets_with_data(container, stream):
                     try:

@@ -16,7 +16,10 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
 <title>{title}</title>
-<style>body {{ margin: 0; background: #111 }} img {{ width: 100vw; height: 100vh; object-fit: contain }}</style>
+<style>
+body {{ margin: 0; background: #111 }}
+img {{ display: block; width: 100vw; height: 100vh; object-fit: contain }}
+</style>
 <img src="live.mjpeg" alt="live picture">
 </html>
 """
