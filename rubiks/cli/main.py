@@ -19,6 +19,7 @@ from rubiks.cli import (
     explain,
     export,
     info,
+    online,
     predict,
     prepare,
     report,
@@ -59,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=f"{about}: rubiks {name} --help")
         command.add_argument("choices", nargs="*").completer = preset_choices  # type: ignore[attr-defined]
     predict.add_to(commands)
+    online.add_to(commands)
     explain.add_to(commands)
     bench_data.add_to(commands)
     convert.add_to(commands)

@@ -94,7 +94,6 @@ def _copy(source: str, target: Path, captions: Sequence[_Caption]) -> None:
     with container:
         rate = frame_rate(stream)
     screen, rest = Screen(), deque(captions)
-    label = functools.lru_cache(1)(_label)
     with av.open(str(target), "w", format="mp4") as out:
         copy: av.VideoStream | None = None
         for time, frame in zip(times, video.decoded(), strict=False):
@@ -106,7 +105,7 @@ def _copy(source: str, target: Path, captions: Sequence[_Caption]) -> None:
             while rest and rest[0].end <= time / SECOND:
                 rest.popleft()
             if rest and rest[0].start <= time / SECOND:
-                image = _over(image, label(rest[0].text, image.shape[1]))
+                image = captioned(image, rest[0].text)
             drawn = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             drawn.pts, drawn.time_base = time, Fraction(1, SECOND)
             try:
@@ -117,6 +116,7 @@ def _copy(source: str, target: Path, captions: Sequence[_Caption]) -> None:
             out.mux(copy.encode())
 
 
+@functools.lru_cache(4)
 def _label(text: str, width: int) -> np.ndarray:
     """uint8 (H, W, 3): the text in white on black, at most as wide as the video."""
     size = max(10, width // 24)
@@ -131,9 +131,9 @@ def _label(text: str, width: int) -> np.ndarray:
     return np.asarray(label)
 
 
-def _over(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The image with the label in its upper left corner."""
-    image = np.ascontiguousarray(image)
+def captioned(image: np.ndarray, text: str) -> np.ndarray:
+    """A copy of the image, uint8 (H, W, 3), with the text in its upper left corner."""
+    image, label = image.copy(), _label(text, image.shape[1])
     height, width = min(len(label), len(image)), min(label.shape[1], image.shape[1])
     image[:height, :width] = label[:height, :width]
     return image
