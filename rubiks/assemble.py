@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from rubiks import trainers
+from rubiks import launched, trainers
 from rubiks.data.datamodule import VideoDataModule
 from rubiks.data.records import VideoRecord
 from rubiks.data.videos import mirrored
@@ -52,7 +52,7 @@ def training_data(
         batch_size,
         loading,
         settings.seed,
-        settings.local_processes,
+        launched.share_of_cores(settings.processes[0]),
         loading.balanced,
     )
 
@@ -60,7 +60,8 @@ def training_data(
 def evaluation_data(settings: Evaluation, videos: Sequence[VideoRecord], views: Protocol) -> VideoDataModule:
     """The data loader for evaluation."""
     size, loading = settings.batch_size, settings.data.loading
-    return VideoDataModule([], videos, views, views, size, size, loading, settings.seed, settings.local_processes)
+    sharing = launched.share_of_cores(settings.processes[0])
+    return VideoDataModule([], videos, views, views, size, size, loading, settings.seed, sharing)
 
 
 def trainer(settings: Experiment, callbacks: list[Callback], stop: Stop, **extra: Any) -> pl.Trainer:

@@ -15,6 +15,7 @@ from rubiks.errors import InputError
 from rubiks.models.checkpoint import SavedNetwork
 from rubiks.runs import Run
 from rubiks.training.position import Position, epoch_of
+from rubiks.training.recipe import Recipe
 
 # Settings that cannot change when a run is resumed.
 FIXED = (
@@ -67,6 +68,8 @@ SILENT = (
     "trainer.log_every_n_steps",
     "trainer.profiler",
     "val_sha256",
+    "processes",  # `recipe_for` tells
+    "total_batch",
 )
 # What a validation score depends on, besides the network.
 SCORE = (
@@ -141,6 +144,28 @@ def start(
             "leave it out"
         )
     return epoch_of(trainer, data).settle(position)
+
+
+def recipe_for(saved: SavedNetwork, recipe: Recipe, processes: int) -> tuple[Recipe, str]:
+    """The recipe with which a run resumes, and a sentence for the user if the number of processes has changed.
+
+    The total batch stays, as near as whole batches allow: `accumulate` follows the number of processes. If the recipe's
+    own batch_size or accumulate has changed, it is used as it is.
+    """
+    before, total = saved.config.get("processes"), saved.config.get("total_batch")
+    if total is None:  # from an earlier version
+        return recipe, ""
+    started = saved.config["recipe"]
+    if (started["batch_size"], started["accumulate"]) == (recipe.batch_size, recipe.accumulate):
+        recipe = recipe.near_total_batch(total, processes)
+    if processes == before:
+        return recipe, ""
+    now = recipe.total_batch(processes)
+    text = "as before" if now == total else f"instead of {total}, and learning rates change in proportion"
+    return recipe, (
+        f"{processes} process{'' if processes == 1 else 'es'} instead of {before}: the total batch is {now} {text} "
+        f"(recipe.batch_size={recipe.batch_size}, recipe.accumulate={recipe.accumulate})"
+    )
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:

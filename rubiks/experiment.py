@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, InstanceOf, model_validator
 from typing_extensions import Self
 
+from rubiks import launched
 from rubiks.data.augment import Augment
 from rubiks.data.catalog import Data, data_settings
 from rubiks.data.datamodule import Loading, TrainingLoading
@@ -60,10 +62,10 @@ class Experiment(Settings):
         return self.device != "cpu" and torch.cuda.is_available()
 
     @property
-    def local_processes(self) -> int:
-        """How many processes run on this machine."""
-        devices = self.trainer.devices if isinstance(self.trainer.devices, int) else torch.cuda.device_count()
-        return max(1, devices)
+    def processes(self) -> tuple[int, int]:
+        """Processes on each machine, and machines."""
+        devices, nodes = launched.counts(self.trainer.devices, self.trainer.num_nodes)
+        return max(1, devices if isinstance(devices, int) else torch.cuda.device_count()), nodes
 
     def protocol_for(self, sampling: Sampling) -> Protocol:
         """The protocol for a network whose clips are sampled this way; InputError if they do not fit together."""
@@ -126,7 +128,7 @@ class Training(Experiment):
 
         One value has no variance. This happens only in the last stage, for a batch of one clip of one frame.
         """
-        sampling, processes = self.data.sampling, self.local_processes * self.trainer.num_nodes
+        sampling, processes = self.data.sampling, math.prod(self.processes)
         if processes > 1 and self.trainer.sync_batchnorm:
             return
         batch = min(self.recipe.batch_size, videos // processes)

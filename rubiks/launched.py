@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+from typing import Any
 
 from lightning_fabric.plugins.environments import (
     ClusterEnvironment,
@@ -12,6 +15,7 @@ from lightning_fabric.plugins.environments import (
 )
 
 from rubiks import processes
+from rubiks.data.workers import cores
 from rubiks.errors import InputError
 
 
@@ -23,9 +27,18 @@ def environment() -> ClusterEnvironment:
     """
     if _by_torchrun():
         return TorchElasticEnvironment()
-    if _slurm_tasks() > 1:
-        return SLURMEnvironment(auto_requeue=False)  # other runs would find its requeue checkpoints
+    if _by_srun():
+        return _Srun(auto_requeue=False)  # other runs would find its requeue checkpoints
     return LightningEnvironment()
+
+
+class _Srun(SLURMEnvironment):
+    """Lightning's, without its refusal of `srun --ntasks=8`; `check` knows the tasks of each host."""
+
+    @staticmethod
+    def _validate_srun_variables() -> None: ...
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None: ...
 
 
 def is_first() -> bool:
@@ -33,36 +46,48 @@ def is_first() -> bool:
     if processes.is_child():
         return False
     if _by_torchrun():
-        return os.environ.get("RANK", "0") == "0"
-    if _slurm_tasks() > 1:
+        return os.environ["RANK"] == "0"
+    if _by_srun():
         return os.environ.get("SLURM_PROCID", "0") == "0"
     return {os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")} == {"0"}
+
+
+def counts(devices: Any, nodes: int | None) -> tuple[Any, int]:
+    """trainer.devices and trainer.num_nodes, with the numbers of torchrun or srun for `auto` and null.
+
+    Raises:
+        InputError: srun or torchrun has started different numbers of processes on the hosts.
+    """
+    started = _started()
+    if started is None:
+        return devices, 1 if nodes is None else nodes
+    per_host, hosts = started
+    return per_host if devices in ("auto", -1, "-1") else devices, hosts if nodes is None else nodes
 
 
 def check(devices: int, nodes: int) -> None:
     """Raise InputError if the processes started from outside are not those that the trainer should have.
 
     Args:
-        devices: processes on each machine, from the configuration.
-        nodes: machines, from the configuration.
+        devices: processes on each host, from the configuration.
+        nodes: hosts, from the configuration.
     """
-    wanted = devices * nodes
-    if _by_torchrun():
-        started, own = _number("WORLD_SIZE", 1), _number("LOCAL_WORLD_SIZE", 1)
-        who = f"torchrun has started {started} processes"
-    elif _slurm_tasks() > 1:
-        started = _slurm_tasks()
-        own = max(1, started // max(1, _number("SLURM_NNODES", 1)))
-        who = f"srun has started {started} tasks"
-    elif "LOCAL_RANK" in os.environ and not processes.is_child():
-        started = _number("WORLD_SIZE", 1)
-        who = f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set, which means one of {started} processes (WORLD_SIZE)"
-        if started != wanted:
+    started = _started()
+    if started is not None:
+        if started != (devices, nodes):
+            per_host, hosts = started
             raise InputError(
-                f"{who}, but trainer.devices and trainer.num_nodes make {wanted}: unset LOCAL_RANK to let "
-                "this command start them, or start all of them yourself and set WORLD_SIZE"
+                f"{_who(per_host * hosts)}, but trainer.devices and trainer.num_nodes make {devices * nodes}: choose "
+                f"trainer=ddp without these two, or trainer.devices={per_host} trainer.num_nodes={hosts}"
             )
-        return
+    elif "LOCAL_RANK" in os.environ and not processes.is_child():
+        total = _number("WORLD_SIZE", 1)
+        if total != devices * nodes:
+            raise InputError(
+                f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set, which means one of {total} processes (WORLD_SIZE), but "
+                f"trainer.devices and trainer.num_nodes make {devices * nodes}: unset LOCAL_RANK to let this command "
+                "start them, or start all of them yourself and set WORLD_SIZE"
+            )
     else:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
         if nodes > 1 and missing and not processes.is_child():
@@ -70,21 +95,59 @@ def check(devices: int, nodes: int) -> None:
                 f"trainer.num_nodes={nodes}, but {', '.join(missing)} is not set: start this with torchrun or srun, or "
                 "on each machine with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
             )
-        return
-    if started != wanted:
+
+
+def check_gpus(visible: int) -> None:
+    """Raise InputError if torchrun or srun has started more processes on this host than each of them sees GPUs."""
+    started = _started()
+    if started is not None and visible < started[0]:
         raise InputError(
-            f"{who}, but trainer.devices and trainer.num_nodes make {wanted}: choose trainer=ddp trainer.devices={own} "
-            f"trainer.num_nodes={max(1, started // own)}"
+            f"{_who(started[0] * started[1])}, {started[0]} on each host, but this one sees {visible} GPU(s). All of "
+            "them must see all GPUs of their host, one for each: in Slurm use --gpus-per-node instead of "
+            "--gpus-per-task and --gpu-bind"
         )
 
 
+def share_of_cores(local: int) -> int:
+    """How many of `local` processes on this host share the cores that this one may use."""
+    # srun usually binds each task to cores of its own.
+    own = _by_srun() and cores() < local * _number("SLURM_CPUS_PER_TASK", 0)
+    return 1 if own else local
+
+
+def _started() -> tuple[int, int] | None:
+    """Processes on each host, and hosts, as torchrun or srun has started them; None if neither has."""
+    if _by_torchrun():
+        total, per_host = _number("WORLD_SIZE", 1), _number("LOCAL_WORLD_SIZE", 1)
+        hosts = max(1, total // per_host)
+    elif _by_srun():
+        total = _number("SLURM_STEP_NUM_TASKS", 1)
+        hosts = _number("SLURM_STEP_NUM_NODES", _number("SLURM_NNODES", 1))
+        listed = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(total // hosts))  # 4(x2), or 4,2 where they differ
+        same = re.fullmatch(r"(\d+)(\(x\d+\))?", listed)
+        per_host = int(same[1]) if same else 0
+    else:
+        return None
+    if per_host * hosts != total:
+        raise InputError(
+            f"{_who(total)}, not the same number on each of {hosts} hosts; use --ntasks-per-node with srun"
+        )
+    return per_host, hosts
+
+
+def _who(total: int) -> str:
+    return f"torchrun has started {total} processes" if _by_torchrun() else f"srun has started {total} tasks"
+
+
 def _by_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    names = ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    return all(name in os.environ for name in names)
 
 
-def _slurm_tasks() -> int:
-    """Number of tasks in the job step that srun started; 0 elsewhere, also in the batch script itself."""
-    return _number("SLURM_STEP_NUM_TASKS", 0)
+def _by_srun() -> bool:
+    """Whether srun has started this process and others; false in a batch script and in the shell of `srun --pty`."""
+    at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    return not _by_torchrun() and _number("SLURM_STEP_NUM_TASKS", 0) > 1 and not at_terminal
 
 
 def _number(name: str, otherwise: int) -> int:

@@ -39,8 +39,14 @@ class TrainerSettings(Settings, section="trainer"):
 
     model_config = ConfigDict(extra="allow")
 
-    devices: Any = Field(1, description="number of GPUs, or of processes on a CPU; or a list of GPUs; auto: all GPUs")
-    num_nodes: Count = Field(1, description="machines")
+    devices: Any = Field(
+        1,
+        description="number of GPUs, or of processes on a CPU; or a list of GPUs; auto: all GPUs, or as many processes "
+        "as torchrun or srun has started on each machine",
+    )
+    num_nodes: Count | None = Field(
+        None, description="machines; null: as many as torchrun or srun has started processes on, else 1"
+    )
     strategy: Any = Field(
         "auto", description="how several processes train; auto and ddp: with the mean of their gradients"
     )
@@ -129,6 +135,9 @@ def trainer(
     for name in ("max_steps", "val_check_interval"):
         arguments.pop(name, None)
     arguments["profiler"] = _profiler(settings, folder)
+    arguments["devices"], arguments["num_nodes"] = launched.counts(settings.devices, settings.num_nodes)
+    if gpu:
+        launched.check_gpus(torch.cuda.device_count())
     several = arguments["num_nodes"] > 1 or _several(arguments["devices"], gpu)
     if arguments["strategy"] == "ddp" or (arguments["strategy"] == "auto" and several):
         # The parent looks for processes that hang; NCCL's check is slow and prints a lot.

@@ -9,6 +9,7 @@ import math
 import re
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -16,8 +17,9 @@ import torch
 from commands import BASE, SMALL_RUNS, Commands
 from forked import end, start
 
-from rubiks import RubiksNet
+from rubiks import RubiksNet, continuing
 from rubiks.data import builtin
+from rubiks.training.recipe import Recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_network"), SMALL_RUNS]
 
@@ -242,3 +244,53 @@ def test_a_run_goes_on_with_another_number_of_processes(data, started, tmp_path)
     assert state["global_step"] == 12
     assert state["rubiks"]["position"]["epoch"] == 2
     assert all(tensor.isfinite().all() for tensor in state["state_dict"].values())
+
+
+def test_the_total_batch_stays_with_another_number_of_processes_where_it_can(data, commands, tmp_path):
+    """From one process to two, whose batches are twice as large together, and back to one with two batches a step."""
+    two = (*now(data, ()), "run=first", "trainer=ddp", "trainer.devices=2", "trainer.max_steps=6")
+    status, out, err = end(start(tmp_path, "train", *two))
+    assert status == 0, err
+    assert "2 processes instead of 1: the total batch is 8 instead of 4, and learning rates change in proportion" in out
+    assert row(out, "weights")[0] == pytest.approx(0.002 * 8 / 16, rel=0.01)
+    for steps in (7, 8):  # and it stays at the next start
+        out = commands.train(*now(data, ()), "run=first", f"trainer.max_steps={steps}")
+        told = "1 process instead of 2: the total batch is 8 as before (recipe.batch_size=4, recipe.accumulate=2)"
+        assert (told in out) == (steps == 7)
+        assert "Changed since" not in out
+        assert "total batch 8 " in out
+        assert row(out, "weights")[0] == pytest.approx(0.002 * 8 / 16, rel=0.01)
+    state = torch.load(tmp_path / "outputs/first/checkpoints/last.ckpt", weights_only=True)
+    # Four steps of 4 videos and one of 8 are the first epoch, and three of 8 the second one.
+    assert state["rubiks"]["position"]["epoch"] == 2
+    output = commands.train(*now(data, ("recipe.batch_size=2",)), "run=first", "recipe.epochs=3")
+    assert "total batch 2 " in output  # asked for
+    assert "recipe.batch_size: 4 -> 2" in output
+
+
+SAVED = {"processes": 16, "total_batch": 1024, "recipe": {"batch_size": 64, "accumulate": 1}}
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch_size", "accumulate", "total"),
+    [
+        (16, 64, 1, 1024),
+        (8, 64, 2, 1024),
+        (4, 64, 4, 1024),
+        (12, 64, 1, 768),
+        (6, 64, 3, 1152),  # nearer than 768
+        (32, 64, 1, 2048),
+        (32, 32, 1, 1024),  # another batch size is used as it is
+        (8, 32, 1, 256),
+    ],
+)
+def test_accumulation_follows_the_number_of_processes(processes, batch_size, accumulate, total):
+    recipe = Recipe(epochs=1, batch_size=batch_size, lr=0.1, lr_batch=64)
+    saved = SimpleNamespace(config=SAVED)
+    found, told = continuing.recipe_for(saved, recipe, processes)
+    assert (found.batch_size, found.accumulate) == (batch_size, accumulate)
+    assert found.total_batch(processes) == total
+    assert (told == "") == (processes == 16)
+    if told:
+        assert f"{processes} processes instead of 16: the total batch is {total} " in told
+        assert ("as before" in told) == (total == 1024)

@@ -30,7 +30,7 @@ ALLOWED = {
     "choices": set(),
     "naming": {"choices", "errors", "launched", "models", "processes", "runs"},
     "continuing": {"choices", "data", "errors", "models", "runs", "training"},
-    "launched": {"errors", "processes"},
+    "launched": {"data", "errors", "processes"},
     "parent": {"choices", "data", "errors", "processes", "stopping"},
     "processes": {"files", "errors", "stopping"},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,3 +59,10 @@ def test_other_batches_repeat_no_video_and_leave_out_less_than_a_step(epoch, bat
     assert left_out < other.videos_of(accumulate) + other.videos_of(1)
     settled = other.settle(position)
     assert settled.validation_due == (bool(position.videos) and done == other.batches)
+
+
+@given(EPOCHS)
+def test_what_is_left_out_of_an_epoch(epoch):
+    whole = dataclasses.replace(epoch, limit=1.0)
+    assert epoch.left_out == epoch.videos - len(trained_videos(whole, 0, whole.batches))
+    assert epoch.left_out < max(whole.videos_of(1), epoch.processes)

@@ -23,8 +23,7 @@ from conftest import ROOT
 from faulty_train import insert
 from forked import end, start, start_torchrun
 
-from rubiks import RubiksNet, launched, runs
-from rubiks.errors import InputError
+from rubiks import RubiksNet, runs
 from rubiks.training.module import VideoClassifier
 
 SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4")
@@ -470,40 +469,6 @@ def test_weights_that_are_not_finite_are_never_saved(builtin_data, commands, tmp
 
 
 # ---- who starts the processes
-
-
-@pytest.mark.parametrize(
-    ("environment", "devices", "nodes", "words"),
-    [
-        ({}, 2, 1, None),
-        ({"WORLD_SIZE": "2", "RANK": "1"}, 1, 1, None),  # left behind in a shell
-        ({"LOCAL_RANK": "0"}, 1, 1, None),
-        ({"LOCAL_RANK": "0"}, 2, 1, "unset LOCAL_RANK"),
-        ({"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 2, 1, None),
-        ({"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 1, 1, "unset LOCAL_RANK"),
-        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 2, 1, None),
-        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 1, 1, "trainer.devices=2 "),
-        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 2, 1, "trainer.num_nodes=2"),
-        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 2, 2, None),
-        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, 2, 1, None),  # within an allocation, without srun
-        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1"}, 2, 1, None),
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}, 1, 1, "srun has started 2 tasks"),
-        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_NNODES": "2"}, 4, 2, None),
-        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_NNODES": "2"}, 1, 2, "trainer.devices=4 trainer.num_nodes=2"),
-    ],
-)
-def test_processes_that_contradict_the_configuration(environment, devices, nodes, words, monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("SLURM", "TORCHELASTIC", "RUBIKS_"))]:
-        monkeypatch.delenv(name)
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    if words is None:
-        launched.check(devices, nodes)
-    else:
-        with pytest.raises(InputError, match=re.escape(words)):
-            launched.check(devices, nodes)
 
 
 def test_torchrun(builtin_data, references, tmp_path):

@@ -41,7 +41,10 @@ def test_who_starts_the_processes(monkeypatch):
     assert not trainers.starts_processes(trainer_of())
     two = trainer_of(trainer__devices=2)
     assert trainers.starts_processes(two)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
     assert not trainers.starts_processes(two)
 
 

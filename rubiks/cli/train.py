@@ -17,7 +17,6 @@ import gc
 import json
 import logging
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,14 @@ import yaml
 from rubiks import assemble, continuing, launched, naming, parent, processes, runs, tracking, trainers, weights
 from rubiks.choices import CommandLine, program, setting
 from rubiks.data import videos
-from rubiks.data.records import VideoRecord
 from rubiks.experiment import Training
 from rubiks.files import write_atomically, write_lines
 from rubiks.models import RubiksNet
 from rubiks.stopping import Interrupted, Stop
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import describe_groups
-from rubiks.training.position import Position, epoch_of
+from rubiks.training.position import Epoch, Position, epoch_of
+from rubiks.training.recipe import Recipe
 
 
 def train(settings: Training, config: dict[str, Any], command: CommandLine) -> None:
@@ -107,6 +106,11 @@ def _train(
         enable_checkpointing=not rehearsal,
         folder=None if rehearsal else run.folder,
     )
+    processes_changed = ""
+    if resume is not None:
+        recipe, processes_changed = continuing.recipe_for(resume, recipe, trainer.world_size)
+        trainer.accumulate_grad_batches = recipe.accumulate
+    content |= {"processes": trainer.world_size, "total_batch": recipe.total_batch(trainer.world_size)}
     if not rehearsal:
         settings.trainer.check_interval(epoch_of(trainer, data).steps)
     max_steps = settings.trainer.limit()
@@ -131,10 +135,12 @@ def _train(
             write_atomically(run.config, lambda path: path.write_text(text, encoding="utf-8"))
             write_lines(run.choices, command.choices)
     if trainer.is_global_zero:
-        _describe(settings, net, train_videos, val_videos, len(classes), trainer.world_size)
+        _describe(settings, recipe, net, epoch_of(trainer, data), len(val_videos), len(classes))
         for change in found:
             if not continuing.within(change.key, continuing.SILENT):
                 print(f"Changed since the run was last started: {change}")
+        if processes_changed:
+            print(processes_changed)
         if other_score:
             print("Validation scores cannot be compared with earlier ones: the best checkpoint is chosen from now on")
         started = f"Run in {run.folder}" if resume is None else f"Resuming {run.folder} after {start}"
@@ -155,21 +161,21 @@ def _train(
 
 
 def _describe(
-    settings: Training,
-    net: RubiksNet,
-    train: Sequence[VideoRecord],
-    val: Sequence[VideoRecord],
-    num_classes: int,
-    processes: int,
+    settings: Training, recipe: Recipe, net: RubiksNet, epoch: Epoch, val_videos: int, num_classes: int
 ) -> None:
     """Print what is trained: the network, the data, and the learning rates."""
     sampling = settings.data.sampling
     print(net)
     print(
-        f"{settings.data.source.name}: {len(train):,} training and {len(val):,} validation videos, "
+        f"{settings.data.source.name}: {epoch.videos:,} training and {val_videos:,} validation videos, "
         f"{num_classes} classes, {sampling.num_frames} frames of {sampling.size} pixels"
     )
-    print(describe_groups(net, settings.recipe, processes))
+    if epoch.left_out:
+        print(
+            f"{epoch.left_out:,} of the {epoch.videos:,} training videos are left out of each epoch, others each time: "
+            f"they do not fill a batch{' in every process' if epoch.processes > 1 else ''}"
+        )
+    print(describe_groups(net, recipe, epoch.processes))
     if settings.aq is not None:
         print(settings.aq)
 

@@ -55,9 +55,17 @@ class Epoch:
     @property
     def batches(self) -> int:
         """Batches of each process. A list too short for a full batch is one batch."""
-        own = self.videos // self.processes
-        full = max(1, own // self.batch_size)
+        full = self._full_batches
         return min(full, self.limit) if isinstance(self.limit, int) else int(full * self.limit)
+
+    @property
+    def _full_batches(self) -> int:
+        return max(1, self.videos // self.processes // self.batch_size)
+
+    @property
+    def left_out(self) -> int:
+        """Videos that are left over when every process has its full batches, whatever the limit."""
+        return self.videos - self.videos_of(self._full_batches)
 
     @property
     def steps(self) -> int:

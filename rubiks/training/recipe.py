@@ -64,6 +64,10 @@ class Recipe(Settings, section="recipe"):
         """Videos per optimiser step."""
         return self.batch_size * self.accumulate * processes
 
+    def near_total_batch(self, videos: int, processes: int) -> Recipe:
+        """This recipe, with the number of batches per optimiser step that comes nearest to a total batch."""
+        return self.model_copy(update={"accumulate": max(1, round(videos / (self.batch_size * processes)))})
+
     def scaled_lr(self, processes: int) -> float:
         """The learning rate by the linear scaling rule."""
         return self.lr * self.total_batch(processes) / self.lr_batch
