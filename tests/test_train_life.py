@@ -263,6 +263,18 @@ def test_one_process_of_two_speaks_and_writes(rank, by_us, builtin_data, command
         assert (out, ends) == ("", [])
 
 
+@pytest.mark.parametrize(("rank", "batch_size", "left_out"), [(0, 4, 0), (0, 5, 4), (1, 5, 4)])
+def test_the_first_process_says_how_many_videos_an_epoch_leaves_out(
+    rank, batch_size, left_out, builtin_data, commands, fits, ends, one_of_two
+):
+    one_of_two(rank, by_us=False)
+    fits.during = over
+    several = ("trainer=ddp", "trainer.devices=2", "run=two")
+    output = commands.train(builtin_data, *SMALL, f"recipe.batch_size={batch_size}", *several)
+    told = f"{left_out} of the 24 training videos are left out of each epoch, others each time"
+    assert (told in output) == ("left out" in output) == (left_out > 0 and rank == 0)
+
+
 # ---- sweeps
 
 
