@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
+import os
+import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +140,87 @@ def test_the_probe_trains_each_variant_and_reports(probe, tmp_path, capsys):
     table = capsys.readouterr().out.splitlines()
     assert len([text for text in table if text.startswith("tiny")]) == 2
     assert "±" in table[-1]
+
+
+@pytest.fixture
+def scaling(monkeypatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield benchmark("scaling")
+    for name in ("data", "network"):  # its own imports
+        sys.modules.pop(name, None)
+
+
+def test_who_waits_and_what_communication_takes(scaling):
+    """Two processes, of which the second computes a second longer in the second of three steps."""
+    step = [500.0, 20.0, 30.0, 7.0]  # compute, averaging, compute, data before the next step
+    first = [*step, 500.0, 1020.0, 30.0, 7.0, *step[:3]]
+    second = [*step, 1500.0, 20.0, 30.0, 7.0, *step[:3]]
+    times = scaling.parts([first, second], warmup=1)
+    assert times == {"data": 7, "compute": 780, "communication": 20, "waiting": 250}
+    assert scaling.parts([first, second], warmup=2) == {"data": 7, "compute": 530, "communication": 20, "waiting": 0}
+
+
+def test_efficiency_is_that_of_the_same_scaling_and_input(scaling):
+    words = ["--processes", "4", "2", "--batch", "8", "--device", "cpu"]
+    plan = scaling.settings(scaling.parse(words))
+    assert [(row["processes"], row["batch"]) for row in plan] == [(2, 8), (4, 8)] * 2 + [(2, 4), (4, 2)] * 2
+    rates = [100.0, 180.0, 50.0, None, None, 30.0, 10.0, 20.0]
+    rows = [
+        row | ({"error": "no"} if rate is None else {"clips_per_second": rate})
+        for row, rate in zip(plan, rates, strict=True)
+    ]
+    found = [row.get("efficiency") for row in scaling.with_efficiency(rows)]
+    assert found == [1, 0.9, 1, None, None, 1, 1, 1]
+    with pytest.raises(SystemExit):
+        scaling.parse(["--processes", "3", "--batch", "8"])
+
+
+@pytest.mark.slow
+def test_two_processes_are_measured(scaling, small_network, monkeypatch, tmp_path, capsys):
+    def run(command, env, **_) -> None:
+        """As torchrun, with processes forked from this one."""
+        (count,) = [int(word.partition("=")[2]) for word in command if word.startswith("--nproc-per-node=")] or [1]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0"}
+        shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+
+        def work(rank: int) -> None:
+            if count > 1:
+                os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+            scaling.train(*json.loads(command[-1]))
+
+        fork = multiprocessing.get_context("fork")
+        workers = [fork.Process(target=work, args=(rank,)) for rank in range(count)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+        if any(worker.exitcode for worker in workers):
+            raise subprocess.CalledProcessError(1, command, stderr="a process failed")
+
+    monkeypatch.setattr(
+        scaling, "subprocess", SimpleNamespace(run=run, CalledProcessError=subprocess.CalledProcessError)
+    )
+    monkeypatch.setattr(scaling, "VIDEOS", 8)
+    files = {"json": tmp_path / "scaling.json", "plot": tmp_path / "scaling.png"}
+    words = [f"--{name}={path}" for name, path in files.items()]
+    setting = ["--size=32", "--frames=2", "--batch=2", "--steps=3", "--warmup=1", "--workers=0", "--device=cpu"]
+    rows = scaling.run(scaling.parse([*words, *setting, "--scalings", "weak", "--tier", "tiny"]))
+    assert [(row["input"], row["processes"]) for row in rows] == [
+        (s, n) for s in ("memory", "prepared") for n in (1, 2)
+    ]
+    for row in rows:
+        assert row["step_ms"] == pytest.approx(sum(row[f"{part}_ms"] for part in scaling.PARTS))
+        assert row["clips_per_second"] == pytest.approx(1000 * 2 * row["processes"] / row["step_ms"])
+        assert row["compute_ms"] > 0
+        assert (row["waiting_ms"] > 0) == (row["processes"] == 2)
+    assert rows[3]["efficiency"] == pytest.approx(rows[3]["clips_per_second"] / rows[2]["clips_per_second"] / 2)
+    report = json.loads(files["json"].read_text())
+    assert (report["rows"], report["device"] != "", report["torch"]) == (rows, True, torch.__version__)
+    assert files["plot"].read_bytes().startswith(b"\x89PNG")
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("weak")]) == 4
 
 
 def test_no_benchmark_hides_a_module_of_the_standard_library():
