@@ -15,7 +15,7 @@ from rubiks.cli.main import make_parser
 from rubiks.experiment import Evaluation, Training
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "data/README.md"])
-STARTS = ("python train.py", "python eval.py", "rubiks ")
+STARTS = ("python train.py", "python eval.py", "rubiks ", "torchrun ", "srun ", "sbatch ")
 PLACEHOLDER = re.compile(r"\b(FOLDER|NAME|FILE|CKPT|KEY=VALUE)\b|\.\.\.")
 
 
@@ -42,6 +42,9 @@ def test_commands_are_found():
 @pytest.mark.parametrize(("document", "line"), sorted(set(SHOWN)))
 def test_a_command_is_understood(document, line):
     words = shlex.split(PLACEHOLDER.sub("x", line), comments=True)
+    if words[0] in ("torchrun", "srun", "sbatch"):
+        (script,) = [place for place, word in enumerate(words) if word.endswith(("train.py", "train.sbatch"))]
+        words = ["python", "train.py", *words[script + 1 :]]
     program = words[1].removesuffix(".py") if words[0] == "python" else words[1]
     rest = words[2:]
     if "--help" in rest:
