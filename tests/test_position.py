@@ -61,6 +61,21 @@ def test_other_batches_repeat_no_video_and_leave_out_less_than_a_step(epoch, bat
     assert settled.validation_due == (bool(position.videos) and done == other.batches)
 
 
+@given(EPOCHS, st.integers(2, 4))
+def test_fewer_processes_that_accumulate_take_the_same_steps(few, factor):
+    few = dataclasses.replace(few, accumulate=few.accumulate * factor, limit=1.0)
+    many = dataclasses.replace(few, processes=few.processes * factor, accumulate=few.accumulate // factor)
+    if many.videos // many.processes < many.batch_size:
+        return
+
+    def videos(epoch: Epoch, step: int) -> set[int]:
+        before = epoch.videos_of(step * epoch.accumulate)
+        return set(trained_videos(epoch, before, epoch.accumulate))
+
+    for step in range(many.batches // many.accumulate):  # the last step may be smaller
+        assert videos(few, step) == videos(many, step)
+
+
 @given(EPOCHS)
 def test_what_is_left_out_of_an_epoch(epoch):
     whole = dataclasses.replace(epoch, limit=1.0)
