@@ -117,6 +117,8 @@ def test_every_setting_reaches_what_it_is_for(builtin_data, commands, fits, tmp_
         "manifest_sha256": hashlib.sha256(f"{name}\t5\tab\t11\n".encode()).hexdigest(),
         "train_sha256": list_digest(videos["train"]),
         "val_sha256": list_digest(videos["val"]),
+        "processes": 1,
+        "total_batch": 18,
     }
 
     # The videos, and how they are used.
