@@ -247,7 +247,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         own = list(group)
         left.plot([row["processes"] for row in own], [row["efficiency"] for row in own], "o-", label=", ".join(key))
     left.axhline(1, color="grey", linewidth=0.8)
-    left.set(xlabel="processes", ylabel="efficiency", ylim=(0, 1.1))
+    left.set(xlabel="processes", ylabel="efficiency")
+    left.set_ylim(bottom=0)
     left.xaxis.get_major_locator().set_params(integer=True)
     if good:
         left.legend()
@@ -259,7 +260,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         bottom = [low + high for low, high in zip(bottom, heights, strict=True)]
     right.invert_yaxis()
     right.set_xlabel("milliseconds of a step")
-    right.legend()
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(PARTS))
     figure.savefig(path)
     pyplot.close(figure)
 
@@ -277,6 +278,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure, print and write everything."""
     command = " ".join(["python benchmarks/scaling.py", *sys.argv[1:]])
     report: dict[str, Any] = {"command": command, **machine(arguments.device), "cores": cores()}
+    report["nccl"] = torch.cuda.nccl.version() if arguments.device == "cuda" else None
     report |= {key: value for key, value in vars(arguments).items() if key not in ("json", "plot", "device")}
     columns = "".join(f"{name:>{len(name) + 4}}" for name in ("step", *PARTS))
     print(f"{report['device']}, PyTorch {report['torch']}, {arguments.tier} {arguments.variant}\n")

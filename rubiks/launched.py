@@ -77,7 +77,7 @@ def check(devices: int, nodes: int) -> None:
         if started != (devices, nodes):
             per_host, hosts = started
             raise InputError(
-                f"{_who(per_host * hosts)}, but trainer.devices and trainer.num_nodes make {devices * nodes}: choose "
+                f"{_who(per_host * hosts)}, but trainer.devices={devices} and trainer.num_nodes={nodes}: choose "
                 f"trainer=ddp without these two, or trainer.devices={per_host} trainer.num_nodes={hosts}"
             )
     elif "LOCAL_RANK" in os.environ and not processes.is_child():

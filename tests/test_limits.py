@@ -83,7 +83,7 @@ def segmentation_fault() -> None:
     ("act", "parts"),
     [
         (end_by(signal.SIGKILL), ("killed from outside (SIGKILL)", "lack of memory", "GiB", "data.workers=N")),
-        (end_by(signal.SIGHUP), ("killed from outside (SIGHUP)",)),
+        (end_by(signal.SIGTERM), ("killed from outside (SIGTERM)",)),
         (segmentation_fault, ("crashed (SIGSEGV)", "rubiks check", "data.reader=")),
         (end_by(signal.SIGBUS), ("bus error", "/dev/shm has 64.0 MiB, 0.2 MiB of it free", "--shm-size=8g")),
     ],
@@ -101,11 +101,15 @@ def test_a_defect_in_a_worker_keeps_its_traceback():
         list(make_loader(Samples(5, lambda: 1 / 0)))
 
 
-def test_ctrl_c_while_workers_start_is_not_theirs(capfd):
-    """A terminal sends it to all of them, including one that has just been forked."""
+TO_ALL = pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+
+
+@TO_ALL
+def test_ctrl_c_while_workers_start_is_not_theirs(sent, capfd):
+    """A terminal or Slurm sends it to all of them, including one that has just been forked."""
 
     def interrupted(number: int) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), sent)
         start_worker(number)
 
     loader = make_loader(Samples())
@@ -127,14 +131,15 @@ def test_the_end_of_a_worker_is_told_where_a_batch_is_waited_for():
     assert_rejected(lambda: next(steps), f"loader process (id {victim.pid}) was killed")
 
 
-def test_ctrl_c_leaves_the_workers_to_their_parent():
-    """A terminal sends it to all; the parent may finish a validation first."""
+@TO_ALL
+def test_ctrl_c_leaves_the_workers_to_their_parent(sent):
+    """A terminal or Slurm sends it to all; the parent may finish a validation first."""
     loader = make_loader(Samples())
     numbers = []
     for batch in loader:
         numbers += batch["index"].tolist()
         for worker in loader._iterator._workers if len(numbers) > 3 else ():  # by then both have started
-            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, sent)
     assert numbers == list(range(60))
 
 

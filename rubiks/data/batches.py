@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from rubiks.data.limits import NoRoom, describe_full, describe_lost, no_room, space
+from rubiks.data.limits import FOR_PARENT, NoRoom, describe_full, describe_lost, no_room, space
 from rubiks.errors import InputError, VideoError
 
 Sample = dict[str, Any] | VideoError
@@ -158,8 +158,8 @@ class Loader(DataLoader):
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Block Ctrl-C: a terminal also sends it to workers, which inherit the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Block the signals that workers leave to this process, until they can; they inherit the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_PARENT)
     try:
         yield
     finally:

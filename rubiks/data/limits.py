@@ -81,12 +81,18 @@ class WorkerCollate:
         return batch
 
 
+# A terminal (Ctrl-C, or when it closes) and Slurm (--signal=USR1) may send these to all processes. The parent handles
+# them, and may still want the workers' batches.
+FOR_PARENT = signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
+
+
 def start_worker(number: int) -> None:
     """A `DataLoader`'s `worker_init_fn`: sets how a worker handles signals."""
     # PyTorch's crash handlers print extra lines; the other handlers are the parent's, inherited by forking.
-    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and may still want the worker's batches
+    for number in FOR_PARENT:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def no_room(error: BaseException) -> str | None:
