@@ -146,8 +146,9 @@ def _by_torchrun() -> bool:
 
 def _by_srun() -> bool:
     """Whether srun has started this process and others; false in a batch script and in the shell of `srun --pty`."""
-    at_terminal = sys.stdin is not None and sys.stdin.isatty()
-    return not _by_torchrun() and _number("SLURM_STEP_NUM_TASKS", 0) > 1 and not at_terminal
+    if processes.is_child() or _by_torchrun() or (sys.stdin is not None and sys.stdin.isatty()):
+        return False
+    return _number("SLURM_STEP_NUM_TASKS", 0) > 1
 
 
 def _number(name: str, otherwise: int) -> int:
