@@ -20,6 +20,7 @@ from rubiks.training.position import Position, epoch_of
 FIXED = (
     "tier",
     "variant",
+    "causal",
     "seed",
     "data.format",
     "data.level",
@@ -78,6 +79,8 @@ SCORE = (
     "trainer.limit_val_batches",
     "val_sha256",
 )
+# What runs did that were started before a setting existed.
+EARLIER = {"causal": False}
 
 _NAMES = {
     "train_sha256": "the training list (videos, labels or their order)",
@@ -145,7 +148,7 @@ def start(
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     """The settings that differ between two configurations, sections written with dots."""
-    old, new = _flat(before), _flat(now)
+    old, new = _flat({**EARLIER, **before}), _flat(now)
     found = [Change(key, old.get(key), new.get(key)) for key in sorted({*old, *new})]
     return [change for change in found if change.before != change.now]
 
