@@ -11,10 +11,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from configurations import training
 
-from rubiks import RubiksNet
-from rubiks.data import scenes
+from rubiks import Predictor, RubiksNet
+from rubiks.data import builtin, scenes
 from rubiks.data.builtin import Plan
+from rubiks.models import Preprocessing
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -135,6 +137,32 @@ def test_the_probe_trains_each_variant_and_reports(probe, tmp_path, capsys):
     table = capsys.readouterr().out.splitlines()
     assert len([text for text in table if text.startswith("tiny")]) == 2
     assert "±" in table[-1]
+
+
+def test_streaming_measures_speed_and_the_accuracy_after_each_frame(tmp_path, capsys):
+    torch.manual_seed(3)
+    net = RubiksNet("tiny", 8, num_frames=3, causal=True)
+    torch.nn.init.normal_(net.new_fc.weight)
+    net.preprocessing = Preprocessing(3, size=32)
+    net.save_pretrained(tmp_path / "net")
+    builtin.generate(tmp_path, "plain", 8, 16, 0, progress=False)
+    data = [f"data.root={tmp_path}", "data.train_videos=8", "data.val_videos=16"]
+    words = [f"ckpt={tmp_path / 'net'}", *data, "--tiers", "tiny", "--size", "32", "--repeats", "2", "--device", "cpu"]
+    streaming = benchmark("streaming")
+    report = streaming.run(streaming.parse([*words, "--json", str(tmp_path / "streaming.json")]))
+    assert json.loads((tmp_path / "streaming.json").read_text()) == report
+    assert [row["tier"] for row in report["rows"]] == ["tiny"]
+    assert report["rows"][0]["state_bytes"] == streaming.RubiksNet("tiny", 174, causal=True).stream().state_bytes(
+        32, 32
+    )
+    top1 = report["accuracy"]["top1"]
+    assert len(top1) == 3
+
+    predictor = Predictor(tmp_path / "net")
+    videos, _ = training(*data).data.source.ready().records("val")
+    right = [predictor(video.path).predictions[0].index == video.label for video in videos]
+    assert top1[-1] == 100 * sum(right) / len(videos)
+    assert f"after 3 of 3 frames: top-1 {top1[-1]:.1f}%" in capsys.readouterr().out
 
 
 def test_no_benchmark_hides_a_module_of_the_standard_library():
