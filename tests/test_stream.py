@@ -164,6 +164,20 @@ def test_a_network_that_happens_not_to_look_ahead_has_one():
             assert largest_difference(logits, net(clips)) < 1e-12
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("variant", "budget"), NETWORKS)
+def test_a_stream_on_a_gpu_has_the_same_logits(variant, budget):
+    net = trained(variant, "small", budget=budget)
+    clips = torch.randn(2, 5, 3, 48, 40, dtype=torch.float64)
+    with torch.no_grad():
+        expected = net(clips)
+    stream, state = net.cuda().stream(), None
+    for frame in clips.cuda().unbind(1):
+        logits, state = stream.step(frame, state)
+    assert logits.is_cuda
+    assert largest_difference(logits.cpu(), expected) < 1e-10
+
+
 # ---- causal networks
 
 
