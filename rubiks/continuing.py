@@ -21,6 +21,7 @@ from rubiks.training.recipe import Recipe
 FIXED = (
     "tier",
     "variant",
+    "causal",
     "seed",
     "data.format",
     "data.level",
@@ -81,6 +82,8 @@ SCORE = (
     "trainer.limit_val_batches",
     "val_sha256",
 )
+# What runs did that were started before a setting existed.
+EARLIER = {"causal": False}
 
 _NAMES = {
     "train_sha256": "the training list (videos, labels or their order)",
@@ -170,7 +173,7 @@ def recipe_for(saved: SavedNetwork, recipe: Recipe, processes: int) -> tuple[Rec
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     """The settings that differ between two configurations, sections written with dots."""
-    old, new = _flat(before), _flat(now)
+    old, new = _flat({**EARLIER, **before}), _flat(now)
     found = [Change(key, old.get(key), new.get(key)) for key in sorted({*old, *new})]
     return [change for change in found if change.before != change.now]
 

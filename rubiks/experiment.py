@@ -80,6 +80,9 @@ class Training(Experiment):
 
     tier: TierSettings
     variant: VariantSettings
+    causal: bool = Field(
+        False, description="no shift reads a later frame, so that the network can classify frame by frame (net.stream)"
+    )
     aq: AttentionSchedule | None = None
     data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, *Training.DATA))]
     recipe: Recipe

@@ -23,7 +23,8 @@ def network(settings: Training, classes: Sequence[str], use_init: bool = True) -
     if freeze is not None and use_init and settings.init is None:
         raise InputError(f"recipe.freeze={freeze} would keep random weights; give the weights to start from, init=FILE")
     tier, variant = settings.tier.name, settings.variant.name
-    net = RubiksNet(tier, len(classes), variant, settings.data.sampling.num_frames, settings.recipe.dropout)
+    frames, dropout = settings.data.sampling.num_frames, settings.recipe.dropout
+    net = RubiksNet(tier, len(classes), variant, frames, dropout, settings.causal)
     if use_init and settings.init is not None:
         saved = checkpoint.read(settings.init)
         net.replace_classifier(saved.num_classes)

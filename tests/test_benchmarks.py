@@ -16,10 +16,12 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from configurations import training
 
-from rubiks import RubiksNet
-from rubiks.data import scenes
+from rubiks import Predictor, RubiksNet
+from rubiks.data import builtin, scenes
 from rubiks.data.builtin import Plan
+from rubiks.models import Preprocessing
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -221,6 +223,32 @@ def test_two_processes_are_measured(scaling, small_network, monkeypatch, tmp_pat
     assert (report["rows"], report["device"] != "", report["torch"]) == (rows, True, torch.__version__)
     assert files["plot"].read_bytes().startswith(b"\x89PNG")
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("weak")]) == 4
+
+
+def test_streaming_measures_speed_and_the_accuracy_after_each_frame(tmp_path, capsys):
+    torch.manual_seed(3)
+    net = RubiksNet("tiny", 8, num_frames=3, causal=True)
+    torch.nn.init.normal_(net.new_fc.weight)
+    net.preprocessing = Preprocessing(3, size=32)
+    net.save_pretrained(tmp_path / "net")
+    builtin.generate(tmp_path, "plain", 8, 16, 0, progress=False)
+    data = [f"data.root={tmp_path}", "data.train_videos=8", "data.val_videos=16"]
+    words = [f"ckpt={tmp_path / 'net'}", *data, "--tiers", "tiny", "--size", "32", "--repeats", "2", "--device", "cpu"]
+    streaming = benchmark("streaming")
+    report = streaming.run(streaming.parse([*words, "--json", str(tmp_path / "streaming.json")]))
+    assert json.loads((tmp_path / "streaming.json").read_text()) == report
+    assert [row["tier"] for row in report["rows"]] == ["tiny"]
+    assert report["rows"][0]["state_bytes"] == streaming.RubiksNet("tiny", 174, causal=True).stream().state_bytes(
+        32, 32
+    )
+    top1 = report["accuracy"]["top1"]
+    assert len(top1) == 3
+
+    predictor = Predictor(tmp_path / "net")
+    videos, _ = training(*data).data.source.ready().records("val")
+    right = [predictor(video.path).predictions[0].index == video.label for video in videos]
+    assert top1[-1] == 100 * sum(right) / len(videos)
+    assert f"after 3 of 3 frames: top-1 {top1[-1]:.1f}%" in capsys.readouterr().out
 
 
 def test_no_benchmark_hides_a_module_of_the_standard_library():

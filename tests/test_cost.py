@@ -194,12 +194,20 @@ def test_info_of_choices(rubiks_command):
     # In training the attention is soft at first.
     assert facts["training_bytes"] == cost.saved_bytes(RubiksNet("tiny", 174, "rubiks3d-aq"), 8, 224)
 
-    choices = ("tier=tiny", "data=kinetics", "data.num_frames=16", "data.size=112", "data.num_classes=600")
+    choices = (
+        "tier=tiny",
+        "data=kinetics",
+        "data.num_frames=16",
+        "data.size=112",
+        "data.num_classes=600",
+        "causal=true",
+    )
     status, out, _ = rubiks_command("info", *choices, "--json")
     facts = json.loads(out)
     assert facts["clip"] == [16, 3, 112, 112]
     assert facts["num_classes"] == 600
     assert facts["multiply_adds"] == total(RubiksNet("tiny", 600), 16, 112)
+    assert facts["causal"]
     assert "temporal_share" not in facts
 
 
@@ -208,7 +216,7 @@ def test_info_of_a_checkpoint_and_of_a_run(rubiks_command, tmp_path, monkeypatch
     file = tmp_path / "outputs/lr=1/checkpoints/best.ckpt"
     file.parent.mkdir(parents=True)
     net = RubiksNet("tiny", 5, "rubiks3d-aq", num_frames=4)
-    meta = {"tier": "tiny", "variant": net.variant, "num_classes": 5, "num_frames": 4}
+    meta = {"tier": "tiny", "variant": net.variant, "causal": True, "num_classes": 5, "num_frames": 4}
     state = {f"net.{name}": value for name, value in net.state_dict().items()}
     torch.save({"state_dict": state, "rubiks": {**meta, "config": {"data": {"size": 96}}}}, file)
     for name in (file, tmp_path / "outputs/lr=1"):
@@ -224,6 +232,7 @@ def test_info_of_a_checkpoint_and_of_a_run(rubiks_command, tmp_path, monkeypatch
     assert f"{facts['multiply_adds'] / 1e9:.2f} G" in out
     assert cost.RULE in " ".join(out.split())
     assert "soft attention" in out
+    assert "causal variant rubiks3d-aq" in out
     assert f"{facts['stages'][1]['multiply_adds']:,}" in out
 
 

@@ -178,6 +178,7 @@ def test_a_run_goes_on_where_its_data_has_moved(data, commands, tmp_path):
 REFUSED = {
     "tier": (("tier=small",), "tier.name: tiny -> small"),
     "variant": (("variant=rubiks3d-aq",), "variant.name: rubiks3d -> rubiks3d-aq"),
+    "causal": (("causal=true",), "causal: false -> true"),
     "seed": (("seed=1",), "seed: 0 -> 1"),
     "frames": (("data.num_frames=8",), "data.num_frames: 4 -> 8"),
     "optimiser": (("recipe.optimizer=sgd", "recipe.lr=0.001"), "recipe.optimizer: adamw -> sgd"),
@@ -219,6 +220,16 @@ def test_lists_that_have_changed_on_the_disk(data, commands, tmp_path):
     listed.write_text(json.dumps(json.loads(listed.read_text())[::-1]))
     message = commands.refused("train", "logger=csv", *now("moved", ()), "run=first")
     assert "the training list (videos, labels or their order)" in message
+
+
+def test_a_run_of_before_there_were_causal_networks_goes_on(data, commands, tmp_path):
+    last = tmp_path / "outputs/first/checkpoints/last.ckpt"
+    content = torch.load(last, weights_only=True)
+    del content["rubiks"]["causal"], content["rubiks"]["config"]["causal"]
+    torch.save(content, last)
+    output = commands.train(*now(data, ()), "run=first", "trainer.max_steps=5")
+    assert "Resuming outputs/first" in output
+    assert "Changed" not in output
 
 
 def test_a_run_cannot_go_back(data, commands):

@@ -55,6 +55,7 @@ ALLOWED_IN_MODELS = {
     "training_path": {"backbone", "block_plan", "cuda_graphs", "geometry", "training_block", "training_support"},
     "inference_cpu": {"backbone", "block_plan", "clips"},
     "inference_cuda": {"backbone", "block_plan", "clips", "cuda_graphs", "geometry"},
+    "stream": {"backbone", "inference_cpu"},
     "cost": {"rubiksnet"},
     "rubiksnet": {
         "backbone",
@@ -65,6 +66,7 @@ ALLOWED_IN_MODELS = {
         "inference_cuda",
         "preprocessing",
         "saved_folder",
+        "stream",
         "tiers",
         "training_path",
     },

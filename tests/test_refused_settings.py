@@ -67,6 +67,7 @@ VALUES = {
     "recipe.crop_scales": ([0.5, None, [], [0], [1.1]], [[0.5], [1]]),
     "augment.random_resized_crop": ([0.5, [0.5]], [[0.5, 1], None]),
     "augment.mixup": ([-1, "much"], [0, 0.001]),
+    "causal": (["perhaps", 1, None], [True, False]),
     "aq.budget": ([-0.1, 1.1], [0, 1]),
     "device": (["tpu", None], ["auto", "cpu"]),
     "process_timeout": ([0, -1, 1_000_001, True, "long", None], [0.5, 1_000_000]),

@@ -86,6 +86,27 @@ def test_a_training_starts_from_the_weights_of_init(file, classes, kept, folder,
     assert (f"with a new classifier for {len(classes)} classes" in caplog.text) == (not kept)
 
 
+@pytest.mark.parametrize("variant", ["rubiks3d", "rubiks3d-aq"])
+def test_a_causal_training_starts_from_the_weights_of_another_network_without_looking_ahead(variant, folder):
+    file = {"rubiks3d": "ours.ckpt", "rubiks3d-aq": "aq.pth.tar"}[variant]
+    given = RubiksNet.load_pretrained(folder / file).state_dict()
+    net = network(folder, file, CLASSES, variant, causal=True)
+    for name, value in net.state_dict().items():
+        if name.endswith("rubiks3d.shift"):
+            assert given[name][0].max() > 0
+            given[name][0].clamp_(max=0)
+        assert torch.equal(value, given[name])
+    assert net.causal
+    net.stream()
+
+
+def test_a_causal_network_may_become_one_that_looks_ahead(folder, tmp_path):
+    RubiksNet("tiny", 3, causal=True).save_pretrained(tmp_path / "causal")
+    net = network(tmp_path, "causal", CLASSES)
+    assert equal(net.state_dict(), RubiksNet.load_pretrained(tmp_path / "causal").state_dict())
+    assert not net.causal
+
+
 def test_without_init_or_in_a_run_that_goes_on_the_weights_are_new(folder):
     given = tensors(RubiksNet.load_pretrained(folder / "ours.ckpt"), classifier=False)
     assert not equal(tensors(network(folder, None, CLASSES), classifier=False), given)

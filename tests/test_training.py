@@ -292,6 +292,18 @@ def test_all_shift_gradients_are_normalised_as_each_by_itself(variant):
         assert parameter.grad is None if gradient is None else torch.equal(parameter.grad, gradient)
 
 
+@quiet
+def test_a_causal_network_stays_causal_in_training():
+    torch.manual_seed(0)
+    net = small(3, causal=True)
+    before = torch.cat([p.detach()[0] for p in shift_parameters(net)])
+    fit(net, 2, 1, shift_lr_scale=1.0)
+    after = torch.cat([p.detach()[0] for p in shift_parameters(net)])
+    assert after.max() == 0
+    assert (after[before == 0] < 0).any()  # zero is no trap
+    assert (after[before < 0] == 0).any()
+
+
 @pytest.mark.parametrize(("done", "share"), [(True, 0.2), (False, 0.0)])
 def test_waiting_for_data_counts_where_the_gpu_has_run_out_of_work(monkeypatch, done, share):
     now = 0.0

@@ -70,6 +70,7 @@ TABLE = {
     "augment.cutmix": (1.25, lambda made: made.settings.augment.cutmix),
     "tier.name": ("small", lambda made: made.net.tier),
     "variant.name": ("rubiks3d-aq", lambda made: made.net.variant),
+    "causal": (True, lambda made: made.net.causal),
     "data.format": ("csv", lambda made: type(made.source).__name__.removesuffix("Lists").lower()),
     "data.root": ("ROOT", lambda made: os.path.basename(os.path.dirname(made.train[0].path))),
     "data.train_list": ("a list.csv", lambda made: os.path.basename(made.source.annotation_files()["data.train_list"])),

@@ -96,9 +96,10 @@ def _network(what: list[str]) -> dict[str, Any]:
     source, sampling = settings.data.source, settings.data.sampling
     if source.num_classes is None:
         raise InputError(f"data={source.format} does not say how many classes there are; add data.num_classes=NUMBER")
-    net = RubiksNet(settings.tier.name, source.num_classes, settings.variant.name, sampling.num_frames)
+    tier, variant, frames = settings.tier.name, settings.variant.name, sampling.num_frames
+    net = RubiksNet(tier, source.num_classes, variant, frames, causal=settings.causal)
     budget = None if settings.aq is None else (settings.aq.budget, settings.aq.per_layer)
-    return _numbers(net, sampling.num_frames, sampling.size, budget)
+    return _numbers(net, frames, sampling.size, budget)
 
 
 def _numbers(net: RubiksNet, frames: int, size: int, budget: tuple[float, bool] | None = None) -> dict[str, Any]:
@@ -114,6 +115,7 @@ def _numbers(net: RubiksNet, frames: int, size: int, budget: tuple[float, bool] 
     return {
         "tier": net.tier,
         "variant": net.variant,
+        "causal": net.causal,
         "num_classes": net.num_classes,
         "clip": [frames, 3, size, size],
         "parameters": sum(stage.parameters for stage in stages),
@@ -133,7 +135,8 @@ def _print_network(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     frames, _, height, width = facts["clip"]
-    title = f"tier {facts['tier']}, variant {facts['variant']}, {facts['num_classes']} classes"
+    variant = f"{'causal ' * facts['causal']}variant {facts['variant']}"
+    title = f"tier {facts['tier']}, {variant}, {facts['num_classes']} classes"
     table = Table(title=f"{title}; a clip of {frames} x {height} x {width}")
     table.add_column("part")
     for column in ("output", "values", "parameters", "multiply-adds"):

@@ -51,6 +51,7 @@ class SavedNetwork:
         source: where the network comes from, as far as it is known.
         initial_shifts: what `rubiks.models.shifts.offsets` gave at the start of training, if the file has it.
         position: the fields of `rubiks.training.position.Position`, if the file is a training state.
+        causal: whether no shift of the network reads a later frame; false if the file does not say.
     """
 
     path: str
@@ -65,6 +66,7 @@ class SavedNetwork:
     source: Source = field(default_factory=Source)
     initial_shifts: dict[str, Tensor] = field(default_factory=dict)
     position: dict[str, Any] = field(default_factory=dict)
+    causal: bool = False
 
     @property
     def file(self) -> str:
@@ -89,7 +91,10 @@ def read(path: str | os.PathLike) -> SavedNetwork:
     if saved_folder.is_one(path):
         config, weights = saved_folder.read(path)
         shape = (config.tier, config.variant, config.num_classes, config.preprocessing)
-        return SavedNetwork(path, *shape, weights, config.classes, epoch=config.source.epoch, source=config.source)
+        known = config.source
+        return SavedNetwork(
+            path, *shape, weights, config.classes, epoch=known.epoch, source=known, causal=config.causal
+        )
     found = in_run(Path(path))
     if found is None:
         raise InputError(
@@ -139,6 +144,7 @@ def _read_file(path: str) -> SavedNetwork:
         _source(path, meta.get("epoch"), data, protocol),
         meta.get("initial_shifts") or {},
         meta.get("position") or {},
+        meta.get("causal") is True,
     )
 
 

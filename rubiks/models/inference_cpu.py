@@ -145,8 +145,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
         """(B, C_in, P), which is overwritten -> (B, C_out, P')."""
-        h = self._first_half(x, grid)
+        mixed = None if self.attention is None else self._attend(grid.volume(self.rectify(x)), grid)
+        moved = None if self.moved is None else self._move(x, grid)
+        h = self.convolve(x, mixed, moved)
         z = shift_clips(grid.volume(h), self.shift, self.stride, self.quantize)
+        return self.finish(x, z, grid)
+
+    def finish(self, x: Tensor, z: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """From the shift on: x (B, C_in, P), which is overwritten, and z (N, T, C_out, H', W') -> (B, C_out, P')."""
         if self.shortcut is not None:
             strided = grid.volume(x)[..., :: self.stride, :: self.stride]
             grid = grid.strided(self.stride)
@@ -156,16 +162,20 @@ class Block(nn.Module):
             excite_(z, self.se_reduce, self.se_expand)
         return x.baddbmm_(self.conv3.expand(len(x), -1, -1), grid.matrices(z)), grid
 
-    def _first_half(self, x: Tensor, grid: Grid) -> Tensor:
-        """Up to the shift: (B, C_in, P) -> (B, C_out, P)."""
-        if self.attention is not None:
-            x = self._attend(grid.volume(self.rectify(x)), grid)
-        moved = None if self.moved is None else self._move(x, grid)
+    def convolve(self, x: Tensor, mixed: Tensor | None, moved: Tensor | None) -> Tensor:
+        """Up to the shift: (B, C_in, P) -> (B, C_out, P).
+
+        Args:
+            x: the block's input.
+            mixed: the result (B, C_in, P) of the soft attention shift, if there is one.
+            moved: the channels (B, moved, P) that whole-frame shifts move, if there are any: moved and rectified.
+        """
+        x = x if mixed is None else mixed
         images, channels, columns = x.shape
         out = x.new_empty(images, len(self.conv2), columns)
         step = max(1, ELEMENTS_AT_ONCE // (channels * columns))
         for index, (part, result) in enumerate(zip(x.split(step), out.split(step), strict=True)):
-            a = self.rectify(part) if self.attention is None else part
+            a = self.rectify(part) if mixed is None else part
             if moved is not None:
                 a.index_copy_(1, self.moved, moved[index * step : (index + 1) * step])
             weight = self.conv2.expand(len(a), -1, -1)

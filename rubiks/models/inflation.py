@@ -60,6 +60,7 @@ def inflate(net: RubiksNet, flat: RubiksNet, rule: str, noise: float = NOISE) ->
     for plan, flat_plan in zip(read_plans(net.backbone.blocks()), flat_plans, strict=True):
         _copy(plan, flat_plan)
         _set_time(plan, rule, noise)
+    net.hold_back()
 
 
 def _copy(plan: BlockPlan, flat: BlockPlan) -> None:

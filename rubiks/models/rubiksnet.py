@@ -18,6 +18,7 @@ from rubiks.models.cuda_graphs import Recorder
 from rubiks.models.inference_cpu import InferenceNet
 from rubiks.models.inference_cuda import CudaInferenceNet
 from rubiks.models.preprocessing import Preprocessing
+from rubiks.models.stream import FrameStream
 from rubiks.models.tiers import TIERS, VARIANTS
 from rubiks.nn import AttentionShift, ChannelShift
 from rubiks.nn.attention import harden
@@ -37,6 +38,8 @@ class RubiksNet(nn.Module):
             temporal shift) and grouped (nothing learned: ShiftNet's spatial and TSM's temporal shift).
         num_frames: frames per clip that the network is meant for, kept in its files. The network takes any number.
         dropout: share of features dropped before the classifier in training.
+        causal: no shift reads a later frame, so that `stream` can classify frame by frame. Offsets in time above 0
+            become 0, at the start, in whatever is loaded, and at each `hold_back`.
 
     Attributes:
         classes: class names in label order; None if they are not known.
@@ -49,7 +52,13 @@ class RubiksNet(nn.Module):
     """
 
     def __init__(
-        self, tier: str, num_classes: int, variant: str = "rubiks3d", num_frames: int = 8, dropout: float = 0.0
+        self,
+        tier: str,
+        num_classes: int,
+        variant: str = "rubiks3d",
+        num_frames: int = 8,
+        dropout: float = 0.0,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         for key, value, choices in (("tier", tier, TIERS), ("variant", variant, VARIANTS)):
@@ -60,6 +69,7 @@ class RubiksNet(nn.Module):
                 raise ValueError(f"{key} must be a whole number of at least 1, got {number!r}")
         self.tier = tier
         self.variant = variant
+        self.causal = causal
         self.classes: list[str] | None = None
         self.preprocessing = Preprocessing(num_frames)
         self.source: dict[str, Any] = {}
@@ -68,6 +78,10 @@ class RubiksNet(nn.Module):
         self.new_fc = nn.Linear(self.backbone.bn_last.num_features, num_classes)
         self.recorder = Recorder()
         self._initialise()
+        for shift in self.attention_shifts():
+            shift.causal = causal
+        self.hold_back()
+        self.register_load_state_dict_post_hook(_hold_back)
 
     @property
     def num_classes(self) -> int:
@@ -139,6 +153,17 @@ class RubiksNet(nn.Module):
         self._forget_score()
         return self
 
+    @torch.no_grad()
+    def hold_back(self) -> None:
+        """Set the offsets in time that are above 0 to 0, if the network is causal; call it after each optimiser step.
+
+        At 0 an offset still has a gradient (the mean of the two one-sided derivatives), so it can fall again.
+        """
+        if self.causal:
+            rows = [row for block in self.backbone.blocks() if (row := block.shift.time_offsets()) is not None]
+            if rows:
+                torch._foreach_clamp_max_(rows, 0.0)
+
     def attention_shifts(self) -> list[AttentionShift]:
         """Those of the AQ variant, in order from the stem; none otherwise."""
         return [module for module in self.modules() if isinstance(module, AttentionShift)]
@@ -187,6 +212,14 @@ class RubiksNet(nn.Module):
             return CudaInferenceNet(self.backbone, self.new_fc, dtype)
         return InferenceNet(self.backbone, self.new_fc).to(dtype)
 
+    def stream(self) -> FrameStream:
+        """Classify frame by frame, with a copy of the current weights in evaluation mode, where the network is.
+
+        Raises:
+            ValueError: a shift reads a later frame.
+        """
+        return FrameStream(self.backbone, self.new_fc)
+
     @classmethod
     def load_pretrained(cls, path: str | os.PathLike) -> RubiksNet:
         """Read a network from what `save_pretrained` writes, or from a run.
@@ -206,7 +239,8 @@ class RubiksNet(nn.Module):
     @classmethod
     def from_saved(cls, saved: checkpoint.SavedNetwork) -> RubiksNet:
         """The network of a checkpoint that has been read, in evaluation mode."""
-        net = cls(saved.tier, saved.num_classes, saved.variant, saved.preprocessing.num_frames)
+        num_frames = saved.preprocessing.num_frames
+        net = cls(saved.tier, saved.num_classes, saved.variant, num_frames, causal=saved.causal)
         checkpoint.load_weights(net, saved)
         net.classes = None if saved.classes is None else list(saved.classes)
         net.preprocessing = saved.preprocessing
@@ -233,6 +267,7 @@ class RubiksNet(nn.Module):
         config = saved_folder.describe(
             tier=self.tier,
             variant=self.variant,
+            causal=self.causal,
             num_classes=self.num_classes,
             classes=self.classes,
             preprocessing=self.preprocessing,
@@ -249,6 +284,8 @@ class RubiksNet(nn.Module):
             "variant": self.variant,
             "model": self.state_dict(),
         }
+        if self.causal:  # official files do not have this key
+            content["causal"] = True
 
         def write(temporary: Path) -> None:
             with open(temporary, "wb") as file:
@@ -267,7 +304,7 @@ class RubiksNet(nn.Module):
     def __repr__(self) -> str:
         head = (
             f"tier={self.tier!r}, num_classes={self.num_classes}, variant={self.variant!r}, "
-            f"num_frames={self.num_frames}"
+            f"num_frames={self.num_frames}{', causal=True' * self.causal}"
         )
         lines = [f"RubiksNet({head})", f"  stem    3 -> {self.backbone.conv1.out_channels}, 3x3 convolution, stride 2"]
         for stage, blocks in enumerate(self.backbone.stages()):
@@ -280,3 +317,7 @@ class RubiksNet(nn.Module):
         lines.append(f"  {VARIANTS[self.variant].about} of {shifted:,} channels{extras}")
         lines.append(f"  {sum(p.numel() for p in self.parameters()):,} parameters")
         return "\n".join(lines)
+
+
+def _hold_back(net: RubiksNet, _: object) -> None:
+    net.hold_back()  # the weights that have been loaded may be those of a network that is not causal

@@ -34,6 +34,7 @@ class Config(BaseModel, frozen=True):
     """The content of config.json.
 
     Attributes:
+        causal: whether no shift reads a later frame.
         classes: class names in label order; None if they are not known.
         temporal_attention: of the AQ variant: whether it is hard, its temperature, and the share of channels that
             whole-frame shifts move in time; None for other variants. For readers: the weights say the same.
@@ -45,6 +46,7 @@ class Config(BaseModel, frozen=True):
     rubiks_version: str = VERSION
     tier: str
     variant: str
+    causal: bool = False
     num_classes: int = Field(ge=1)
     classes: list[str] | None
     preprocessing: Preprocessing

@@ -32,9 +32,9 @@ def moves(net: RubiksNet) -> dict[str, Moves]:
     """For each stage with temporal attention, how many channels look back, stay and look ahead."""
     found = {}
     for stage, blocks in blocks_by_stage(net).items():
-        logits = [block.attention.weight.detach() for block in blocks if block.attention is not None]
-        if logits:
-            found[stage] = Moves(*torch.cat(logits).argmax(1).bincount(minlength=3).tolist())
+        chosen = [block.attention.moves() for block in blocks if block.attention is not None]
+        if chosen:
+            found[stage] = Moves(*(torch.cat(chosen) + 1).bincount(minlength=3).tolist())
     return found
 
 

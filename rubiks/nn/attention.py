@@ -59,8 +59,10 @@ class AttentionShift(nn.Module):
         weight: the logits (C, 3), drawn from U(0, 1).
         T: the temperature, a scalar buffer that the training schedule sets (2.0 at the start); 0 if hard.
         back, ahead: if hard, the indices of the channels that take the previous and the next frame; else None.
+        causal: read no later frame: what the next frame would weigh, the same frame weighs in addition.
     """
 
+    causal = False
     T: Tensor
     back: Tensor | None
     ahead: Tensor | None
@@ -83,7 +85,32 @@ class AttentionShift(nn.Module):
 
     def attention(self) -> Tensor:
         """The weights (C, 3) of the previous, the same and the next frame; each row sums to 1."""
-        return attention(self.weight, self.T)
+        return self.allowed(attention(self.weight, self.T))
+
+    def allowed(self, weights: Tensor) -> Tensor:
+        """The weights (C, 3), with those of the next frame moved to the same frame if the shift is causal.
+
+        The logit of the next frame stays: divided by their standard deviation, two logits would only have an order.
+        """
+        if not self.causal:
+            return weights
+        back, stay, ahead = weights.unbind(1)
+        return torch.stack((back, stay + ahead, torch.zeros_like(ahead)), dim=1)
+
+    def moves(self) -> Tensor:
+        """Where each channel attends most (C,): -1 for back, 0 for stay, 1 for ahead."""
+        if self.causal:
+            return -(self.odds() > 0).long().to(self.weight.device)
+        return self.weight.detach().argmax(1) - 1
+
+    def odds(self) -> Tensor:
+        """The log odds (C,) of each channel that it attends to another frame, on the CPU.
+
+        They rank channels whose weights round to 0 and 1.
+        """
+        logits = _standardized(self.weight.detach().double().cpu()) / self.T.double().cpu().clamp(min=1e-3)
+        others, same = ([0], [1, 2]) if self.causal else ([0, 2], [1])
+        return torch.logsumexp(logits[:, others], dim=1) - torch.logsumexp(logits[:, same], dim=1)
 
     @torch.no_grad()
     def harden(self, moves: Tensor) -> None:
@@ -95,7 +122,7 @@ class AttentionShift(nn.Module):
         self._find_moves()
 
     def _find_moves(self) -> None:
-        moves = self.weight.detach().argmax(1) - 1
+        moves = self.moves()
         hard = self.T.item() == 0
         self.back = (moves == -1).nonzero().flatten() if hard else None
         self.ahead = (moves == 1).nonzero().flatten() if hard else None
@@ -125,7 +152,7 @@ def attention_weights(shifts: Sequence[AttentionShift | None]) -> Sequence[Tenso
     logits = torch.cat([shift.weight for shift in found])
     temperature = torch.cat([shift.T.expand(length) for shift, length in zip(found, lengths, strict=True)])[:, None]
     weights = iter(attention(logits, temperature).split(lengths))
-    return [None if shift is None else next(weights) for shift in shifts]
+    return [None if shift is None else shift.allowed(next(weights)) for shift in shifts]
 
 
 def harden(shifts: Sequence[AttentionShift], budget: float, per_layer: bool = False) -> None:
@@ -139,16 +166,10 @@ def harden(shifts: Sequence[AttentionShift], budget: float, per_layer: bool = Fa
         per_layer: the budget holds for the channels of each shift rather than for all together.
     """
     for group in [[shift] for shift in shifts] if per_layer else [shifts]:
-        odds = torch.cat([_odds_off_stay(shift) for shift in group])
-        moves = torch.cat([shift.weight.detach().argmax(1).cpu() - 1 for shift in group])
+        odds = torch.cat([shift.odds() for shift in group])
+        moves = torch.cat([shift.moves().cpu() for shift in group])
         room = math.floor(Fraction(float(budget)) * len(moves))  # exact: a product of floats may be rounded up
         first = odds.masked_fill(moves == 0, -math.inf).argsort(descending=True, stable=True)
         moves[first[room:]] = 0
         for shift, own in zip(group, moves.split([len(shift.weight) for shift in group]), strict=True):
             shift.harden(own)
-
-
-def _odds_off_stay(shift: AttentionShift) -> Tensor:
-    """log((w_back + w_ahead) / w_stay) of each channel, which ranks them where the weights round to 0 and 1."""
-    logits = _standardized(shift.weight.detach().double().cpu()) / shift.T.double().cpu().clamp(min=1e-3)
-    return torch.logsumexp(logits[:, [0, 2]], dim=1) - logits[:, 1]

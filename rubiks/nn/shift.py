@@ -41,6 +41,10 @@ class ChannelShift(nn.Module):
         """What the channels move by: (3, C), or (2, C) where each frame is shifted on its own."""
         return self.shift
 
+    def time_offsets(self) -> Tensor | None:
+        """The row T of the offsets (C,), a view that can be written to; None where each frame is shifted on its own."""
+        return self.shift[0] if len(self.shift) == 3 else None
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C, H, W) -> (N, T, C, H', W')."""
         return shift_clips(x, self.offsets(), self.stride, self.quantize)
@@ -88,6 +92,9 @@ class FixedTimeShift(LearnableShift):
 
     def offsets(self) -> Tensor:
         return torch.cat((self.time, self.shift))
+
+    def time_offsets(self) -> Tensor:
+        return self.time[0]
 
 
 class GroupedShift(ChannelShift):

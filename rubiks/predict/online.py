@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rubiks.data.screen import Screen
 from rubiks.errors import InputError
+from rubiks.models.stream import StreamState
 from rubiks.nn import Normalize
 from rubiks.predict.capture import Capture, Clock, Every, Frame
 from rubiks.predict.predictor import ClassScore, Predictor
@@ -119,11 +120,10 @@ class FrameByFrame:
 
     def __init__(self, predictor: Predictor, interval: float) -> None:
         self._view = View(predictor)
-        net: Any = predictor.net
-        self._stream = net.stream()
+        self._stream = predictor.net.stream()
         self._device = predictor.net.new_fc.weight.device
         self._normalize = Normalize().to(self._device)
-        self._state: Any = None
+        self._state: StreamState | None = None
         self.period = interval
         size = predictor.protocol.size
         self._stream.step(torch.zeros(1, 3, size, size, device=self._device))  # the first time is slow
@@ -134,12 +134,10 @@ class FrameByFrame:
     @torch.inference_mode()
     def __call__(self, frames: Sequence[Frame]) -> Tensor:
         for frame in frames:
-            if self._state is not None:
-                # A stream's logits are the mean over all its frames; here they are to be those of the newest.
-                self._state = self._state._replace(frames=0, total=torch.zeros_like(self._state.total))
             view = self._normalize(self._view(frame).to(self._device))
-            logits, self._state = self._stream.step(view[None], self._state)
-        return logits[0].cpu()
+            _, self._state = self._stream.step(view[None], self._state)
+        assert self._state is not None
+        return self._state.own[0].cpu()  # of the newest frame, not the mean over all frames
 
     def rest(self) -> Tensor:
         raise AssertionError("every frame is scored")
@@ -182,7 +180,7 @@ def method_for(predictor: Predictor, window: float | None, fps: float | None, st
         interval = trained.window // length / DENSE_RATE
     else:
         interval = UNIFORM_WINDOW / length
-    if getattr(predictor.net, "causal", False):
+    if predictor.net.causal:
         if stride is not None:
             raise InputError("a causal network scores each frame and has no stride; leave it out, or choose fps")
         return FrameByFrame(predictor, interval)

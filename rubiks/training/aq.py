@@ -63,18 +63,21 @@ class AttentionSchedule(Settings, section="aq"):
         left = 1 - progress if self.shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         return self.end + (self.start - self.end) * left
 
-    def allowed_share(self, temperature: float) -> float:
+    def allowed_share(self, temperature: float, causal: bool = False) -> float:
         """The largest share of attention off "stay" in the soft phase.
 
         It is the share in a network that has made its choice: a share `budget` of the channels has logits only for one
         frame back or ahead, the others only for "stay". As the temperature falls to 0 it becomes the budget. At higher
         temperatures softmax leaves more off "stay" whatever the logits are (46% at 2.0), so the budget itself would be
         out of reach, and its multiplier would grow until no channel looks at another frame.
+
+        A causal network weighs the next frame as the same frame.
         """
         if self.budget == 1 or temperature == 0:
             return self.budget
         other = math.exp(-ONE_HOT_GAP / temperature)  # relative to a logit whose exponential is 1
-        stays, moves = 2 * other / (1 + 2 * other), (1 + other) / (1 + 2 * other)
+        stays, moves = (other, 1.0) if causal else (2 * other, 1 + other)
+        stays, moves = stays / (1 + 2 * other), moves / (1 + 2 * other)
         return (1 - self.budget) * stays + self.budget * moves
 
     def __str__(self) -> str:
@@ -158,4 +161,4 @@ class Annealing(nn.Module):
                 shift.weight.grad = None  # then not even momentum moves them
 
     def _excess(self, share: Tensor) -> Tensor:
-        return share - self.schedule.allowed_share(self.temperature)
+        return share - self.schedule.allowed_share(self.temperature, self._net[0].causal)

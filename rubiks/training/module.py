@@ -178,6 +178,7 @@ class VideoClassifier(pl.LightningModule):
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         step = self.trainer.global_step  # before this one
         super().optimizer_step(*arguments, **options)
+        self.net.hold_back()
         if self.average is not None and self.recipe.ema_decay is not None:
             averaging.update(self.average, self.net, self.recipe.ema_decay, step)
 
@@ -254,6 +255,7 @@ class VideoClassifier(pl.LightningModule):
         checkpoint[META_KEY] = {
             "tier": self.net.tier,
             "variant": self.net.variant,
+            "causal": self.net.causal,
             "num_classes": self.net.num_classes,
             "num_frames": self.net.num_frames,
             "classes": self.classes,
