@@ -189,7 +189,7 @@ def test_a_run_is_described(to, rubiks_command, tmp_path):
     }
     with open(file, "rb") as content:
         digest = hashlib.sha256(content.read()).hexdigest()
-    described = {"tier": "tiny", "variant": "rubiks3d", "num_classes": 8, "classes": classes, "precision": "float32"}
+    described = {"tier": "tiny", "variant": "rubiks3d", "num_classes": 7, "classes": classes, "precision": "float32"}
     assert found == {**described, "source_sha256": digest, "rubiks_version": rubiks.__version__}
 
 
