@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import assert_rejected
 from test_inference import trained
 
 import rubiks
@@ -20,6 +21,7 @@ from rubiks import RubiksNet
 from rubiks.cli.export import _size
 from rubiks.export import export as exporting
 from rubiks.export.graph import ExportNet, taps
+from rubiks.files import write_files
 from rubiks.models import VARIANTS
 from rubiks.nn import ChannelShift, Normalize
 
@@ -291,6 +293,20 @@ def test_packages_that_are_missing(small_file, rubiks_command, tmp_path, monkeyp
     assert "onnx, onnxscript, onnxruntime" in err
     assert "pip install 'rubiks[export]'" in err
     assert rubiks_command("export", small_file, "--to", "pt2", "--out", tmp_path / "net.pt2", "--size", 32)[0] == 0
+
+
+def test_files_that_belong_together(tmp_path):
+    """All are written, or what was there stays."""
+    paths = [tmp_path / "folder/net.xml", tmp_path / "folder/net.bin"]
+
+    def write(text, *names):
+        return lambda folder: [(folder / name).write_text(text) for name in names]
+
+    write_files(paths, write("old", "net.xml", "net.bin"))
+    assert_rejected(lambda: write_files(paths, write("new", "net.xml")), "net.xml cannot be written", "No such file")
+    assert {path: path.read_text() for path in (tmp_path / "folder").iterdir()} == dict.fromkeys(paths, "old")
+    write_files(paths, write("new", "net.xml", "net.bin"))
+    assert [path.read_text() for path in paths] == ["new", "new"]
 
 
 def test_exporting_logs_nothing(rubiks_command, tmp_path, caplog):
