@@ -94,7 +94,7 @@ def test_int8(folder, rubiks_command, tmp_path):
         values = ({score.index: score.score for score in own.predictions} for own in (one, other))
         assert next(values) == pytest.approx(next(values), abs=0.05)
     assert f"on 12 calibration clips the highest class is the same for {agreed / 12:.1%}" in out
-    assert rubiks_command("info", tmp_path / "int8.xml")[1].count("int8") == 2
+    assert ", int8\n" in rubiks_command("info", tmp_path / "int8.xml")[1]
 
 
 @pytest.mark.parametrize(
