@@ -35,6 +35,7 @@ from rubiks.data import videos
 from rubiks.errors import InputError, VideoError
 from rubiks.experiment import Evaluation
 from rubiks.models import TIERS, VARIANTS
+from rubiks.models.checkpoint import SavedNetwork
 from rubiks.nn import Normalize
 from rubiks.ops import library, operator
 
@@ -70,6 +71,8 @@ def accuracy(choices: Sequence[str], device: str) -> dict[str, Any]:
     """Percentages of the validation videos that are right after each frame."""
     settings = Evaluation(**plain(compose([*choices], "eval")))
     saved = weights.evaluated(settings, CommandLine([*choices]))
+    if not isinstance(saved, SavedNetwork):
+        raise InputError(f"{saved.path} is an exported file, which has no stream; give a checkpoint")
     protocol = settings.protocol_for(settings.data.sampling.resolve(dataclasses.asdict(saved.preprocessing)))
     manifest, source = videos.manifest_of(settings.data.source), settings.data.source.ready()
     classes = videos.class_names(source, saved.classes, saved.num_classes)

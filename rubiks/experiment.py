@@ -155,7 +155,8 @@ class Evaluation(Experiment):
     aq: AttentionSchedule | None = None  # comes with variant=rubiks3d-aq; only training uses it
     data: Annotated[InstanceOf[Data], BeforeValidator(lambda values: data_settings(values, *Evaluation.DATA))]
     ckpt: Name | None = Field(
-        "latest", description="a checkpoint, ours or official, a run's or a saved network's folder, or latest"
+        "latest",
+        description="a checkpoint, ours or official, a run's or a saved network's folder, an exported file, or latest",
     )
     logger: EvaluationLoggerSettings = EvaluationLoggerSettings()
     batch_size: Count = Field(16, description="videos per batch")

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rubiks.errors import InputError
@@ -32,6 +32,33 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     finally:
         with contextlib.suppress(OSError):  # the error above is the one to report
             temporary.unlink(missing_ok=True)
+
+
+def write_files(paths: Sequence[Path], write: Callable[[Path], object]) -> None:
+    """Write files of one folder through `write(temporary folder)`, which gives them the same names, and renames.
+
+    The first is the one that is opened: it is there only with all the others.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    first, *others = paths
+    temporary = first.with_name(f".{first.name}.{os.getpid()}.tmp")
+    try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        write(temporary)
+        for path in paths:
+            with open(temporary / path.name, "rb") as file:
+                os.fsync(file.fileno())
+        if others:
+            first.unlink(missing_ok=True)
+        for path in (*others, first):
+            os.replace(temporary / path.name, path)
+    except OSError as error:
+        raise InputError(f"{first} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_folder(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

@@ -11,6 +11,8 @@ from rubiks.choices import CommandLine
 from rubiks.data.sources.annotations import nfc
 from rubiks.errors import InputError
 from rubiks.experiment import Evaluation, Training
+from rubiks.export import exported
+from rubiks.export.exported import ExportedNetwork
 from rubiks.models import VARIANTS, RubiksNet, checkpoint, inflation
 from rubiks.models.checkpoint import SavedNetwork
 
@@ -58,7 +60,7 @@ def _check_same_network(saved: SavedNetwork, tier: str, variant: str) -> None:
         )
 
 
-def check_same_classes(saved: SavedNetwork, classes: Sequence[str]) -> None:
+def check_same_classes(saved: SavedNetwork | ExportedNetwork, classes: Sequence[str]) -> None:
     """Raise InputError unless a checkpoint's classes are the data set's, by name if the file has names."""
     if saved.num_classes != len(classes):
         raise InputError(f"{saved.path} has {saved.num_classes} classes, but the data set has {len(classes)}")
@@ -75,8 +77,8 @@ def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
     return list(map(nfc, names)) == list(map(nfc, others))
 
 
-def evaluated(settings: Evaluation, command: CommandLine) -> SavedNetwork:
-    """The checkpoint that `ckpt` names, which determines tier and variant."""
+def evaluated(settings: Evaluation, command: CommandLine) -> SavedNetwork | ExportedNetwork:
+    """The checkpoint or exported file that `ckpt` names, which determines tier and variant."""
     path: str | Path | None = settings.ckpt
     sections = {"tier": settings.tier, "variant": settings.variant}
     chosen = {key: section.name for key, section in sections.items() if section is not None}
@@ -92,8 +94,10 @@ def evaluated(settings: Evaluation, command: CommandLine) -> SavedNetwork:
             )
         path = checkpoint.in_run(found.folder)
     if path is None:
-        raise InputError("ckpt is not set; give a checkpoint file, a run's or a saved network's folder, or latest")
-    saved = checkpoint.read(path)
+        raise InputError(
+            "ckpt is not set; give a checkpoint or exported file, a run's or a saved network's folder, or latest"
+        )
+    saved = exported.read(path)
     wrong = [f"{key}={name}" for key, name in chosen.items() if name != getattr(saved, key)]
     if wrong:
         raise InputError(

@@ -23,7 +23,7 @@ ALLOWED = {
     "data": {"files", "errors", "pages", "settings"},
     "training": {"ops", "nn", "models", "files", "errors", "runs", "settings", "stopping"},
     "evaluation": {"ops", "nn", "models", "files", "errors", "pages", "settings"},
-    "predict": {"data", "evaluation", "nn", "models", "pages", "files", "errors"},
+    "predict": {"data", "evaluation", "export", "nn", "models", "pages", "files", "errors"},
     "export": {"nn", "models", "files", "errors"},
     "runs": {"models", "errors"},
     "stopping": set(),

@@ -25,7 +25,7 @@ from rubiks import __version__, assemble, naming, parent, runs, tracking, traine
 from rubiks.choices import CommandLine
 from rubiks.data import videos
 from rubiks.data.datamodule import VideoDataModule
-from rubiks.errors import VideoError
+from rubiks.errors import InputError, VideoError
 from rubiks.evaluation import learned, metrics, previews, report, results
 from rubiks.evaluation.collect import CollectPredictions
 from rubiks.evaluation.predictions import Predictions
@@ -33,6 +33,8 @@ from rubiks.evaluation.protocols import Protocol
 from rubiks.evaluation.scorer import Scorer
 from rubiks.evaluation.table import print_results
 from rubiks.experiment import Evaluation
+from rubiks.export import exported
+from rubiks.export.exported import ExportedNetwork
 from rubiks.files import check_writable, sha256
 from rubiks.models import RubiksNet
 from rubiks.models.checkpoint import SavedNetwork
@@ -65,8 +67,10 @@ def _evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine
     scores_file = assemble.predictions_file(settings)
     pl.seed_everything(settings.seed)
     saved = weights.evaluated(settings, command)
-    net = RubiksNet.from_saved(saved)
+    net = exported.network(saved)
     protocol = settings.protocol_for(settings.data.sampling.resolve(dataclasses.asdict(saved.preprocessing)))
+    if isinstance(net, ExportedNetwork):
+        settings = _on_cpu(settings, net, protocol)
 
     manifest, source = videos.manifest_of(settings.data.source), settings.data.source.ready()
     classes = videos.class_names(source, saved.classes, saved.num_classes)
@@ -105,7 +109,7 @@ def _evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine
             **_network(saved, net),
             "seconds": round(seconds, 2),
             "device": torch.cuda.get_device_name() if settings.on_gpu else "cpu",
-            "precision": trainer.precision,
+            "precision": net.description.precision if isinstance(net, ExportedNetwork) else trainer.precision,
             "versions": _versions(collected.readers),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
@@ -117,6 +121,14 @@ def _evaluate(settings: Evaluation, config: dict[str, Any], command: CommandLine
             files = [run.folder / name for name in (*results.FILES, report.REPORT)]
             scores = {name: numbers[name] for name in LOGGED}
             tracking.log_evaluation(experiment, run, protocol.name, scores, filter(Path.is_file, files))
+
+
+def _on_cpu(settings: Evaluation, net: ExportedNetwork, protocol: Protocol) -> Evaluation:
+    """The settings for an exported file; InputError if it cannot be evaluated with them."""
+    net.check(settings.device, protocol.num_frames, protocol.size)
+    if settings.precision not in ("auto", "32-true"):
+        raise InputError(f"precision={settings.precision}, but {net.path} has its own; leave precision out")
+    return settings.model_copy(update={"device": "cpu"})
 
 
 def _write(folder: Path, numbers: dict[str, Any], predictions: Predictions, scores_file: Path | None) -> None:
@@ -142,12 +154,17 @@ def _scored_clips(data: VideoDataModule, indices: list[int], protocol: Protocol)
 
 
 def _report(
-    folder: Path, predictions: Predictions, clip_of: Callable[[int], Tensor | None], net: RubiksNet, date: str
+    folder: Path,
+    predictions: Predictions,
+    clip_of: Callable[[int], Tensor | None],
+    net: RubiksNet | ExportedNetwork,
+    date: str,
 ) -> None:
     """Write report.html and what it needs besides the results."""
     try:
-        learned.write(folder, net, date)
-        previews.write(folder, predictions, clip_of, net.float().eval(), date)
+        if isinstance(net, RubiksNet):  # an exported file has neither shifts nor maps to show
+            learned.write(folder, net, date)
+            previews.write(folder, predictions, clip_of, net.float().eval(), date)
         print(f"Report in {report.write(folder)}")
     except Interrupted as interrupted:
         interrupted.message = f"the results are written, the report is not: rubiks report {folder} writes it"
@@ -175,15 +192,16 @@ def _counts(predictions: Predictions, missing: list[str], collected: CollectPred
     }
 
 
-def _network(saved: SavedNetwork, net: RubiksNet) -> dict[str, Any]:
+def _network(saved: SavedNetwork | ExportedNetwork, net: RubiksNet | ExportedNetwork) -> dict[str, Any]:
     return {
         "tier": net.tier,
         "variant": net.variant,
         "num_classes": net.num_classes,
-        **({"temporal_share": net.temporal_share()} if net.attention_shifts() else {}),
+        **({"temporal_share": net.temporal_share()} if isinstance(net, RubiksNet) and net.attention_shifts() else {}),
         "checkpoint": saved.path,
         "checkpoint_sha256": sha256(saved.file),
-        "epoch": saved.epoch,
+        "epoch": saved.epoch if isinstance(saved, SavedNetwork) else None,
+        **({"exported": net.facts()} if isinstance(net, ExportedNetwork) else {}),
     }
 
 

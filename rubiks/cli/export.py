@@ -11,21 +11,34 @@ from rubiks.errors import InputError
 
 def add_to(commands) -> None:
     """Add the subcommand to the parser."""
-    about = "write a network as ONNX or torch.export file, which runs without this package"
+    about = "write a network as ONNX, OpenVINO, torch.export or AOTInductor file, which runs without this package"
     description = (
-        "Write a network as ONNX or torch.export file. Its input is pixel_values (batch, frames, 3, height, width), "
+        "Write a network as a file for another runtime. Its input is pixel_values (batch, frames, 3, height, width), "
         "its output logits (batch, classes), for any batch. The file is kept only if its logits are those of PyTorch."
     )
     parser = commands.add_parser("export", help=about, description=description)
     parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint, ours or official, a run's or a saved folder")
-    parser.add_argument("--to", choices=("onnx", "pt2"), required=True, help="the format")
-    parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the file, ending in .onnx or .pt2")
+    parser.add_argument(
+        "--to",
+        choices=("onnx", "openvino", "pt2", "aoti"),
+        required=True,
+        help="the format; pt2: torch.export, aoti: the same compiled by AOTInductor",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", required=True, help="the file, ending in .onnx, .xml or .pt2"
+    )
     parser.add_argument("--frames", metavar="T", help="frames per clip; default: as trained")
     parser.add_argument("--size", metavar="SIDE|HxW", help="of the frames, in pixels; default: as trained")
     parser.add_argument(
         "--uint8", action="store_true", help="take RGB from 0 to 255 as uint8, and scale and normalise it in the file"
     )
     parser.add_argument("--dynamic-frames", action="store_true", help="take any number of frames from 4 to 256")
+    parser.add_argument(
+        "--int8",
+        metavar="VIDEOS",
+        help="with --to openvino: quantise to int8, by clips of these videos (a folder, a pattern, or a .txt list); "
+        "some hundred are enough",
+    )
     parser.set_defaults(run=run)
 
 
@@ -33,17 +46,30 @@ def run(arguments: argparse.Namespace) -> None:
     """Export the network."""
     frames = None if arguments.frames is None else _frames(arguments.frames)
     size = None if arguments.size is None else _size(arguments.size)
-    from rubiks.export.export import export  # imports PyTorch, which takes seconds
+    form, out = arguments.to, arguments.out
+    if arguments.int8 is not None and form != "openvino":
+        raise InputError(f"--int8 needs --to openvino, got --to {form}")
+    from rubiks.export.export import clip_shape, export  # imports PyTorch, which takes seconds
+    from rubiks.export.formats import FORMATS
     from rubiks.models import checkpoint
 
-    saved, form, out = checkpoint.read(arguments.ckpt), arguments.to, arguments.out
-    exported = export(saved, form, out, frames, size, arguments.uint8, arguments.dynamic_frames)
+    saved = checkpoint.read(arguments.ckpt)
+    calibration = None
+    if arguments.int8 is not None:
+        from rubiks.predict import calibration as videos
+
+        calibration = videos.clips(arguments.int8, clip_shape(saved, frames, size), saved.preprocessing)
+    exported = export(saved, form, out, frames, size, arguments.uint8, arguments.dynamic_frames, calibration)
     clip = " x ".join(map(str, exported.clip))
-    megabytes = out.stat().st_size / 1e6
+    megabytes = sum(path.stat().st_size for path in FORMATS[form].files(out)) / 1e6
     print(
         f"{out}: {megabytes:.1f} MB, for clips of {clip}; its logits differ from PyTorch's by at most "
         f"{exported.difference:.1e} of the largest"
     )
+    if calibration is not None:
+        print(
+            f"int8: on {len(calibration)} calibration clips the highest class is the same for {exported.agreement:.1%}"
+        )
 
 
 def _frames(text: str) -> int:

@@ -35,8 +35,8 @@ def add_to(commands) -> None:
         "what",
         nargs="*",
         metavar="CKPT | KEY=VALUE",
-        help="a checkpoint, ours or official; a run's or a saved network's folder; or choices: tier=large "
-        "variant=rubiks3d-aq data.num_frames=16 data.size=256 data.num_classes=400",
+        help="a checkpoint, ours or official; a run's or a saved network's folder; an exported file; or choices: "
+        "tier=large variant=rubiks3d-aq data.num_frames=16 data.size=256 data.num_classes=400",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
@@ -62,6 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     facts = _network(arguments.what) if arguments.what else collect()
     if arguments.json:
         print(json.dumps(facts, indent=2))
+    elif "format" in facts:
+        _print_exported(facts)
     elif arguments.what:
         _print_network(facts)
     else:
@@ -77,12 +79,15 @@ def _checkpoint(what: list[str]) -> Path | None:
 
 def _network(what: list[str]) -> dict[str, Any]:
     """The numbers of the network that a checkpoint or choices describe."""
-    from rubiks.models import RubiksNet, checkpoint
+    from rubiks.export import exported
+    from rubiks.models import RubiksNet
 
     file = _checkpoint(what)
     if file is not None:
-        saved = checkpoint.read(file)
+        saved = exported.read(file)
         facts: dict[str, Any] = {"file": saved.file, "file_bytes": Path(saved.file).stat().st_size}
+        if isinstance(saved, exported.ExportedNetwork):
+            return {**facts, **saved.description.model_dump(mode="json"), **saved.facts()}
         clip = saved.preprocessing
         return facts | _numbers(RubiksNet.from_saved(saved), clip.num_frames, clip.size)
 
@@ -128,6 +133,16 @@ def _numbers(net: RubiksNet, frames: int, size: int, budget: tuple[float, bool] 
         "training_bytes": training,
         "stages": [vars(stage) for stage in stages],
     }
+
+
+def _print_exported(facts: dict[str, Any]) -> None:
+    shown = facts["preprocessing"]
+    frames = " to ".join(str(number) for number in sorted({shown["min_frames"], shown["max_frames"]}))
+    height, width = shown["size"]
+    print(f"{facts['file']}: {_megabytes(facts['file_bytes'])}, {facts['runtime']}, {facts['precision']}")
+    print(f"tier {facts['tier']}, variant {facts['variant']}, {facts['num_classes']} classes")
+    print(f"clips of {frames} frames of {height} x {width} pixels, {shown['input']}; {shown['sampling']} sampling")
+    print(f"from a checkpoint with SHA-256 {facts['source_sha256']}, by rubiks {facts['rubiks_version']}")
 
 
 def _print_network(facts: dict[str, Any]) -> None:

@@ -25,7 +25,9 @@ def add_to(commands) -> None:
     """Add the subcommand to the parser."""
     about = "classify videos with a trained network"
     parser = commands.add_parser("predict", help=about, description=about[0].upper() + about[1:] + ".")
-    parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint, ours or official, a run's or a saved folder")
+    parser.add_argument(
+        "ckpt", metavar="CKPT", help="a checkpoint, ours or official, a run's or a saved folder, or an exported file"
+    )
     parser.add_argument(
         "sources", nargs="+", metavar="SOURCE", help="a video, a folder, a pattern, or a .txt list with a path per line"
     )

@@ -90,6 +90,7 @@ def protocol_in_words(numbers: dict[str, Any]) -> str:
 def facts(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
     """How the results came about, by title and name."""
     manifest, share = numbers["manifest_sha256"], numbers.get("temporal_share")
+    exported = numbers.get("exported")
     return {
         "Network": {
             "tier": numbers["tier"],
@@ -99,6 +100,7 @@ def facts(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
             "checkpoint": numbers["checkpoint"],
             "its SHA-256": numbers["checkpoint_sha256"],
             **({} if numbers["epoch"] is None else {"epoch": f"{numbers['epoch']}"}),
+            **({} if exported is None else {"run by": exported["runtime"]}),
         },
         "Data": {
             "data set": numbers["data"],

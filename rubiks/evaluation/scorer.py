@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from rubiks.models import RubiksNet
-from rubiks.models.scoring import Mean, score_videos
+from rubiks.models.scoring import Mean, PixelNet, score_videos
 from rubiks.nn import Normalize
 from rubiks.ops import fused
 
 FrameOrder = Literal["natural", "reversed", "shuffled"]
 
 
-def fast_net(net: RubiksNet, device: torch.device, bf16: bool) -> nn.Module:
+def fast_net(net: RubiksNet | PixelNet, device: torch.device, bf16: bool) -> nn.Module:
     """The fastest form of a network for scoring on this device; `bf16`: it may compute in bfloat16 on a GPU."""
+    if isinstance(net, PixelNet):
+        return net
     if device.type == "cpu":
         return net.optimize_for_inference()
     return net.optimize_for_inference(torch.bfloat16) if bf16 and fused.available(device) else net
@@ -39,14 +41,18 @@ class Scorer(pl.LightningModule):
     """
 
     def __init__(
-        self, net: RubiksNet, mean: Mean = "logits", orders: Sequence[FrameOrder] = ("natural",), seed: int = 0
+        self,
+        net: RubiksNet | PixelNet,
+        mean: Mean = "logits",
+        orders: Sequence[FrameOrder] = ("natural",),
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.net = net
         self.mean: Mean = mean
         self.orders = orders
         self.seed = seed
-        self.normalize = Normalize()
+        self.normalize = nn.Identity() if isinstance(net, PixelNet) else Normalize()
 
     def on_predict_start(self) -> None:
         self.fast_net = fast_net(self.net, self.device, bf16=str(self.trainer.precision).startswith("bf16"))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import rubiks
 from rubiks.errors import InputError
-from rubiks.export.formats import FORMATS, Runtime
+from rubiks.export import openvino_runtime
+from rubiks.export.description import INPUT, Description, Input
+from rubiks.export.formats import FORMATS
 from rubiks.export.graph import ExportNet
-from rubiks.files import check_writable, sha256, write_atomically
+from rubiks.export.quiet import quiet
+from rubiks.files import check_writable, sha256, write_files
 from rubiks.models import RubiksNet
 from rubiks.models.checkpoint import SavedNetwork
 from rubiks.nn import Normalize
-from rubiks.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 TOLERANCE = 1e-4  # of the largest logit
 FEWEST, MOST = 4, 256  # frames, if their number is dynamic; PyTorch's export treats smaller numbers differently
@@ -28,12 +30,15 @@ class Exported:
     """What has been written.
 
     Attributes:
-        difference: the largest of the logits from PyTorch's, as a share of the largest logit.
+        difference: the largest of the logits from PyTorch's, as a share of the largest logit: on random clips, or of
+            int8 on the clips of its calibration.
         clip: T, H and W.
+        agreement: of int8, for which share of these clips the highest class is PyTorch's.
     """
 
     difference: float
     clip: tuple[int, int, int]
+    agreement: float | None = None
 
 
 def export(
@@ -44,6 +49,7 @@ def export(
     size: tuple[int, int] | None = None,
     uint8: bool = False,
     dynamic_frames: bool = False,
+    calibration: Sequence[Tensor] | None = None,
 ) -> Exported:
     """Write a network as a file for another runtime, and check it there.
 
@@ -58,68 +64,94 @@ def export(
         size: height and width; None: as trained.
         uint8: the input is RGB from 0 to 255; otherwise float32, normalised as by `rubiks.nn.Normalize`.
         dynamic_frames: take any number of frames from FEWEST to MOST.
+        calibration: for OpenVINO, quantise to int8 with the ranges of the activations on these clips, each uint8
+            (T, 3, H, W). The logits then differ more.
 
     Raises:
         InputError: a package is missing, the network's weights are not finite, the clips have too few or too many
             frames, the file cannot be written, or its logits differ.
     """
     form = FORMATS[to]
-    if out.suffix != f".{to}":
-        raise InputError(f"--out {out}: expected a file name that ends in .{to}, as --to is {to}")
-    form.check_installed(to)
-    check_writable(out)
+    if out.suffix != form.suffix:
+        raise InputError(f"--out {out}: expected a file name that ends in {form.suffix}, as --to is {to}")
+    form.check_installed(f"--to {to}", *form.writing, *(["nncf"] if calibration is not None else []))
+    for path in form.files(out):
+        check_writable(path)
     for name, value in saved.weights.items():
         if not value.isfinite().all():
             raise InputError(f"{saved.path} cannot be exported: {name} contains values that are not finite")
     net = RubiksNet.from_saved(saved)
-    trained = saved.preprocessing
-    clip = frames or trained.num_frames, *(size or (trained.size, trained.size))
-    metadata = _metadata(saved, clip, uint8)
-    axes, shortest = {0: torch.export.Dim("batch")}, clip
+    clip = clip_shape(saved, frames, size)
+    axes, longest, shortest = {0: torch.export.Dim("batch")}, clip, clip
     if dynamic_frames:
         if not FEWEST <= clip[0] <= MOST:
             raise InputError(f"--dynamic-frames: expected clips of {FEWEST} to {MOST} frames, got {clip[0]}")
         axes[1] = torch.export.Dim("frames", min=FEWEST, max=MOST)
-        shortest = FEWEST, *clip[1:]
-    module = ExportNet(net, MOST if dynamic_frames else clip[0], *clip[1:], uint8=uint8)
-    difference = 0.0
+        longest, shortest = (MOST, *clip[1:]), (FEWEST, *clip[1:])
+    module = ExportNet(net, *longest, uint8=uint8)
+    with quiet():  # a batch of one would be taken as a constant
+        program = torch.export.export(module, (_pixels(2, clip, uint8),), dynamic_shapes={INPUT: axes})
+    description = _description(saved, clip, (shortest[0], longest[0]), uint8)
+    exported = Exported(0.0, clip)
 
-    def write(path: Path) -> None:
-        nonlocal difference
-        # A batch of one would be taken as a constant.
-        form.write(module, _pixels(2, clip, uint8), axes, path, metadata)
-        run = form.load(path)
-        difference = max(_difference(net, run, _pixels(*shape, uint8)) for shape in ((1, clip), (3, shortest)))
+    def prepare(pixels: Tensor) -> Tensor:
+        return (pixels if uint8 else Normalize()(pixels))[None]
+
+    def write(folder: Path) -> None:
+        nonlocal exported
+        path = folder / out.name
+        form.write(program, path, description)
+        run, _ = form.load(path)
+        inputs = [_pixels(*shape, uint8) for shape in ((1, clip), (3, shortest))]
+        difference = max(_difference(run(pixels), _expected(net, pixels)) for pixels in inputs)
         if not difference <= TOLERANCE:  # also NaN
             raise InputError(
                 f"{saved.path} cannot be exported: in {form.runtime} its logits differ from PyTorch's by "
                 f"{difference:.1e} of the largest, more than {TOLERANCE:.0e}; {out} has not been written"
             )
+        exported = Exported(difference, clip)
+        if calibration is not None:
+            openvino_runtime.quantize(path, calibration, prepare, description.model_copy(update={"precision": "int8"}))
+            run, _ = form.load(path)
+            logits, expected = (
+                torch.cat([compute(prepare(pixels)) for pixels in calibration])
+                for compute in (run, lambda pixels: _expected(net, pixels))
+            )
+            agreement = (logits.argmax(1) == expected.argmax(1)).float().mean().item()
+            exported = Exported(_difference(logits, expected), clip, agreement)
 
-    write_atomically(out, write)
-    return Exported(difference, clip)
+    write_files(form.files(out), write)
+    return exported
 
 
-def _metadata(saved: SavedNetwork, clip: tuple[int, int, int], uint8: bool) -> dict[str, Any]:
-    """What the file says about its network and the input that it expects."""
-    frames, height, width = clip
-    return {
-        "tier": saved.tier,
-        "variant": saved.variant,
-        "classes": saved.classes,  # None if they are not known
-        "preprocessing": {
-            "num_frames": frames,
-            "size": [height, width],
-            "short_side": round(min(height, width) * 256 / 224),
-            "sampling": saved.preprocessing.sampling,
-            "window": saved.preprocessing.window,
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-            "input": "uint8" if uint8 else "normalized",
-        },
-        "source_sha256": sha256(saved.file),
-        "rubiks_version": rubiks.__version__,
-    }
+def clip_shape(saved: SavedNetwork, frames: int | None, size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """T, H and W of the input; as trained where nothing else is chosen."""
+    trained = saved.preprocessing
+    return frames or trained.num_frames, *(size or (trained.size, trained.size))
+
+
+def _description(
+    saved: SavedNetwork, clip: tuple[int, int, int], range_of_frames: tuple[int, int], uint8: bool
+) -> Description:
+    frames, *size = clip
+    return Description(
+        tier=saved.tier,
+        variant=saved.variant,
+        num_classes=saved.num_classes,
+        classes=saved.classes,
+        preprocessing=Input(
+            num_frames=frames,
+            min_frames=range_of_frames[0],
+            max_frames=range_of_frames[1],
+            size=size,
+            short_side=round(min(size) * 256 / 224),
+            sampling=saved.preprocessing.sampling,
+            window=saved.preprocessing.window,
+            input="uint8" if uint8 else "normalized",
+        ),
+        source_sha256=sha256(saved.file),
+        rubiks_version=rubiks.__version__,
+    )
 
 
 def _pixels(batch: int, clip: tuple[int, int, int], uint8: bool) -> Tensor:
@@ -130,7 +162,11 @@ def _pixels(batch: int, clip: tuple[int, int, int], uint8: bool) -> Tensor:
 
 
 @torch.no_grad()
-def _difference(net: RubiksNet, run: Runtime, pixels: Tensor) -> float:
-    """The largest difference of a file's logits from the network's, as a share of the largest logit."""
-    expected = net(pixels if pixels.is_floating_point() else Normalize()(pixels))
-    return ((run(pixels) - expected).abs().max() / expected.abs().max()).item()
+def _expected(net: RubiksNet, pixels: Tensor) -> Tensor:
+    """PyTorch's logits."""
+    return net(pixels if pixels.is_floating_point() else Normalize()(pixels))
+
+
+def _difference(logits: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest logit."""
+    return ((logits - expected).abs().max() / expected.abs().max()).item()

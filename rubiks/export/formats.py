@@ -1,30 +1,20 @@
-"""The formats of exported networks: how a file is written, and how its runtime runs it."""
+"""The formats of exported networks."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from rubiks.errors import InputError
+from rubiks.export import aotinductor, onnx_runtime, openvino_runtime, torch_export
+from rubiks.export.description import Description
 
-INPUT, OUTPUT = "pixel_values", "logits"
-METADATA = "metadata.json"  # within a .pt2 file
-LOGGERS = ("onnx_ir", "onnxscript", "torch.onnx")
-
-Metadata = Mapping[str, Any]  # values that JSON can hold
-Axes = Mapping[int, Any]  # the input's axes that may have any length, or one in a range: each a torch.export.Dim
-Runtime = Callable[[Tensor], Tensor]  # from pixels to logits
+Run = Callable[[Tensor], Tensor]  # from pixels to logits
 
 
 @dataclass(frozen=True)
@@ -32,85 +22,64 @@ class Format:
     """A file format.
 
     Attributes:
-        runtime: what its files are checked with.
-        write: writes a module for input like the example, but for these axes, with metadata.
-        load: reads a file back, to be run.
-        packages: what it needs besides PyTorch.
+        suffix: of its files.
+        runtime: what they are run with.
+        write: writes a program with its description.
+        load: reads a file, to be run on the CPU; ValueError if it has no description.
+        beside: the suffix of a second file that belongs to each.
+        package: that has the runtime.
+        writing: packages that writing needs besides.
+        extra: of this package, which has them.
     """
 
+    suffix: str
     runtime: str
-    write: Callable[[nn.Module, Tensor, Axes, Path, Metadata], None]
-    load: Callable[[Path], Runtime]
-    packages: tuple[str, ...] = ()
+    write: Callable[[ExportedProgram, Path, Description], None]
+    load: Callable[[Path], tuple[Run, Description]]
+    beside: str | None = None
+    package: str = "torch"
+    writing: tuple[str, ...] = ()
+    extra: str = ""
 
-    def check_installed(self, name: str) -> None:
-        """Raise InputError if a package is missing."""
-        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
+    def files(self, path: Path) -> list[Path]:
+        """All files of the one that is named."""
+        return [path] if self.beside is None else [path, path.with_suffix(self.beside)]
+
+    def check_installed(self, what: str, *packages: str) -> None:
+        """Raise InputError if a package, or the runtime, is missing; `what` needs it."""
+        missing = [name for name in (*packages, self.package) if importlib.util.find_spec(name) is None]
         if missing:
-            raise InputError(f"--to {name} needs {', '.join(missing)}; install with: pip install 'rubiks[export]'")
-
-
-def _write_onnx(module: nn.Module, example: Tensor, axes: Axes, path: Path, metadata: Metadata) -> None:
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            (example,),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes={INPUT: axes},
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    # Strings stay as they are, everything else is JSON.
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    program.model.metadata_props.update(texts)
-    program.save(path, external_data=False)
-
-
-def _load_onnx(path: Path) -> Runtime:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def run(pixels: Tensor) -> Tensor:
-        (logits,) = session.run([OUTPUT], {INPUT: pixels.numpy()})
-        return torch.from_numpy(np.asarray(logits))
-
-    return run
-
-
-def _write_pt2(module: nn.Module, example: Tensor, axes: Axes, path: Path, metadata: Metadata) -> None:
-    program = torch.export.export(module, (example,), dynamic_shapes={INPUT: axes})
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
-
-
-def _load_pt2(path: Path) -> Runtime:
-    with path.open("rb") as file, _quiet():
-        return torch.export.load(file).module()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without warnings that PyTorch 2.11 gives about its own code, and the thousand lines that exporting logs."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
-        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.WARNING)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            raise InputError(f"{what} needs {', '.join(missing)}; install with: pip install 'rubiks[{self.extra}]'")
 
 
 FORMATS = {
-    "onnx": Format("ONNX Runtime", _write_onnx, _load_onnx, ("onnx", "onnxscript", "onnxruntime")),
-    "pt2": Format("torch.export", _write_pt2, _load_pt2),
+    "onnx": Format(
+        ".onnx",
+        "ONNX Runtime",
+        onnx_runtime.write,
+        onnx_runtime.load,
+        package="onnxruntime",
+        writing=("onnx", "onnxscript"),
+        extra="export",
+    ),
+    "pt2": Format(".pt2", "torch.export", torch_export.write, torch_export.load),
+    "aoti": Format(".pt2", "AOTInductor", aotinductor.write, aotinductor.load),
+    "openvino": Format(
+        ".xml",
+        "OpenVINO",
+        openvino_runtime.write,
+        openvino_runtime.load,
+        beside=".bin",
+        package="openvino",
+        writing=("onnx", "onnxscript"),
+        extra="openvino",
+    ),
 }
+
+
+def format_of(path: Path) -> str | None:
+    """The format of a file by its name, and of a .pt2 file by its content; None if it is not an exported file."""
+    found = [name for name, form in FORMATS.items() if form.suffix == path.suffix.lower()]
+    if len(found) > 1:
+        return "aoti" if aotinductor.is_one(path) else "pt2"
+    return found[0] if found else None

@@ -8,17 +8,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rubiks.nn import Normalize
-
 Mean = Literal["logits", "probabilities"]
 
 
-def score_videos(net: nn.Module, normalize: Normalize, views: Tensor, mean: Mean = "logits") -> Tensor:
+class PixelNet(nn.Module):
+    """A network that takes pixels as they are, uint8 (N, T, 3, H, W), such as an exported file's."""
+
+    num_classes: int
+
+
+def score_videos(net: nn.Module, normalize: nn.Module, views: Tensor, mean: Mean = "logits") -> Tensor:
     """Score videos by the mean over their views.
 
     Args:
         net: gives logits (B, classes) for clips (B, T, 3, H, W).
-        normalize: turns pixels into the network's input.
+        normalize: turns pixels into the network's input, as `rubiks.nn.Normalize` does.
         views: uint8 (B, V, T, 3, H, W).
         mean: of the views' logits, or of their probabilities.
 

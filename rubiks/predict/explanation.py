@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rubiks.errors import InputError
+from rubiks.models import RubiksNet
 from rubiks.models.activation_maps import activation_maps, frame_logits
 from rubiks.nn import Normalize
 from rubiks.predict.predictor import ClassScore, Predictor
@@ -50,9 +51,12 @@ def explain(predictor: Predictor, video: str, label: str | None = None) -> Expla
 
     Raises:
         VideoError: the video cannot be read.
-        InputError: there is no such class.
+        InputError: there is no such class, or the network is an exported file's.
     """
-    net, device = predictor.net, predictor.net.new_fc.weight.device
+    net = predictor.net
+    if not isinstance(net, RubiksNet):
+        raise InputError(f"{predictor.path} is an exported file, which gives logits alone; explain its checkpoint")
+    device = net.new_fc.weight.device
     frames = predictor.views(video)[predictor.protocol.central_view].contiguous()
     clip = Normalize().to(device)(frames.to(device))[None]
     logits = net(clip)[0].cpu()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rubiks.data.screen import Screen
 from rubiks.errors import InputError
+from rubiks.models import RubiksNet
 from rubiks.models.stream import StreamState
 from rubiks.nn import Normalize
 from rubiks.predict.capture import Capture, Clock, Every, Frame
@@ -112,16 +113,17 @@ class FrameByFrame:
     """Scores each frame by a causal network, which remembers what came before.
 
     Args:
-        predictor: with a network that has `stream()`.
+        predictor: prepares frames.
+        net: its network, which is causal.
         interval: seconds between frames.
     """
 
     keep = 1
 
-    def __init__(self, predictor: Predictor, interval: float) -> None:
+    def __init__(self, predictor: Predictor, net: RubiksNet, interval: float) -> None:
         self._view = View(predictor)
-        self._stream = predictor.net.stream()
-        self._device = predictor.net.new_fc.weight.device
+        self._stream = net.stream()
+        self._device = net.new_fc.weight.device
         self._normalize = Normalize().to(self._device)
         self._state: StreamState | None = None
         self.period = interval
@@ -180,10 +182,11 @@ def method_for(predictor: Predictor, window: float | None, fps: float | None, st
         interval = trained.window // length / DENSE_RATE
     else:
         interval = UNIFORM_WINDOW / length
-    if predictor.net.causal:
+    net = predictor.net
+    if isinstance(net, RubiksNet) and net.causal:
         if stride is not None:
             raise InputError("a causal network scores each frame and has no stride; leave it out, or choose fps")
-        return FrameByFrame(predictor, interval)
+        return FrameByFrame(predictor, net, interval)
     return SlidingWindow(predictor, interval, interval if stride is None else stride)
 
 

@@ -17,7 +17,8 @@ from rubiks.data.records import VideoRecord
 from rubiks.errors import InputError, VideoError
 from rubiks.evaluation.protocols import STANDARD, ProtocolSettings
 from rubiks.evaluation.scorer import Scorer, fast_net
-from rubiks.models import RubiksNet, checkpoint
+from rubiks.export import exported
+from rubiks.export.exported import ExportedNetwork
 from rubiks.predict import sources
 
 
@@ -55,7 +56,8 @@ class Predictor:
     """A trained network that classifies videos, just as `rubiks eval` scores them.
 
     Args:
-        path: a checkpoint, ours or official, a run's folder, or a saved network's folder.
+        path: a checkpoint, ours or official, a run's folder, a saved network's folder, or an exported file, which runs
+            on the CPU.
         protocol: which views of a video are scored: one_clip, two_clip or dense_10x3, or other settings.
         topk: how many classes a prediction names.
         device: auto uses a GPU if there is one. On a GPU it computes in bfloat16.
@@ -87,12 +89,15 @@ class Predictor:
         check_reader(reader)
         if device == "gpu" and not torch.cuda.is_available():
             raise InputError("device=gpu, but PyTorch finds no GPU; use device=cpu or install PyTorch for CUDA")
-        saved = checkpoint.read(path)
+        saved = exported.read(path)
         self.path = saved.path
-        self.net = RubiksNet.from_saved(saved)
+        self.net = exported.network(saved)
         self.classes = saved.classes or [str(label) for label in range(saved.num_classes)]
         trained = saved.preprocessing
         self.protocol = protocol.protocol(trained.num_frames, trained.size, trained.sampling, trained.window)
+        if isinstance(saved, ExportedNetwork):
+            saved.check(device, self.protocol.num_frames, self.protocol.size)
+            device = "cpu"
         self.topk = min(topk, saved.num_classes)
         self._reader = reader
         self._device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
