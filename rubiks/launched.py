@@ -13,6 +13,7 @@ from lightning_fabric.plugins.environments import (
 
 from rubiks import processes
 from rubiks.errors import InputError
+from rubiks.processes import Place
 
 
 def environment() -> ClusterEnvironment:
@@ -37,6 +38,24 @@ def is_first() -> bool:
     if _slurm_tasks() > 1:
         return os.environ.get("SLURM_PROCID", "0") == "0"
     return {os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")} == {"0"}
+
+
+def place(devices: int) -> Place | None:
+    """Where this process stands among those that run together; None if it is alone, or starts the others.
+
+    Args:
+        devices: processes on each machine, from the configuration.
+    """
+    own = environment()
+    if isinstance(own, LightningEnvironment):
+        if "LOCAL_RANK" not in os.environ:
+            return None
+        rank, size = own.node_rank() * devices + own.local_rank(), _number("WORLD_SIZE", 1)
+        if processes.is_child():
+            rank = int(os.environ["RANK"])
+    else:
+        rank, size = own.global_rank(), own.world_size()
+    return None if size == 1 else Place(rank, size, own.local_rank(), own.main_address, own.main_port)
 
 
 def check(devices: int, nodes: int) -> None:

@@ -149,7 +149,7 @@ def trainer(
             enable_model_summary=False,
             enable_progress_bar=bar,
             callbacks=[
-                *([_Tell()] if processes.is_child() else []),
+                *([_Tell()] if processes.member() else []),
                 *callbacks,
                 *([RichProgressBar()] if bar else []),
             ],
@@ -188,10 +188,12 @@ def _several(devices: Any, gpu: bool) -> bool:
 
 
 class _Tell(Callback):
-    """Tells the parent process that this one fails, before it waits for others that wait for it."""
+    """Tells the other processes that this one fails, before it waits for others that wait for it."""
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        processes.report(exception)
+        member = processes.member()
+        if member is not None:
+            member.report(exception)
 
 
 def starts_processes(trainer: pl.Trainer) -> bool:

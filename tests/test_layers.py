@@ -31,8 +31,11 @@ ALLOWED = {
     "naming": {"choices", "errors", "launched", "models", "processes", "runs"},
     "continuing": {"choices", "data", "errors", "models", "runs", "training"},
     "launched": {"errors", "processes"},
-    "parent": {"choices", "data", "errors", "processes", "stopping"},
-    "processes": {"files", "errors", "stopping"},
+    "board": {"errors"},
+    "watch": {"board", "errors", "stopping"},
+    "parent": {"board", "choices", "data", "errors", "processes", "stopping", "watch"},
+    "preflight": {"data", "errors", "files", "ops", "processes", "version"},
+    "processes": {"board", "errors", "stopping", "watch"},
 }
 TOP = {"__main__", "assemble", "experiment", "trainers", "tracking", "weights", "cli", "__init__"}
 
