@@ -24,7 +24,7 @@ class Beat(NamedTuple):
         host: name of the machine.
         number: how many signs of life the process has given.
         steps: a number that grows with its progress; None while it does nothing that others wait for.
-        done: it has finished or failed, and nobody waits for it any more.
+        done: it ends, and reads the board no more.
     """
 
     host: str
@@ -70,9 +70,9 @@ class Board:
         return {rank: Beat(*json.loads(value)) for rank, value in self._present("beat", ranks).items()}
 
     def report(self, rank: int, report: Report) -> None:
-        """Say why a process fails. The first reason stays, except that a signal's text may be completed."""
+        """Say why a process fails; the first reason stays."""
         key = f"report/{rank}"
-        if report.kind == "signal" or not self._store.check([key]):
+        if not self._store.check([key]):
             self._store.set(key, json.dumps(asdict(report)))
             self._store.add("reports", 1)
 

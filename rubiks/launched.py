@@ -13,7 +13,7 @@ from lightning_fabric.plugins.environments import (
 
 from rubiks import processes
 from rubiks.errors import InputError
-from rubiks.processes import Place
+from rubiks.rendezvous import Place
 
 
 def environment() -> ClusterEnvironment:
@@ -40,21 +40,23 @@ def is_first() -> bool:
     return {os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")} == {"0"}
 
 
-def place(devices: int) -> Place | None:
+def place(devices: int, nodes: int) -> Place | None:
     """Where this process stands among those that run together; None if it is alone, or starts the others.
 
     Args:
         devices: processes on each machine, from the configuration.
+        nodes: machines, from the configuration.
     """
     own = environment()
-    if isinstance(own, LightningEnvironment):
-        if "LOCAL_RANK" not in os.environ:
-            return None
-        rank, size = own.node_rank() * devices + own.local_rank(), _number("WORLD_SIZE", 1)
-        if processes.is_child():
-            rank = int(os.environ["RANK"])
-    else:
+    if not isinstance(own, LightningEnvironment):
         rank, size = own.global_rank(), own.world_size()
+    elif "LOCAL_RANK" in os.environ:
+        size = _number("WORLD_SIZE", 1)
+        rank = own.node_rank() * (size // nodes) + own.local_rank()
+    elif devices == 1 and not _missing():
+        rank, size = own.node_rank(), nodes
+    else:
+        return None
     return None if size == 1 else Place(rank, size, own.local_rank(), own.main_address, own.main_port)
 
 
@@ -83,7 +85,7 @@ def check(devices: int, nodes: int) -> None:
             )
         return
     else:
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+        missing = _missing()
         if nodes > 1 and missing and not processes.is_child():
             raise InputError(
                 f"trainer.num_nodes={nodes}, but {', '.join(missing)} is not set: start this with torchrun or srun, or "
@@ -95,6 +97,11 @@ def check(devices: int, nodes: int) -> None:
             f"{who}, but trainer.devices and trainer.num_nodes make {wanted}: choose trainer=ddp trainer.devices={own} "
             f"trainer.num_nodes={max(1, started // own)}"
         )
+
+
+def _missing() -> list[str]:
+    """What is not set of the variables with which a user starts one command on each machine."""
+    return [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
 
 
 def _by_torchrun() -> bool:

@@ -73,7 +73,7 @@ def run(
         with received.passing_on():
             for rank in range(count):
                 # In separate sessions, so that Ctrl-C in a terminal reaches them only through this process.
-                environment = os.environ | shared | {"LOCAL_RANK": str(rank), "RANK": str(first + rank)}
+                environment = os.environ | shared | {"LOCAL_RANK": str(rank)}
                 processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
             if received.signal is not None:  # it came before all were started
                 received.pass_on(received.signal)

@@ -29,7 +29,8 @@ from rubiks.data.records import VideoRecord
 from rubiks.errors import InputError, VideoError
 from rubiks.files import write_text
 from rubiks.ops import library
-from rubiks.processes import Member, Place
+from rubiks.processes import Member
+from rubiks.rendezvous import Place
 from rubiks.version import VERSION
 
 

@@ -8,7 +8,6 @@ others and prints why all end. The second notices that the board does not answer
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import re
 import signal
@@ -17,43 +16,19 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import torch.distributed as dist
-
 from rubiks.board import Beat, Board, Report
 from rubiks.errors import InputError, readable
+from rubiks.rendezvous import Place, connect
 from rubiks.stopping import Interrupted
 from rubiks.watch import GRACE, PATIENCE, RESUMES, SILENCE, Cause, Watch, status_of
 
 PARENT = "RUBIKS_PARENT"
 RUN = "RUBIKS_RUN"  # the run's folder, chosen and locked by the parent
 PERIOD = 0.5  # seconds between signs of life
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands among those that run together.
-
-    Attributes:
-        rank: its number.
-        size: how many there are.
-        local_rank: its number on this host.
-        address, port: of the store.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    address: str
-    port: int
-
-    @property
-    def holds_store(self) -> bool:
-        """Whether this process holds the store, and not what has started it."""
-        return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+LINGER = 3.0  # seconds for the others to read why all end, as the store may end with this process
 
 
 def is_child() -> bool:
@@ -73,6 +48,9 @@ class Member:
         place: where it stands.
         board: what all of them tell.
         timeout: seconds without progress after which a process counts as hanging.
+
+    Attributes:
+        ending: all processes end, and why has been printed.
     """
 
     def __init__(self, place: Place, board: Board, timeout: float) -> None:
@@ -84,8 +62,10 @@ class Member:
         self._beats = 0
         self._answers = 0
         self._steps: int | None = None
-        self._done = False
-        self._failing = False
+        self.ending = False
+        self._done = False  # nothing is left to do, and nothing more is read
+        self._failing = False  # the main thread unwinds
+        self._failed = False  # it has done so
         self._stopped = threading.Event()
         self._tell()
         self._threads = [threading.Thread(target=task, daemon=True) for task in (self._talk, self._listen)]
@@ -111,8 +91,9 @@ class Member:
     def fail(self, error: BaseException, status: int) -> NoReturn:
         """End this process, and the others; one process prints the cause."""
         self.report(error)
-        self._done = True
-        if isinstance(error, Interrupted) and not self._watches_all:  # the others have stopped too, or need not wait
+        self._failed = True
+        if isinstance(error, Interrupted) and not self._watches_all:  # the others have received it too
+            self._done = True
             with contextlib.suppress(RuntimeError):
                 self._tell()
         else:
@@ -125,15 +106,15 @@ class Member:
         self._done, self._steps = True, None
         with contextlib.suppress(RuntimeError):
             self._tell()
-            while self._watches_all and not self._all_done():
+            while self.place.rank == 0 and not self._others_done():
                 time.sleep(0.05)
         self._stopped.set()
         for thread in self._threads:
             thread.join(GRACE)
 
-    def _all_done(self) -> bool:
+    def _others_done(self) -> bool:
         beats = self.board.beats(range(self.place.size))
-        return all(beat.done for beat in beats.values())
+        return all(beat.done for rank, beat in beats.items() if rank != self.place.rank)
 
     # ---- the threads
 
@@ -155,6 +136,9 @@ class Member:
                 self._alone()
             self._answers += 1
             if status is not None:
+                self.ending = self._done = True
+                with contextlib.suppress(RuntimeError):
+                    self._tell()
                 self._quit(status)
 
     def _listen(self) -> None:
@@ -169,10 +153,11 @@ class Member:
     def _announce(self, cause: Cause) -> int:
         """Print why all processes end, and tell them."""
         status = status_of(cause)
+        self.ending = True
         if self.board.end(status):
             print(f"error: {cause}" if isinstance(cause, InputError) else str(cause).rstrip(), file=sys.stderr)
-            deadline = time.monotonic() + GRACE / 2  # the store may end with this process
-            while time.monotonic() < deadline and not self._all_done():
+            deadline = time.monotonic() + LINGER
+            while time.monotonic() < deadline and not self._others_done():
                 time.sleep(0.05)
         return status
 
@@ -192,11 +177,8 @@ class Member:
 
     def _quit(self, status: int) -> NoReturn:
         deadline = time.monotonic() + GRACE
-        while self._failing and not self._done and time.monotonic() < deadline:
+        while self._failing and not self._failed and time.monotonic() < deadline:
             time.sleep(0.05)  # the main thread finishes what it must, such as the logger
-        self._done = True
-        with contextlib.suppress(RuntimeError):
-            self._tell()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -225,7 +207,7 @@ def join(place: Place | None, limit: float, timeout: float) -> None:
     global _member, _joined
     if place is None:
         return
-    board = Board(_connect(place, limit), place.size, _joined)
+    board = Board(connect(place, limit), place.size, _joined)
     _joined += 1
     _member = Member(place, board, timeout)
     deadline = time.monotonic() + limit
@@ -233,9 +215,9 @@ def join(place: Place | None, limit: float, timeout: float) -> None:
         if time.monotonic() > deadline:
             missing = ", ".join(str(rank) for rank in range(place.size) if rank not in present)
             raise InputError(
-                f"process {missing} of {place.size} has not connected to {place.address}:{place.port} on "
-                f"{socket.gethostname()} within {limit:g} s (connect_timeout); see whether it was started, and whether "
-                "a firewall blocks the port"
+                f"{len(present)} of {place.size} processes have connected to {place.address}:{place.port} on "
+                f"{socket.gethostname()} within {limit:g} s (connect_timeout); missing: {missing}. See whether they "
+                "were started, and whether a firewall blocks the port"
             )
         time.sleep(0.05)
 
@@ -246,38 +228,6 @@ def leave() -> None:
     if _member is not None:
         _member.leave()
         _member = None
-
-
-def _connect(place: Place, limit: float) -> dist.TCPStore:
-    host = socket.gethostname()
-    deadline = time.monotonic() + limit
-    while not place.holds_store:  # TCPStore would print much about each attempt
-        try:
-            socket.create_connection((place.address, place.port), timeout=limit).close()
-            break
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise InputError(
-                    f"process {place.rank} of {place.size} on {host} cannot reach {place.address}:{place.port} within "
-                    f"{limit:g} s (connect_timeout): {error.strerror or error}; see whether process 0 was started "
-                    "there (MASTER_ADDR, MASTER_PORT), and whether a firewall blocks the port"
-                ) from None
-            time.sleep(0.1)
-    try:
-        return dist.TCPStore(
-            place.address,
-            place.port,
-            None,
-            place.holds_store,
-            datetime.timedelta(seconds=limit),
-            wait_for_workers=False,
-            multi_tenant=True,  # the process group uses it too
-        )
-    except RuntimeError as error:
-        raise InputError(
-            f"process {place.rank} of {place.size} on {host} cannot "
-            f"{'open' if place.holds_store else 'reach'} {place.address}:{place.port}: {str(error).splitlines()[0]}"
-        ) from None
 
 
 def _report_of(error: BaseException) -> Report:

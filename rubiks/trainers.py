@@ -21,7 +21,7 @@ from rubiks import launched, processes
 from rubiks.errors import InputError
 from rubiks.runs import Run
 from rubiks.settings import Count, Expected, Settings, unknown
-from rubiks.stopping import Stop
+from rubiks.stopping import Interrupted, Stop
 from rubiks.training.callbacks import ProgressLines, Throughput
 from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from rubiks.training.nonfinite import SkipNonFinite
@@ -192,7 +192,8 @@ class _Tell(Callback):
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         member = processes.member()
-        if member is not None:
+        # Only our parent passes a signal on; otherwise its message is still to come.
+        if member is not None and (processes.is_child() or not isinstance(exception, Interrupted)):
             member.report(exception)
 
 

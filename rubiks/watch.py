@@ -85,8 +85,10 @@ class Watch:
             self._since.setdefault(report.kind, self._now)
 
     def _reported(self) -> Cause | None:
-        done = len(self._beats) == self.board.size and all(beat.done for beat in self._beats.values())
-        if not self._since or not (done or any(self._now - self._since[kind] > _KINDS[kind] for kind in self._since)):
+        if not self.reports:
+            return None
+        told = {rank for rank, beat in self._beats.items() if beat.done} | set(self.reports)
+        if len(told) < self.board.size and all(self._now - at <= _KINDS[kind] for kind, at in self._since.items()):
             return None
         kind = min(self._since, key=list(_KINDS).index)
         gone = self._silent(SETTLE * 3) if kind == "lost" else None

@@ -118,7 +118,7 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
         parent.subprocess = types.SimpleNamespace(Popen=popen)
         if "HOST" in environment:
             socket.gethostname = lambda: environment["HOST"]
-        if "FAULT" in environment:
+        if "FAULT" in environment and command[1] != "-m":
             insert(*environment["FAULT"].split())
         if command[1] == "-m":
             subprocess_handler.Popen = lambda args, env, **options: popen([sys.executable, *args[2:]], env, **options)

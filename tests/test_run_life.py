@@ -23,7 +23,7 @@ from conftest import ROOT
 from faulty_train import insert
 from forked import end, start, start_torchrun
 
-from rubiks import RubiksNet, launched, processes, runs
+from rubiks import RubiksNet, launched, processes, rendezvous, runs
 from rubiks.errors import InputError
 from rubiks.training.module import VideoClassifier
 
@@ -504,6 +504,43 @@ def test_processes_that_contradict_the_configuration(environment, devices, nodes
     else:
         with pytest.raises(InputError, match=re.escape(words)):
             launched.check(devices, nodes)
+
+
+PLACES = {
+    "alone": ({}, 1, 1, None),
+    "starts the others": ({}, 2, 1, None),
+    "left behind in a shell": ({"WORLD_SIZE": "2", "RANK": "1"}, 1, 1, None),
+    "in an allocation": ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, 2, 1, None),
+    "of our parent": ({"LOCAL_RANK": "1", "WORLD_SIZE": "4", "NODE_RANK": "1"}, 2, 2, (3, 4, 1)),
+    "one of each host": ({"NODE_RANK": "1"}, 1, 3, (1, 3, 0)),
+    "torchrun": ({"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, 4, 2, (5, 8, 1)),
+    "one of torchrun": ({"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, 1, 1, None),
+    "srun": (
+        {
+            "SLURM_STEP_NUM_TASKS": "8",
+            "SLURM_NTASKS": "8",
+            "SLURM_NTASKS_PER_NODE": "4",
+            "SLURM_PROCID": "6",
+            "SLURM_LOCALID": "2",
+        },
+        4,
+        2,
+        (6, 8, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_where_a_process_stands(name, monkeypatch):
+    environment, devices, nodes, expected = PLACES[name]
+    for variable in [variable for variable in os.environ if variable.startswith(("SLURM", "TORCHELASTIC", "RUBIKS_"))]:
+        monkeypatch.delenv(variable)
+    for variable in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in (environment | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(variable, value)
+    place = None if expected is None else rendezvous.Place(*expected, "10.0.0.1", 29500)
+    assert launched.place(devices, nodes) == place
 
 
 def test_torchrun(builtin_data, references, tmp_path):

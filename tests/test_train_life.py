@@ -18,7 +18,7 @@ import torch
 import yaml
 from commands import BASE
 
-from rubiks import parent, processes, tracking
+from rubiks import parent, processes, rendezvous, tracking
 from rubiks.data.manifest import Entry, Manifest
 from rubiks.stopping import Interrupted
 from rubiks.training.position import Position
@@ -212,14 +212,14 @@ def test_a_parent_starts_its_processes_and_trains_nothing(came, builtin_data, co
 def one_of_two(monkeypatch, tmp_path):
     """Makes this process one of two of a training, started by our parent or from outside."""
 
-    def become(rank: int, by_us: bool) -> list[processes.Place]:
+    def become(rank: int, by_us: bool) -> list[rendezvous.Place]:
         monkeypatch.setattr(processes, "follow_parent", lambda: None)
         monkeypatch.setattr(os, "_exit", sys.exit)  # it would also end the tests
         monkeypatch.setattr(processes, "join", lambda place, *_: joined.append(place))
-        joined: list[processes.Place] = []
+        joined: list[rendezvous.Place] = []
         values = {"LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
         if by_us:
-            values |= {"RANK": rank, "RUBIKS_PARENT": os.getppid(), "RUBIKS_RUN": "outputs/chosen"}
+            values |= {"RUBIKS_PARENT": os.getppid(), "RUBIKS_RUN": "outputs/chosen"}
         for name, value in values.items():
             monkeypatch.setenv(name, str(value))
         return joined
@@ -250,7 +250,7 @@ def test_one_process_of_two_speaks_and_writes(rank, by_us, builtin_data, command
     stop = call.trainer.checkpoint_callback.stop
     first = rank == 0 and not by_us
     assert stop._quiet is not first
-    assert joined == [processes.Place(rank, 2, rank, "127.0.0.1", 29500)]
+    assert joined == [rendezvous.Place(rank, 2, rank, "127.0.0.1", 29500)]
     assert locked == [first]  # otherwise the parent holds it
     assert ("has no entries for the train videos" in out) == first
     assert call.log_levels == (logging.INFO if rank == 0 else logging.WARNING, logging.INFO)

@@ -100,8 +100,8 @@ def exchange(
     }
     lists = {f"{name} list": f"{len(own):,} videos, {videos.digest(own)[:12]}" for name, own in _named(train, val)}
     faults = [fault for name, own in _named(train, val) for fault in preflight.unreadable(name, own)]
-    folder = next(folder for folder in (run.folder, runs.OUTPUTS, Path()) if folder.is_dir()).resolve()
-    if member.place.rank == 0:
+    folder = next(folder for folder in (run.folder, runs.OUTPUTS, Path()) if folder.is_dir())
+    if member.place.rank == 0 and not settings.trainer.fast_dev_run:
         faults += preflight.no_room(folder, _room(settings, net, run))
     equal = {**chosen, **lists, "start of training": str(start)}
     return preflight.exchange(member, trainer.strategy.root_device, equal, faults, folder)

@@ -70,7 +70,7 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
             check_added(cfg, config_name, command.choices)
             config = plain(cfg)
             settings = model(**config)
-            place = launched.place(settings.local_processes)
+            place = launched.place(settings.local_processes, settings.trainer.num_nodes)
             processes.join(place, settings.connect_timeout, settings.process_timeout)
             job(settings, config, command)
             processes.leave()
