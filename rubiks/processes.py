@@ -90,6 +90,7 @@ class Member:
 
     def fail(self, error: BaseException, status: int) -> NoReturn:
         """End this process, and the others; one process prints the cause."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it, which must not come before the message
         self.report(error)
         self._failed = True
         if isinstance(error, Interrupted) and not self._watches_all:  # the others have received it too

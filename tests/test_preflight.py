@@ -192,6 +192,10 @@ def test_an_all_reduce_that_fails():
 CHOICES = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4", "trainer=ddp")
 
 
+def test_one_process_has_nothing_to_check(builtin_data, commands):
+    assert "there is only one process: choose trainer=ddp" in commands.refused("check-cluster", builtin_data, *CHOICES)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 def test_check_cluster_starts_processes_and_describes_them(builtin_data, tmp_path):

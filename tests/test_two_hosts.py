@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import SMALL_RUNS
-from forked import end, start_agent
+from forked import end, start, start_agent
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_network"), SMALL_RUNS]
 
@@ -27,22 +27,26 @@ def agents(builtin_data, tmp_path):
     """Starts both agents."""
     started: list[subprocess.Popen] = []
 
-    def start(*choices: str, fault: str = "") -> list[subprocess.Popen]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def run(*choices: str, fault: str = "") -> list[subprocess.Popen]:
         own = {"FAULT": fault} if fault else {}
+        port = free_port()
         both = [start_agent(tmp_path, node, port, builtin_data, *CHOICES, *choices, **own) for node in (0, 1)]
         started.extend(both)
         return both
 
-    yield start
+    yield run
     for agent in started:
         if agent.poll() is None:
             for child in children(agent):
                 os.kill(child, signal.SIGKILL)
             agent.kill()
             agent.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def children(process: subprocess.Popen) -> list[int]:
@@ -98,3 +102,16 @@ def test_a_host_that_is_gone_ends_the_other_and_both_go_on(gone, cause, agents, 
     assert [status for status, _, _ in ends] == [0, 0], ends
     assert "Resuming outputs/both after" in ends[0][1]
     assert position(tmp_path) > before
+
+
+def test_a_first_process_that_holds_the_store_is_killed(builtin_data, tmp_path):
+    """As with srun, which starts each process without an agent."""
+    shared = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "FAULT": "training 0 0 3 SIGKILL"}
+    first, second = (
+        start(tmp_path, "train", builtin_data, *CHOICES, **shared, RANK=rank, GROUP_RANK=rank) for rank in ("0", "1")
+    )
+    assert end(first)[0] == -signal.SIGKILL
+    status, _, err = end(second, timeout=30)
+    assert status == 2
+    assert err.count("error: process 1 of 2 on ") == err.count("gets no answer from process 0 (127.0.0.1:") == 1

@@ -8,6 +8,7 @@ torchrun --nnodes=2 ... -m rubiks check-cluster trainer=ddp ...         on sever
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from rubiks import assemble, continuing, naming, parent, preflight, processes, runs, trainers, weights
+from rubiks import assemble, continuing, launched, naming, parent, preflight, processes, runs, trainers, weights
 from rubiks.choices import CommandLine, text_of
 from rubiks.data import videos
 from rubiks.data.records import VideoRecord
@@ -30,6 +31,8 @@ from rubiks.runs import Run
 from rubiks.stopping import Stop
 from rubiks.training.position import Position
 
+log = logging.getLogger(__name__)
+
 BANDWIDTH_BYTES = 64_000_000
 
 
@@ -40,8 +43,15 @@ def check_cluster(settings: Training, config: dict[str, Any], command: CommandLi
         settings, config, command: as for `train`.
     """
     stop = Stop()
+    if not launched.is_first():  # the first process reports on the data
+        logging.getLogger("rubiks").setLevel(logging.ERROR)
     with stop.watching():
         run = naming.named_run(settings.run, command) or Run(runs.OUTPUTS / str(settings.run))
+        manifest, source = videos.manifest_of(settings.data.source), settings.data.source.ready()
+        classes = videos.class_names(source)
+        train, _ = videos.records(source, settings.data.loading, "train", len(classes), manifest)
+        val, _ = videos.records(source, settings.data.loading, "val", len(classes), manifest)
+        net = weights.network(settings, classes, use_init=False)
         trainer = assemble.trainer(settings, [], stop, enable_checkpointing=False)
         if trainers.starts_processes(trainer):
             devices, nodes, timeout = trainer.num_devices, trainer.num_nodes, settings.process_timeout
@@ -50,13 +60,6 @@ def check_cluster(settings: Training, config: dict[str, Any], command: CommandLi
         member = processes.member()
         if member is None:
             raise InputError("there is only one process: choose trainer=ddp, or start several with torchrun or srun")
-        manifest, source = videos.manifest_of(settings.data.source), settings.data.source.ready()
-        classes = videos.class_names(source)
-        train, val = (
-            videos.records(source, settings.data.loading, split, len(classes), manifest)[0]
-            for split in ("train", "val")
-        )
-        net = weights.network(settings, classes, use_init=False)
         facts = exchange(settings, config, trainer, net, train, val, run, Position())
         problems = preflight.problems(facts)
         answers: list[list[float]] = []
@@ -70,6 +73,37 @@ def check_cluster(settings: Training, config: dict[str, Any], command: CommandLi
             os._exit(1)  # an all-reduce without an answer would keep the process
 
 
+def check_together(
+    settings: Training,
+    config: dict[str, Any],
+    trainer: pl.Trainer,
+    net: RubiksNet,
+    train: Sequence[VideoRecord],
+    val: Sequence[VideoRecord],
+    run: Run,
+    start: Position,
+) -> None:
+    """Before a training: if there are several processes, check that they can train together, and connect them.
+
+    Args:
+        settings, config, trainer, net, train, val, run, start: as for `exchange`.
+
+    Raises:
+        InputError: they cannot.
+    """
+    member = processes.member()
+    if member is None:
+        return
+    facts = exchange(settings, config, trainer, net, train, val, run, start)
+    problems = preflight.problems(facts)
+    if problems:
+        raise InputError("\n- ".join([f"{len(facts)} processes cannot train together:", *problems]))
+    preflight.connect(trainer, member.place, settings.connect_timeout)
+    if member.place.rank == 0:
+        for note in preflight.notes(facts):
+            log.warning("%s", note)
+
+
 def exchange(
     settings: Training,
     config: dict[str, Any],
@@ -80,7 +114,7 @@ def exchange(
     run: Run,
     start: Position,
 ) -> list[Facts]:
-    """State what this process would train, and read the same of all processes, in the order of ranks.
+    """State what this process trains, and read the same of all processes, in the order of ranks.
 
     Args:
         settings: what is trained.

@@ -24,24 +24,11 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 
-from rubiks import (
-    assemble,
-    continuing,
-    launched,
-    naming,
-    parent,
-    preflight,
-    processes,
-    runs,
-    tracking,
-    trainers,
-    weights,
-)
+from rubiks import assemble, continuing, launched, naming, parent, processes, runs, tracking, trainers, weights
 from rubiks.choices import CommandLine, program, setting
-from rubiks.cli.check_cluster import exchange
+from rubiks.cli.check_cluster import check_together
 from rubiks.data import videos
 from rubiks.data.records import VideoRecord
-from rubiks.errors import InputError
 from rubiks.experiment import Training
 from rubiks.files import write_atomically, write_lines
 from rubiks.models import RubiksNet
@@ -49,8 +36,6 @@ from rubiks.stopping import Interrupted, Stop
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import describe_groups
 from rubiks.training.position import Position, epoch_of
-
-log = logging.getLogger(__name__)
 
 
 def train(settings: Training, config: dict[str, Any], command: CommandLine) -> None:
@@ -136,7 +121,7 @@ def _train(
             "train", trainer.num_devices, trainer.num_nodes, run.folder, command.choices, settings.process_timeout
         )
         return
-    _meet(settings, content, trainer, net, train_videos, val_videos, run, start)
+    check_together(settings, content, trainer, net, train_videos, val_videos, run, start)
     if not rehearsal:  # from here on, files are written to the run's folder
         trainer.loggers = tracking.loggers(settings.logger, run, content, trainer.is_global_zero)
         if trainer.is_global_zero:
@@ -170,32 +155,13 @@ def _train(
         _finish(settings, command, run, trainer, module.position or start)
 
 
-def _meet(settings: Training, content: dict[str, Any], trainer: pl.Trainer, *what: Any) -> None:
-    """With several processes, check that they can train together; `what` is what else `check_cluster.exchange` takes.
-
-    Raises:
-        InputError: they cannot.
-    """
-    member = processes.member()
-    if member is None:
-        return
-    facts = exchange(settings, content, trainer, *what)
-    problems = preflight.problems(facts)
-    if problems:
-        raise InputError("\n- ".join([f"{len(facts)} processes cannot train together:", *problems]))
-    preflight.connect(trainer, member.place, settings.connect_timeout)
-    if trainer.is_global_zero:
-        for note in preflight.notes(facts):
-            log.warning("%s", note)
-
-
 def _describe(
     settings: Training,
     net: RubiksNet,
     train: Sequence[VideoRecord],
     val: Sequence[VideoRecord],
     num_classes: int,
-    count: int,
+    processes: int,
 ) -> None:
     """Print what is trained: the network, the data, and the learning rates."""
     sampling = settings.data.sampling
@@ -204,7 +170,7 @@ def _describe(
         f"{settings.data.source.name}: {len(train):,} training and {len(val):,} validation videos, "
         f"{num_classes} classes, {sampling.num_frames} frames of {sampling.size} pixels"
     )
-    print(describe_groups(net, settings.recipe, count))
+    print(describe_groups(net, settings.recipe, processes))
     if settings.aq is not None:
         print(settings.aq)
 
