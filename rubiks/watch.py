@@ -17,7 +17,7 @@ SILENCE = 60.0  # seconds without a sign of life after which a process counts as
 RESUMES = "the same command resumes from the last saved state"
 
 # How long to wait for a better explanation than a report of this kind; the best comes first.
-_KINDS = {"input": SETTLE, "defect": SETTLE, "killed": SETTLE, "signal": GRACE, "lost": GRACE}
+_KINDS = {"input": SETTLE, "defect": SETTLE, "killed": SETTLE, "signal": PATIENCE, "lost": GRACE}
 
 
 class Failure(Exception):  # noqa: N818  a defect of the program, not of this process

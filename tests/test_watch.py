@@ -72,7 +72,7 @@ def test_the_best_explanation_is_the_cause(reports, kind, status, words, cluster
     assert cluster.passes(2) is None
     for rank, report in reports.items():
         cluster.board.report(rank, report)
-    cause = cluster.passes(15)
+    cause = cluster.passes(35)
     assert isinstance(cause, kind)
     assert status_of(cause) == status
     assert str(cause).startswith(words)
