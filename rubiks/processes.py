@@ -158,13 +158,16 @@ class Member:
         if self.board.end(status):
             print(f"error: {cause}" if isinstance(cause, InputError) else str(cause).rstrip(), file=sys.stderr)
             deadline = time.monotonic() + LINGER
-            while time.monotonic() < deadline and not self._others_done():
-                time.sleep(0.05)
+            with contextlib.suppress(RuntimeError):
+                while time.monotonic() < deadline and not self._others_done():
+                    time.sleep(0.05)
         return status
 
     def _alone(self) -> NoReturn:
-        if self._stopped.is_set():
-            sys.exit()
+        """End this process because the board does not answer."""
+        if self._stopped.is_set() or self.ending:
+            sys.exit()  # this thread only
+        self.ending = True
         if is_child():
             time.sleep(2)  # without its parent, `follow_parent` ends it
         if self.place.local_rank == 0:
@@ -177,12 +180,15 @@ class Member:
         self._quit(2)
 
     def _quit(self, status: int) -> NoReturn:
+        """End this process from one of its threads."""
         deadline = time.monotonic() + GRACE
         while self._failing and not self._failed and time.monotonic() < deadline:
             time.sleep(0.05)  # the main thread finishes what it must, such as the logger
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
 
 
 _member: Member | None = None
