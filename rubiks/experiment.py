@@ -54,7 +54,7 @@ class Experiment(Settings):
 
     connect_timeout: Annotated[
         float, Field(gt=0, le=1_000_000), Expected("a number of seconds above 0 and at most 1,000,000")
-    ] = Field(120, description="with several processes: seconds for all of them to connect to the first")
+    ] = Field(120, description="with several processes: seconds for all to connect, and for a first all-reduce")
 
     @property
     def on_gpu(self) -> bool:

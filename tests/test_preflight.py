@@ -6,6 +6,7 @@ import dataclasses
 import re
 import socket
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -211,23 +212,48 @@ def test_check_cluster_starts_processes_and_describes_them(builtin_data, tmp_pat
     assert list(tmp_path.rglob("*")) == []
 
 
+@pytest.fixture
+def hosts(builtin_data, port, tmp_path):
+    """Runs a command on two hosts, each in its folder and with its choices: status, stdout and stderr of each."""
+
+    def run(name: str, *own: tuple[Path, str]) -> list[tuple[int, str, str]]:
+        shared = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        several = (builtin_data, *CHOICES, "trainer.devices=1", "trainer.num_nodes=2", "run=both")
+        started = []
+        for rank, (folder, choice) in enumerate(own):
+            here = {"RANK": str(rank), "GROUP_RANK": str(rank), "HOST": f"host-{rank}"}
+            started.append(start(folder, name, *several, choice, **shared, **here))
+        return [end(process, timeout=60) for process in started]
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_network")
 @pytest.mark.parametrize(("name", "status"), [("check-cluster", 1), ("train", 2)])
-def test_hosts_that_do_not_agree(name, status, builtin_data, port, tmp_path):
-    shared = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    choices = (builtin_data, *CHOICES, "trainer.devices=1", "trainer.num_nodes=2", "run=both")
-    both = []
-    for rank in ("0", "1"):
-        own = {"RANK": rank, "GROUP_RANK": rank, "HOST": f"host-{rank}"}
-        both.append(start(tmp_path, name, *choices, f"seed={rank}", **shared, **own))
-    (status_0, out, err), (status_1, out_1, err_1) = (end(process, timeout=60) for process in both)
-    assert (status_0, status_1) == (status, status)
-    assert (out_1, err_1) == ("", "")
+def test_hosts_with_other_choices(name, status, hosts, tmp_path):
+    (status_0, out, err), other = hosts(name, (tmp_path, "seed=0"), (tmp_path, "seed=1"))
+    assert (status_0, *other) == (status, status, "", "")
     problem = "- seed differs: 0 in process 0 on host-0; 1 in process 1 on host-1"
     if name == "train":
         assert err == f"error: 2 processes cannot train together:\n{problem}\n"
     else:
         assert out.splitlines()[-2:] == ["2 processes on 2 hosts cannot train together:", problem]
     assert list(tmp_path.glob("outputs/*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_network")
+def test_a_run_that_only_one_host_has(builtin_data, hosts, tmp_path):
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+    choices = (builtin_data, *CHOICES, "run=both", "recipe.batch_size=4", "trainer.max_steps=2")
+    status, _, err = end(start(tmp_path / "0", "train", *choices))
+    assert status == 0, err
+    first, _ = hosts("train", *((tmp_path / name, "recipe.batch_size=2") for name in ("0", "1")))
+    assert first[0] == 2
+    assert first[2].splitlines()[-1] == (
+        "- start of training differs: 0 epochs and 8 videos of the next (2 steps) in process 0 on host-0; "
+        "0 epochs (0 steps) in process 1 on host-1"
+    )
