@@ -44,6 +44,7 @@ SILENT = (
     "device",
     "logger",
     "checkpoint",
+    "connect_timeout",
     "process_timeout",
     "patience",
     "data.name",
@@ -173,7 +174,7 @@ def recipe_for(saved: SavedNetwork, recipe: Recipe, processes: int) -> tuple[Rec
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     """The settings that differ between two configurations, sections written with dots."""
-    old, new = _flat({**EARLIER, **before}), _flat(now)
+    old, new = flat({**EARLIER, **before}), flat(now)
     found = [Change(key, old.get(key), new.get(key)) for key in sorted({*old, *new})]
     return [change for change in found if change.before != change.now]
 
@@ -245,11 +246,12 @@ def _key(choice: str) -> str:
     return choice.partition("=")[0].lstrip("+~")
 
 
-def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a configuration, by their keys with dots."""
     leaves: dict[str, Any] = {}
     for key, value in section.items():
         if isinstance(value, dict) and value:
-            leaves |= _flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves

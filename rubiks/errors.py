@@ -1,5 +1,10 @@
 """The errors raised for bad input, as opposed to bugs in the program."""
 
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
 
 class InputError(Exception):
     """A file, key or value that the user gave cannot be used.
@@ -24,3 +29,11 @@ class VideoError(InputError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+def readable(error: BaseException) -> BaseException:
+    """The error itself, or for a full disk the `InputError` that says so."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or Path.cwd()
+        return InputError(f"no space left on the device that holds {where}; free some space and start again")
+    return error

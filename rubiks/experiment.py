@@ -54,6 +54,10 @@ class Experiment(Settings):
         float, Field(gt=0, le=1_000_000), Expected("a number of seconds above 0 and at most 1,000,000")
     ] = Field(600, description="with several processes: seconds to wait for one that hangs before all are stopped")
 
+    connect_timeout: Annotated[
+        float, Field(gt=0, le=1_000_000), Expected("a number of seconds above 0 and at most 1,000,000")
+    ] = Field(120, description="with several processes: seconds for all to connect, and for a first all-reduce")
+
     @property
     def on_gpu(self) -> bool:
         """Whether to run on a GPU."""

@@ -17,6 +17,7 @@ from lightning_fabric.plugins.environments import (
 from rubiks import processes
 from rubiks.data.workers import cores
 from rubiks.errors import InputError
+from rubiks.rendezvous import Place
 
 
 def environment() -> ClusterEnvironment:
@@ -65,6 +66,26 @@ def counts(devices: Any, nodes: int | None) -> tuple[Any, int]:
     return per_host if devices in ("auto", -1, "-1") else devices, hosts if nodes is None else nodes
 
 
+def place(devices: int, nodes: int) -> Place | None:
+    """Where this process stands among those that run together; None if it is alone, or starts the others.
+
+    Args:
+        devices: processes on each machine, from the configuration.
+        nodes: machines, from the configuration.
+    """
+    own = environment()
+    if not isinstance(own, LightningEnvironment):
+        rank, size = own.global_rank(), own.world_size()
+    elif "LOCAL_RANK" in os.environ:
+        size = _number("WORLD_SIZE", 1)
+        rank = own.node_rank() * (size // nodes) + own.local_rank()
+    elif devices == 1 and not _missing():
+        rank, size = own.node_rank(), nodes
+    else:
+        return None
+    return None if size == 1 else Place(rank, size, own.local_rank(), own.main_address, own.main_port)
+
+
 def check(devices: int, nodes: int) -> None:
     """Raise InputError if the processes started from outside are not those that the trainer should have.
 
@@ -89,7 +110,7 @@ def check(devices: int, nodes: int) -> None:
                 "start them, or start all of them yourself and set WORLD_SIZE"
             )
     else:
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+        missing = _missing()
         if nodes > 1 and missing and not processes.is_child():
             raise InputError(
                 f"trainer.num_nodes={nodes}, but {', '.join(missing)} is not set: start this with torchrun or srun, or "
@@ -137,6 +158,11 @@ def _started() -> tuple[int, int] | None:
 
 def _who(total: int) -> str:
     return f"torchrun has started {total} processes" if _by_torchrun() else f"srun has started {total} tasks"
+
+
+def _missing() -> list[str]:
+    """What is not set of the variables with which a user starts one command on each machine."""
+    return [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
 
 
 def _by_torchrun() -> bool:

@@ -53,7 +53,13 @@ def tell_stopping(number: int) -> None:
 
 
 class Beat(Protocol):
-    """Reports that this process makes progress."""
+    """Reports that this process makes progress.
+
+    Attributes:
+        ending: what starts the processes may signal that they end, which they do anyway.
+    """
+
+    ending: bool
 
     def __call__(self) -> None: ...
 
@@ -111,7 +117,8 @@ class Stop:
         again = number == signal.SIGINT and not first and time.monotonic() - self._since > 0.5
         if again or (first and not self.patient):
             raise Interrupted(self.signal or number)
-        if first and not self._quiet:
+        ending = self._beat is not None and self._beat.ending
+        if first and not self._quiet and not ending:
             tell_stopping(number)
 
     def agreed(self) -> bool:

@@ -19,7 +19,7 @@ from rubiks import launched, processes
 from rubiks.errors import InputError
 from rubiks.runs import Run
 from rubiks.settings import Count, Expected, Settings, unknown
-from rubiks.stopping import Stop
+from rubiks.stopping import Interrupted, Stop
 from rubiks.training.callbacks import ProgressLines, Throughput
 from rubiks.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from rubiks.training.distributed import AveragedGradients
@@ -155,7 +155,7 @@ def trainer(
             enable_model_summary=False,
             enable_progress_bar=bar,
             callbacks=[
-                *([_Tell()] if processes.is_child() else []),
+                *([_Tell()] if processes.member() else []),
                 *callbacks,
                 *([RichProgressBar()] if bar else []),
             ],
@@ -194,10 +194,13 @@ def _several(devices: Any, gpu: bool) -> bool:
 
 
 class _Tell(Callback):
-    """Tells the parent process that this one fails, before it waits for others that wait for it."""
+    """Tells the other processes that this one fails, before it waits for others that wait for it."""
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        processes.report(exception)
+        member = processes.member()
+        # Only our parent passes a signal on; otherwise its message is still to come.
+        if member is not None and (processes.is_child() or not isinstance(exception, Interrupted)):
+            member.report(exception)
 
 
 def starts_processes(trainer: pl.Trainer) -> bool:

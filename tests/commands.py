@@ -20,6 +20,7 @@ from hydra._internal.hydra import Hydra
 from pytorch_lightning.loggers import WandbLogger
 
 from rubiks.cli import train as cli_train
+from rubiks.cli.check_cluster import check_cluster
 from rubiks.cli.entry import launch
 from rubiks.cli.evaluate import evaluate
 from rubiks.experiment import Evaluation, Training
@@ -138,4 +139,8 @@ class Commands:
 BASE = ("device=cpu", "data.workers=0")
 # Lightning's warnings about runs as small as those of tests.
 SMALL_RUNS = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*number of training batches.*")
-ENTRIES = {"train": (cli_train.train, Training), "eval": (evaluate, Evaluation)}
+ENTRIES = {
+    "train": (cli_train.train, Training),
+    "eval": (evaluate, Evaluation),
+    "check-cluster": (check_cluster, Training),
+}

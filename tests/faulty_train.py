@@ -1,7 +1,8 @@
 """train.py with a fault at one place, for tests: FAULT="STEP RANK EPOCH BATCH WHAT" in the environment.
 
 STEP is training or validation; WHAT is raise, input, nan, a signal that the process sends to itself (SIGKILL, SIGTERM,
-...), hang, or wait, for one second; both print "inside" first, so that a test can act meanwhile.
+...), worker (a loader process is killed), hang, or wait, for one second; both print "inside" first, so that a test can
+act meanwhile.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def insert(step_name: str, rank: str, epoch: str, batch: str, what: str) -> None
                 case "hang" | "wait":
                     print("inside", flush=True)
                     time.sleep(1e6 if what == "hang" else 1)
+                case "worker":
+                    os.kill(self.trainer.train_dataloader._iterator._workers[0].pid, signal.SIGKILL)
                 case _:
                     os.kill(os.getpid(), getattr(signal, what))
         return loss

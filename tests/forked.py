@@ -11,6 +11,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -40,6 +41,15 @@ def start_torchrun(folder: Path, processes: int, *choices: str) -> subprocess.Po
     """Start this many processes of train.py by torchrun, which is itself forked from the tests."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return _start(folder, [sys.executable, *launcher, *_words("train", choices)], {})
+
+
+def start_agent(folder: Path, node: int, port: int, *choices: str, **environment: str) -> subprocess.Popen:
+    """Start one of two torchrun agents of one process each, which takes itself for a host of its own, host-NODE."""
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-conf=is_host={node == 0}"]
+    options = ["--nnodes=2", "--nproc-per-node=1", *meeting, "--local-addr=127.0.0.1"]
+    launcher = ["-m", "torch.distributed.run", *options]
+    own = {"HOST": f"host-{node}"} | environment
+    return _start(folder, [sys.executable, *launcher, *_words("train", choices)], own)
 
 
 def _words(name: str, choices: Sequence[str]) -> list[str]:
@@ -106,7 +116,9 @@ def _become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
         sys.argv = list(command[1:])
         GlobalHydra.instance().clear()
         parent.subprocess = types.SimpleNamespace(Popen=popen)
-        if "FAULT" in environment:
+        if "HOST" in environment:
+            socket.gethostname = lambda: environment["HOST"]
+        if "FAULT" in environment and command[1] != "-m":
             insert(*environment["FAULT"].split())
         if command[1] == "-m":
             subprocess_handler.Popen = lambda args, env, **options: popen([sys.executable, *args[2:]], env, **options)

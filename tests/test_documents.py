@@ -43,14 +43,14 @@ def test_commands_are_found():
 def test_a_command_is_understood(document, line):
     words = shlex.split(PLACEHOLDER.sub("x", line), comments=True)
     if words[0] in ("torchrun", "srun", "sbatch"):
-        (script,) = [place for place, word in enumerate(words) if word.endswith(("train.py", "train.sbatch"))]
-        words = ["python", "train.py", *words[script + 1 :]]
+        (script,) = [place for place, word in enumerate(words) if word.endswith(("train.py", "train.sbatch", "rubiks"))]
+        words = words[script:] if words[script] == "rubiks" else ["python", "train.py", *words[script + 1 :]]
     program = words[1].removesuffix(".py") if words[0] == "python" else words[1]
     rest = words[2:]
     if "--help" in rest:
         return
-    if program in ("train", "eval"):
-        model = {"train": Training, "eval": Evaluation}[program]
+    if program in ("train", "eval", "check-cluster"):
+        program, model = ("eval", Evaluation) if program == "eval" else ("train", Training)
         # The first of several runs; `latest` and the like need not exist.
         choices = [re.sub(r"^((?:seed|data\.split)=\d),.*", r"\1", word) for word in rest if not word.startswith("-")]
         model(**plain(compose(choices, program)))

@@ -15,7 +15,7 @@ from lightning_fabric.plugins.environments import (
 )
 from test_trainers import trainer_of
 
-from rubiks import assemble, launched
+from rubiks import assemble, launched, rendezvous
 from rubiks.data import datamodule
 from rubiks.errors import InputError
 
@@ -177,3 +177,24 @@ def test_the_loader_processes_use_the_cores_that_are_left(variables, cores, work
     monkeypatch.setattr(launched, "cores", lambda: cores)
     settings = training("device=cpu", "trainer=ddp", data__workers="auto")
     assert assemble.training_data(settings, [], [], None).workers == workers
+
+
+PLACES = {
+    "alone": ({}, 1, 1, None),
+    "starts the others": ({}, 2, 1, None),
+    "left behind in a shell": ({"WORLD_SIZE": "2", "RANK": "1"}, 1, 1, None),
+    "in an allocation": ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, 2, 1, None),
+    "of our parent": ({"LOCAL_RANK": "1", "WORLD_SIZE": "4", "NODE_RANK": "1"}, 2, 2, (3, 4, 1)),
+    "one of each host": ({"NODE_RANK": "1"}, 1, 3, (1, 3, 0)),
+    "torchrun": (by_torchrun(5, 8, 4), 4, 2, (5, 8, 1)),
+    "one of torchrun": (by_torchrun(0, 1, 1), 1, 1, None),
+    "srun": (by_srun(6, 2, 4), 4, 2, (6, 8, 2)),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_where_a_process_stands(name, set_environment):
+    variables, devices, nodes, expected = PLACES[name]
+    set_environment(variables | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
+    place = None if expected is None else rendezvous.Place(*expected, "10.0.0.1", 29500)
+    assert launched.place(devices, nodes) == place

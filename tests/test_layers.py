@@ -30,9 +30,13 @@ ALLOWED = {
     "choices": set(),
     "naming": {"choices", "errors", "launched", "models", "processes", "runs"},
     "continuing": {"choices", "data", "errors", "models", "runs", "training"},
-    "launched": {"data", "errors", "processes"},
-    "parent": {"choices", "data", "errors", "processes", "stopping"},
-    "processes": {"files", "errors", "stopping"},
+    "launched": {"data", "errors", "processes", "rendezvous"},
+    "rendezvous": {"errors"},
+    "board": {"errors"},
+    "watch": {"board", "errors", "stopping"},
+    "parent": {"board", "choices", "data", "errors", "processes", "stopping", "watch"},
+    "preflight": {"data", "errors", "files", "ops", "processes", "rendezvous", "version"},
+    "processes": {"board", "errors", "rendezvous", "stopping", "watch"},
 }
 TOP = {"__main__", "assemble", "experiment", "trainers", "tracking", "weights", "cli", "__init__"}
 

@@ -71,6 +71,7 @@ VALUES = {
     "aq.budget": ([-0.1, 1.1], [0, 1]),
     "device": (["tpu", None], ["auto", "cpu"]),
     "process_timeout": ([0, -1, 1_000_001, True, "long", None], [0.5, 1_000_000]),
+    "connect_timeout": ([0, -1, 1_000_001, True, "long", None], [0.5, 1_000_000]),
     "patience": ([0, *NO_WHOLE_NUMBERS], [1, None]),
     "checkpoint.every_n_steps": ([0, *NO_WHOLE_NUMBERS], [1, None]),
     "checkpoint.every_n_epochs": ([0, *NO_WHOLE_NUMBERS], [1, None]),

@@ -23,7 +23,7 @@ from conftest import ROOT
 from faulty_train import insert
 from forked import end, start, start_torchrun
 
-from rubiks import RubiksNet, runs
+from rubiks import RubiksNet, processes, runs
 from rubiks.training.module import VideoClassifier
 
 SMALL = ("data.train_videos=24", "data.val_videos=8", "data.size=32", "data.num_frames=4")
@@ -485,8 +485,11 @@ def test_torchrun_with_other_processes_than_configured_is_refused(builtin_data, 
         "LOCAL_WORLD_SIZE": "2",
         "RANK": "0",
         "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "join", lambda *_: None)  # there are no others
     message = commands.refused("train", builtin_data, *QUICK, "trainer=ddp", "trainer.devices=1", "run=elastic")
     assert "torchrun has started 2 processes, but" in message

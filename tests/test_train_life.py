@@ -18,7 +18,7 @@ import torch
 import yaml
 from commands import BASE
 
-from rubiks import parent, processes, tracking
+from rubiks import parent, processes, rendezvous, tracking
 from rubiks.data.manifest import Entry, Manifest
 from rubiks.stopping import Interrupted
 from rubiks.training.position import Position
@@ -212,16 +212,17 @@ def test_a_parent_starts_its_processes_and_trains_nothing(came, builtin_data, co
 def one_of_two(monkeypatch, tmp_path):
     """Makes this process one of two of a training, started by our parent or from outside."""
 
-    def become(rank: int, by_us: bool) -> None:
+    def become(rank: int, by_us: bool) -> list[rendezvous.Place]:
         monkeypatch.setattr(processes, "follow_parent", lambda: None)
         monkeypatch.setattr(os, "_exit", sys.exit)  # it would also end the tests
+        monkeypatch.setattr(processes, "join", lambda place, *_: joined.append(place))
+        joined: list[rendezvous.Place] = []
         values = {"LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
         if by_us:
-            (tmp_path / "reports").mkdir()
-            values |= {"RUBIKS_REPORTS": tmp_path / "reports", "RUBIKS_PARENT": os.getppid()}
-            values["RUBIKS_RUN"] = "outputs/chosen"
+            values |= {"RUBIKS_PARENT": os.getppid(), "RUBIKS_RUN": "outputs/chosen"}
         for name, value in values.items():
             monkeypatch.setenv(name, str(value))
+        return joined
 
     return become
 
@@ -238,7 +239,7 @@ def test_one_process_of_two_speaks_and_writes(rank, by_us, builtin_data, command
         "run=named",
         f"data.manifest={tmp_path}/other.jsonl",
     )
-    one_of_two(rank, by_us)
+    joined = one_of_two(rank, by_us)
     folder = tmp_path / "outputs" / ("chosen" if by_us else "named")
     locked = []
     fits.during = lambda call: (over(call), locked.append((folder / ".lock").is_file()))
@@ -249,7 +250,7 @@ def test_one_process_of_two_speaks_and_writes(rank, by_us, builtin_data, command
     stop = call.trainer.checkpoint_callback.stop
     first = rank == 0 and not by_us
     assert stop._quiet is not first
-    assert isinstance(stop._beat, processes.Beat) == by_us
+    assert joined == [rendezvous.Place(rank, 2, rank, "127.0.0.1", 29500)]
     assert locked == [first]  # otherwise the parent holds it
     assert ("has no entries for the train videos" in out) == first
     assert call.log_levels == (logging.INFO if rank == 0 else logging.WARNING, logging.INFO)

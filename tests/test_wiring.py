@@ -128,6 +128,7 @@ ELSEWHERE = {
     "trainer.deterministic": "test_trainers.py",
     "trainer.fast_dev_run": "test_trainers.py",
     "trainer.profiler": "test_training_options.py",
+    "connect_timeout": "test_preflight.py",
     "cuda_graphs": "handed on by train.py",
     "init": "test_starting_weights.py",
     "init_temporal": "test_starting_weights.py",

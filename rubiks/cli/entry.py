@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -26,7 +24,7 @@ from rubiks.choices import CommandLine, presets
 from rubiks.cli.helping import print_help
 from rubiks.cli.keys import check_added, check_form, explain
 from rubiks.data.sources import Source
-from rubiks.errors import InputError
+from rubiks.errors import InputError, readable
 from rubiks.experiment import Evaluation, Training
 from rubiks.settings import defaults
 from rubiks.stopping import Interrupted
@@ -71,7 +69,10 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
             )
             check_added(cfg, config_name, command.choices)
             config = plain(cfg)
-            job(model(**config), config, command)
+            settings = model(**config)
+            processes.join(launched.place(*settings.processes), settings.connect_timeout, settings.process_timeout)
+            job(settings, config, command)
+            processes.leave()
         except Exception as error:
             _end(error)  # here, because Hydra would add lines of its own
 
@@ -174,17 +175,13 @@ def _end(error: BaseException) -> NoReturn:
         error = InputError(str(error))
     elif isinstance(error, KeyboardInterrupt):
         error = Interrupted(signal.SIGINT)
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = error.filename or Path.cwd()
-        error = InputError(f"no space left on the device that holds {where}; free some space and start again")
+    error, member = readable(error), processes.member()
     status = error.status if isinstance(error, Interrupted) else 2 if isinstance(error, InputError) else 1
-    if processes.is_child():
-        processes.report(error)
-        sys.stdout.flush()
-        os._exit(status)  # an orderly end of NCCL would wait for the others
-    elif status == 1:
+    if member is not None:
+        member.fail(error, status)
+    if status == 1:
         raise error
-    elif isinstance(error, InputError):
+    if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
     elif launched.is_first():  # a signal, which all processes received
         print(error, file=sys.stderr)

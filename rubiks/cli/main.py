@@ -32,7 +32,7 @@ from rubiks.errors import InputError
 def main() -> None:
     """Run the subcommand named on the command line."""
     complete(make_parser)
-    if sys.argv[1:2] in (["train"], ["eval"]):
+    if sys.argv[1:2] in (["train"], ["eval"], ["check-cluster"]):
         _run_hydra(sys.argv.pop(1))
         return
     arguments = make_parser().parse_args()
@@ -52,11 +52,15 @@ def main() -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; the arguments of train and eval are Hydra's."""
+    """The parser of all commands; the arguments of these three are Hydra's."""
     parser = argparse.ArgumentParser(prog="rubiks", description="Efficient video action recognition.")
     parser.add_argument("--version", action="version", version=f"rubiks {rubiks.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, about in (("train", "train a network"), ("eval", "evaluate a network")):
+    for name, about in (
+        ("train", "train a network"),
+        ("eval", "evaluate a network"),
+        ("check-cluster", "check that several processes can train together"),
+    ):
         command = commands.add_parser(name, help=f"{about}: rubiks {name} --help")
         command.add_argument("choices", nargs="*").completer = preset_choices  # type: ignore[attr-defined]
     predict.add_to(commands)
@@ -76,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run_hydra(name: str) -> None:
-    """Run train or eval, whose arguments Hydra reads."""
+    """Run a command whose arguments Hydra reads."""
     from rubiks.cli.entry import launch  # imports Lightning, which takes seconds
 
     if name == "train":
@@ -84,6 +88,11 @@ def _run_hydra(name: str) -> None:
         from rubiks.experiment import Training
 
         launch(train, Training)
+    elif name == "check-cluster":
+        from rubiks.cli.check_cluster import check_cluster
+        from rubiks.experiment import Training
+
+        launch(check_cluster, Training)
     else:
         from rubiks.cli.evaluate import evaluate
         from rubiks.experiment import Evaluation

@@ -25,6 +25,7 @@ import yaml
 
 from rubiks import assemble, continuing, launched, naming, parent, processes, runs, tracking, trainers, weights
 from rubiks.choices import CommandLine, program, setting
+from rubiks.cli.check_cluster import check_together
 from rubiks.data import videos
 from rubiks.experiment import Training
 from rubiks.files import write_atomically, write_lines
@@ -44,8 +45,7 @@ def train(settings: Training, config: dict[str, Any], command: CommandLine) -> N
         config: the configuration the settings were made from; it is kept in checkpoints.
         command: the command line, for the commands that are printed.
     """
-    beat = processes.Beat() if processes.is_child() else None
-    stop = Stop(quiet=not launched.is_first(), timeout=settings.process_timeout, beat=beat)
+    stop = Stop(quiet=not launched.is_first(), timeout=settings.process_timeout, beat=processes.member())
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.watching())
         rehearsal = bool(settings.trainer.fast_dev_run)  # leaves nothing behind
@@ -125,6 +125,7 @@ def _train(
             "train", trainer.num_devices, trainer.num_nodes, run.folder, command.choices, settings.process_timeout
         )
         return
+    check_together(settings, content, trainer, net, train_videos, val_videos, run, start)
     if not rehearsal:  # from here on, files are written to the run's folder
         trainer.loggers = tracking.loggers(settings.logger, run, content, trainer.is_global_zero)
         if trainer.is_global_zero:
