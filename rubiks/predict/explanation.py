@@ -54,7 +54,7 @@ def explain(predictor: Predictor, video: str, label: str | None = None) -> Expla
     """
     net, device = predictor.net, predictor.net.new_fc.weight.device
     frames = predictor.views(video)[predictor.protocol.central_view].contiguous()
-    clip = Normalize().to(device)(frames.to(device))[None]
+    clip = _normalised(predictor, frames)
     logits = net(clip)[0].cpu()
     ranked = predictor.ranked(logits)
     index = ranked[0].index if label is None else _index(label, predictor.classes)
@@ -67,11 +67,23 @@ def explain(predictor: Predictor, video: str, label: str | None = None) -> Expla
         ranked,
         ClassScore(predictor.classes[index], index, logits.double().softmax(0)[index].item()),
         frames,
-        activation_maps(net, clip, torch.tensor([index], device=device))[0].cpu(),
+        class_maps(predictor, frames, index),
         frame_logits(net, clip)[0].cpu(),
         score(places[::-1].copy()),
         np.array([score(rng.permutation(places)) for _ in range(SHUFFLES)]),
     )
+
+
+def class_maps(predictor: Predictor, frames: Tensor, index: int) -> Tensor:
+    """What each place of frames, uint8 (T, 3, S, S), adds to the logit of a class: (T, H', W')."""
+    classes = torch.tensor([index], device=predictor.net.new_fc.weight.device)
+    return activation_maps(predictor.net, _normalised(predictor, frames), classes)[0].cpu()
+
+
+def _normalised(predictor: Predictor, frames: Tensor) -> Tensor:
+    """The frames as the network's input (1, T, 3, S, S), on its device."""
+    device = predictor.net.new_fc.weight.device
+    return Normalize().to(device)(frames.to(device))[None]
 
 
 def _index(label: str, classes: list[str]) -> int:

@@ -105,9 +105,7 @@ class Predictor:
         Raises:
             VideoError: it cannot be read.
         """
-        views = self.views(video)
-        (logits,) = self._score({"views": views[None], "index": torch.zeros(1, dtype=torch.int64)})
-        return Prediction(os.fspath(video), self.ranked(logits))
+        return Prediction(os.fspath(video), self.ranked(self.logits(self.views(video))))
 
     def views(self, video: str | os.PathLike) -> Tensor:
         """The pixels that are scored: uint8 (V, T, 3, S, S). Raises VideoError."""
@@ -115,6 +113,10 @@ class Predictor:
         if isinstance(item, VideoError):
             raise item
         return item["views"]
+
+    def logits(self, views: Tensor) -> Tensor:
+        """The logits (classes,) of a video's views, uint8 (V, T, 3, S, S)."""
+        return self._score({"views": views[None], "index": torch.zeros(1, dtype=torch.int64)})[0]
 
     def many(
         self, videos: Iterable[str | os.PathLike], batch_size: int = 16, workers: int | None = None
