@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -46,6 +45,20 @@ from rubiks.predict import demo
 demo.LARGEST_UPLOAD = "1mb"
 sys.argv[:2] = ["rubiks"]
 main()
+"""
+
+# Lets a page count the bytes that its recorder has given, and note which devices it has asked for.
+WATCH = """
+window.recorded = 0
+window.asked = []
+const start = MediaRecorder.prototype.start
+MediaRecorder.prototype.start = function (...words) {
+  this.addEventListener("dataavailable", (event) => { recorded += event.data.size })
+  start.apply(this, words)
+}
+const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices)
+navigator.mediaDevices.getUserMedia = (wish) => { asked.push(wish); return ask(wish) }
+0
 """
 
 
@@ -180,15 +193,11 @@ def test_a_built_in_example_is_classified(server, browser):
 def test_a_video_from_the_camera_is_classified(server, browser):
     """Chromium's own recorder writes the file, webm without a duration."""
     shown = opened(browser, server)
-    shown.run(
-        "window.asked = [], navigator.mediaDevices.getUserMedia = ((own) => (wish) => (asked.push(wish), own(wish)))"
-        "(navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices)), 0"
-    )
+    shown.run(WATCH)
     shown.click("[aria-label='Capture from camera']")
-    for title in ("grant webcam access", "start recording", "stop recording"):
-        shown.wait(f"document.querySelector('[title=\"{title}\"]')")
+    for title, recorded in (("grant webcam access", 0), ("start recording", 0), ("stop recording", 6000)):
+        shown.wait(f"document.querySelector('[title=\"{title}\"]') && recorded >= {recorded}")
         shown.click(f"#video button:has([title='{title}']), [title='{title}'] button")
-        time.sleep(1)
     shown.wait("document.querySelectorAll('.bar').length == 5")
     assert shown.run("asked.map((wish) => wish.audio)") == [False]
     assert problems(shown, server) == []
