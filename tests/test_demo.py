@@ -333,7 +333,11 @@ def test_the_score_of_a_network_is_shown(folder):
 
 @pytest.mark.parametrize(
     ("version", "words"),
-    [(None, "and it is not installed"), ("5.50.0", "and version 5.50.0 is installed")],
+    [
+        (None, "and it is not installed"),
+        ("5.50.0", "and version 5.50.0 is installed"),
+        ("6.9.0", "and version 6.9.0 is installed"),
+    ],
 )
 def test_without_gradio_one_line_says_what_to_install(version, words, folder, rubiks_command, monkeypatch):
     def installed(name: str) -> str:
@@ -344,11 +348,11 @@ def test_without_gradio_one_line_says_what_to_install(version, words, folder, ru
     monkeypatch.setattr(importlib.metadata, "version", installed)
     status, out, err = rubiks_command("demo", folder / "net.ckpt")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert f"rubiks demo needs gradio 6 or later, {words}; install with: pip install 'rubiks[demo]'" in err
+    assert f"rubiks demo needs gradio 6.20 or later, {words}; install with: pip install 'rubiks[demo]'" in err
 
 
 def test_what_cannot_be_served_is_one_error(folder, rubiks_command, monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "6.0.0")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "6.20.0")
     (tmp_path / "bad.ckpt").write_bytes(b"no network")
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]

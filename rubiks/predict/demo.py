@@ -21,6 +21,7 @@ from rubiks.pages import page, previews
 from rubiks.predict.explanation import class_maps
 from rubiks.predict.predictor import Predictor
 
+OLDEST = (6, 20)  # as in pyproject.toml; pages of older releases load a script from the internet
 LARGEST_UPLOAD = "1gb"
 POLICY = "default-src 'self' blob: data: 'unsafe-inline' 'unsafe-eval'"  # browsers load nothing from elsewhere
 
@@ -31,9 +32,12 @@ def check_installed() -> None:
         found = importlib.metadata.version("gradio")
     except importlib.metadata.PackageNotFoundError:
         found = ""
-    if not found or int(found.partition(".")[0]) < 6:
+    if not found or tuple(map(int, found.split(".")[:2])) < OLDEST:
         what = f"version {found} is installed" if found else "it is not installed"
-        raise InputError(f"rubiks demo needs gradio 6 or later, and {what}; install with: pip install 'rubiks[demo]'")
+        raise InputError(
+            f"rubiks demo needs gradio {'.'.join(map(str, OLDEST))} or later, and {what}; "
+            "install with: pip install 'rubiks[demo]'"
+        )
 
 
 def make_app(predictor: Predictor, folder: str) -> Any:
