@@ -300,8 +300,10 @@ def test_a_signal_ends_it_and_no_file_is_left(number, folder, browser, tmp_path)
         shown.choose("input[type=file]", folder / "v0.mp4")
         shown.wait("document.querySelectorAll('.bar').length == 5")
         assert any(server.temporary.rglob("v0.mp4"))
+        with urllib.request.urlopen(f"{server.address}/gradio_api/heartbeat/x", timeout=60):  # a connection stays open
+            status, out, err = server.end(number)
     finally:
-        status, out, err = server.end(number)
+        server.process.kill()
     assert status == {signal.SIGINT: 130}.get(number, 143)
     assert (out, err) == ("", "Interrupted\n" if number == signal.SIGINT else "")
     assert list(server.temporary.iterdir()) == []

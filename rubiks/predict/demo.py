@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import logging
 import os
 import socket
 from functools import partial
@@ -78,8 +79,13 @@ def serve(app: Any, listener: socket.socket) -> None:
     """Serve the application at a socket until a signal comes, which is then raised again."""
     import uvicorn
 
-    # Browsers keep a connection open as long as the page is; it is not waited for.
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listener])
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Pages keep connections open; that these are cut off after a second is no error.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
+
+    Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listener])
 
 
 def _blocks(predictor: Predictor, videos: list[str]) -> Any:
