@@ -20,7 +20,10 @@ import pytest
 
 PATIENCE = 60  # seconds for an answer
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",  # a camera that shows a test pattern
+)  # fmt: skip
 
 
 class Browser:
@@ -58,8 +61,8 @@ class Browser:
         while not any(event["method"] == method and event.get("sessionId") == session for event in self.events):
             self._receive()
 
-    def open(self, file: Path, width: int = 1440, height: int = 900, dark: bool = False) -> Page:
-        """A file in a new page of this size, instead of the page before."""
+    def open(self, file: Path | str, width: int = 1440, height: int = 900, dark: bool = False) -> Page:
+        """A file, or what is at an address, in a new page of this size, instead of the page before."""
         self.close_page()
         target = self._target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -70,7 +73,7 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", session, **metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", session, features=[scheme])
-        self.call("Page.navigate", session, url=file.absolute().as_uri())
+        self.call("Page.navigate", session, url=file if isinstance(file, str) else file.absolute().as_uri())
         self.wait("Page.loadEventFired", session)
         return Page(self, session)
 
@@ -143,6 +146,18 @@ class Page:
         field = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{field}.value = {json.dumps(text)}, {field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
 
+    def wait(self, script: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + PATIENCE
+        while not self.run(f"Boolean({script})"):
+            assert time.monotonic() < end, f"never true: {script}\n{self.run('document.body.innerText')}"
+            time.sleep(0.1)
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file in a file input."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self.call("DOM.setFileInputFiles", files=[str(file)], objectId=found["result"]["objectId"])
+
     def screenshot(self, file: Path | None = None, whole: bool = False, **clip: float) -> bytes:
         """A PNG of what is seen, of the whole page, or of a part of the window: x, y, width, height."""
         options: dict[str, Any] = {"captureBeyondViewport": whole}
@@ -160,8 +175,12 @@ class Page:
         self.run(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
         return self.run(f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({element}.getBoundingClientRect())")
 
-    def problems(self) -> list[str]:
-        """Errors and warnings of the console, requests for anything but the page, and horizontal overflow."""
+    def problems(self, origin: str | None = None) -> list[str]:
+        """Errors and warnings of the console, requests for anything but the page, and horizontal overflow.
+
+        Args:
+            origin: where the page may request more from, such as "http://127.0.0.1:7860".
+        """
         time.sleep(0.1)
         self.run("1")
         found = []
@@ -176,7 +195,9 @@ class Page:
             ):
                 found.append(json.dumps(params))
             elif method == "Network.requestWillBeSent" and params["type"] != "Document":
-                found += [params["request"]["url"][:200]] if not params["request"]["url"].startswith("data:") else []
+                url = params["request"]["url"]
+                own = url.startswith(("data:", *((f"{origin}/", f"blob:{origin}/") if origin else ())))
+                found += [] if own else [url[:200]]
         width = self.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         return found + ([f"the page is {width} pixels too wide"] if width > 0 else [])
 

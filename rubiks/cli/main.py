@@ -16,6 +16,7 @@ from rubiks.cli import (
     check,
     compare,
     convert,
+    demo,
     explain,
     export,
     info,
@@ -66,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_to(commands)
     online.add_to(commands)
     explain.add_to(commands)
+    demo.add_to(commands)
     bench_data.add_to(commands)
     convert.add_to(commands)
     export.add_to(commands)

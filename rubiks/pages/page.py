@@ -44,16 +44,14 @@ def write(path: Path, template: str, scripts: Sequence[str] = (), styles: Sequen
     Raises:
         InputError: the file cannot be written.
     """
-    text = (
-        _environment()
-        .get_template(template)
-        .render(
-            styles=[_source(name) for name in ("style.css", "table.css", *styles)],
-            scripts=[_source(name) for name in scripts],
-            **context,
-        )
-    )
-    write_text(path, text)
+    context["styles"] = [_source(name) for name in ("style.css", "table.css", *styles)]
+    context["scripts"] = [_source(name) for name in scripts]
+    write_text(path, render(template, **context))
+
+
+def render(template: str, **context: Any) -> str:
+    """A template of templates/, filled in; text is escaped."""
+    return _environment().get_template(template).render(context)
 
 
 def _environment() -> Environment:

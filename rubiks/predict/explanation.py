@@ -53,12 +53,10 @@ def explain(predictor: Predictor, video: str, label: str | None = None) -> Expla
         VideoError: the video cannot be read.
         InputError: there is no such class, or the network is an exported file's.
     """
-    net = predictor.net
-    if not isinstance(net, RubiksNet):
-        raise InputError(f"{predictor.path} is an exported file, which gives logits alone; explain its checkpoint")
+    net = explainable(predictor)
     device = net.new_fc.weight.device
     frames = predictor.views(video)[predictor.protocol.central_view].contiguous()
-    clip = Normalize().to(device)(frames.to(device))[None]
+    clip = _normalised(net, frames)
     logits = net(clip)[0].cpu()
     ranked = predictor.ranked(logits)
     index = ranked[0].index if label is None else _index(label, predictor.classes)
@@ -71,11 +69,30 @@ def explain(predictor: Predictor, video: str, label: str | None = None) -> Expla
         ranked,
         ClassScore(predictor.classes[index], index, logits.double().softmax(0)[index].item()),
         frames,
-        activation_maps(net, clip, torch.tensor([index], device=device))[0].cpu(),
+        class_maps(net, frames, index),
         frame_logits(net, clip)[0].cpu(),
         score(places[::-1].copy()),
         np.array([score(rng.permutation(places)) for _ in range(SHUFFLES)]),
     )
+
+
+def explainable(predictor: Predictor) -> RubiksNet:
+    """The predictor's network; InputError if it is an exported file's."""
+    if not isinstance(predictor.net, RubiksNet):
+        raise InputError(f"{predictor.path} is an exported file, which gives logits alone; use its checkpoint")
+    return predictor.net
+
+
+def class_maps(net: RubiksNet, frames: Tensor, index: int) -> Tensor:
+    """What each place of frames, uint8 (T, 3, S, S), adds to the logit of a class: (T, H', W')."""
+    classes = torch.tensor([index], device=net.new_fc.weight.device)
+    return activation_maps(net, _normalised(net, frames), classes)[0].cpu()
+
+
+def _normalised(net: RubiksNet, frames: Tensor) -> Tensor:
+    """The frames as the network's input (1, T, 3, S, S), on its device."""
+    device = net.new_fc.weight.device
+    return Normalize().to(device)(frames.to(device))[None]
 
 
 def _index(label: str, classes: list[str]) -> int:
