@@ -1,27 +1,30 @@
-"""Speed and memory of RubiksNet, in inference and in training, compared with TSM-ResNet-50 and MViTv2-S.
+"""Speed and memory of RubiksNet, in inference and in training, compared with TSM and MViTv2-S.
 
     python benchmarks/network.py [--models rubiks-large tsm] [--modes eager compiled] [--batches 1 32]
                                  [--precisions bf16 tf32] [--phases inference training] [--json FILE]
 
-Models: rubiks-TIER and rubiks-TIER-aq; tsm, torchvision's ResNet-50 with the temporal shift of TSM (Lin et al., ICCV
-2019) before the first convolution of every block; mvit, torchvision's MViTv2-S on twice the frames. All have random
-weights and 174 classes. Modes, for the models in parentheses:
+Models: rubiks-TIER, rubiks-TIER-aq, and rubiks-TIER-hard, whose attention has become whole-frame shifts of an eighth of
+the channels; tsm and tsm-mobilenetv2, torchvision's ResNet-50 and MobileNetV2 with the temporal shift of TSM (Lin et
+al., ICCV 2019) before the first convolution of every block (MobileNetV2: of those with a residual); mvit, torchvision's
+MViTv2-S on twice the frames. All have random weights and 174 classes. Modes, for the models in parentheses:
 
     eager             as built (rubiks, tsm, mvit)
     channels-last     weights and images in channels-last order (tsm)
     compiled          torch.compile, for tsm on top of channels-last (rubiks, tsm, mvit)
     compiled-graphs   the same with mode="reduce-overhead", that is CUDA graphs; only where --modes asks for it
+    folded            compiled-graphs with batch norm folded into the convolutions (tsm, inference only)
     optimized         RubiksNet.optimize_for_inference (rubiks, inference only)
 
-bf16 is autocast from float32 weights, but optimized networks hold bfloat16 weights and take bfloat16 clips, cast within
-the timed call; tf32 is float32 with TF32 matrix products and convolutions. A training step is forward, cross entropy,
-backward and a step of SGD with momentum. Times are medians over --repeats calls after --warmup calls; on a GPU they are
-intervals between events recorded after successive calls, so that launches overlap the work before as they do in use.
-Memory, weights included: the peak of what PyTorch allocated from the third call on, in which RubiksNet's training step
-is recorded as CUDA graphs, and what it had reserved at the end, including graphs and its cache. The last column divides
-the clips per second by those of the fastest mode of tsm at the same batch and precision in this run. GFLOPs are those
-of convolutions and matrix products, two per multiply-add; shifts are not counted. Failures, such as running out of
-memory, are reported, and the rest continues. The JSON file is rewritten after every measurement.
+bf16 is autocast from float32 weights, but optimized and folded networks hold bfloat16 weights and take bfloat16 clips,
+cast within the timed call; tf32 is float32 with TF32 matrix products and convolutions. A training step is forward,
+cross entropy, backward and a step of fused SGD with momentum. Times are medians over --repeats calls after --warmup
+calls; on a GPU they are intervals between events recorded after successive calls, so that launches overlap the work
+before as they do in use. Memory, weights included: the peak of what PyTorch allocated from the third call on, in which
+RubiksNet's training step is recorded as CUDA graphs, and what it had reserved at the end, including graphs and its
+cache. The last columns divide the clips per second by those of the fastest mode of tsm, and of tsm-mobilenetv2, at the
+same batch and precision in this run. GFLOPs are those of convolutions and matrix products, two per multiply-add; shifts
+are not counted. Failures, such as running out of memory, are reported, and the rest continues. The JSON file is
+rewritten after every measurement.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
 
 from rubiks import RubiksNet
@@ -54,18 +59,22 @@ PHASES = ("inference", "training")
 PRECISIONS = ("bf16", "tf32", "float32")
 FAMILY_MODES = {
     "rubiks": ("eager", "compiled", "compiled-graphs", "optimized"),
-    "tsm": ("eager", "channels-last", "compiled", "compiled-graphs"),
+    "tsm": ("eager", "channels-last", "compiled", "compiled-graphs", "folded"),
     "mvit": ("eager", "compiled", "compiled-graphs"),
 }
-MODES = ("eager", "channels-last", "compiled", "compiled-graphs", "optimized")
+MODES = ("eager", "channels-last", "compiled", "compiled-graphs", "folded", "optimized")
+INFERENCE_MODES = ("folded", "optimized")
 # The default of --modes. Compiling makes RubiksNet slower; on a CPU everything takes seconds.
 DEFAULT_MODES: dict[str, dict[str, tuple[str, ...]]] = {
-    "cuda": {"rubiks": ("eager", "optimized"), "tsm": ("eager", "channels-last", "compiled"), "mvit": ("eager",)},
+    "cuda": {"rubiks": ("eager", "optimized"), "tsm": ("channels-last", "compiled", "folded"), "mvit": ("eager",)},
     "cpu": {"rubiks": ("eager", "optimized"), "tsm": ("channels-last",), "mvit": ("eager",)},
 }
 PUBLISHED = ("rubiks3d", "rubiks3d-aq")
 RUBIKS = {f"rubiks-{tier}{variant[len('rubiks3d') :]}": (tier, variant) for tier in TIERS for variant in PUBLISHED}
-MODELS = ("tsm", *RUBIKS, "mvit")
+RUBIKS |= {f"rubiks-{tier}-hard": (tier, "rubiks3d-aq") for tier in TIERS}
+PEERS = {"over_tsm": "tsm", "over_mobilenet": "tsm-mobilenetv2"}  # what others are compared with
+MODELS = (*PEERS.values(), *RUBIKS, "mvit")
+BUDGET = 0.125  # share of channels that a hard network moves
 
 
 class TemporalShift(nn.Module):
@@ -89,14 +98,16 @@ class TemporalShift(nn.Module):
 
 
 class TSM(nn.Module):
-    """ResNet-50 on every frame with residual temporal shifts; the logits are averaged over the frames."""
+    """A network on every frame with residual temporal shifts; the logits are averaged over the frames."""
 
-    def __init__(self, frames: int) -> None:
+    def __init__(self, net: nn.Module, frames: int) -> None:
         super().__init__()
-        self.net = torchvision.models.resnet50(weights=None, num_classes=CLASSES)
-        for block in self.net.modules():
+        self.net = net
+        for block in net.modules():
             if isinstance(block, Bottleneck):
                 block.conv1 = nn.Sequential(TemporalShift(frames), block.conv1)
+            elif isinstance(block, InvertedResidual) and block.use_res_connect:
+                block.conv = nn.Sequential(TemporalShift(frames), *block.conv)
 
     def forward(self, clips: Tensor) -> Tensor:
         """(N, T, 3, H, W) -> (N, classes)."""
@@ -117,6 +128,23 @@ class MViT(nn.Module):
         return self.net(clips.transpose(1, 2))
 
 
+def fold_norms(net: nn.Module) -> nn.Module:
+    """Make batch norms part of the convolutions before them: of children, the one before, or its last part."""
+    for module in net.modules():
+        for (name, child), (norm_name, norm) in itertools.pairwise(list(module.named_children())):
+            if not isinstance(norm, nn.BatchNorm2d):
+                continue
+            convolution = child[-1] if isinstance(child, nn.Sequential) else child
+            assert isinstance(convolution, nn.Conv2d)
+            folded = fuse_conv_bn_eval(convolution, norm)
+            if isinstance(child, nn.Sequential):
+                child[-1] = folded
+            else:
+                setattr(module, name, folded)
+            setattr(module, norm_name, nn.Identity())
+    return net
+
+
 def family(model: str) -> str:
     return model.partition("-")[0]
 
@@ -126,8 +154,9 @@ def clip_frames(model: str, frames: int) -> int:
 
 
 def build(model: str, frames: int) -> nn.Module:
-    if model == "tsm":
-        return TSM(clip_frames(model, frames))
+    if model in PEERS.values():
+        make = torchvision.models.mobilenet_v2 if model == "tsm-mobilenetv2" else torchvision.models.resnet50
+        return TSM(make(weights=None, num_classes=CLASSES), clip_frames(model, frames))
     if model == "mvit":
         return MViT()
     tier, variant = RUBIKS[model]
@@ -135,12 +164,14 @@ def build(model: str, frames: int) -> nn.Module:
 
 
 def in_mode(net: nn.Module, mode: str, dtype: torch.dtype) -> nn.Module:
-    """The network as the mode runs it; `dtype` is that of an optimized network."""
+    """The network as the mode runs it; `dtype` is that of its weights in inference modes."""
     if isinstance(net, TSM) and mode != "eager":
         net = net.to(memory_format=torch.channels_last)
-    if mode.startswith("compiled"):
+    if mode == "folded":
+        net = fold_norms(net).to(dtype)
+    if mode.startswith("compiled") or mode == "folded":
         torch._dynamo.reset()
-        net.compile(dynamic=False, mode="reduce-overhead" if mode == "compiled-graphs" else "default")
+        net.compile(dynamic=False, mode="default" if mode == "compiled" else "reduce-overhead")
     return net.optimize_for_inference(dtype) if mode == "optimized" else net  # type: ignore[operator]
 
 
@@ -150,10 +181,13 @@ def step(
     """A fresh network on the device and the call to time."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    dtype = torch.bfloat16 if mode == "optimized" and precision == "bf16" else torch.float32
-    net = in_mode(build(model, frames).to(device).train(phase == "training"), mode, dtype)
+    dtype = torch.bfloat16 if mode in INFERENCE_MODES and precision == "bf16" else torch.float32
+    net = build(model, frames)
+    if model.endswith("-hard"):
+        net.harden(BUDGET)  # type: ignore[operator]
+    net = in_mode(net.to(device).train(phase == "training"), mode, dtype)
     clips = torch.randn(batch, clip_frames(model, frames), size, size, 3, device=device).movedim(-1, 2)
-    if not (model == "tsm" and mode != "eager"):
+    if not (family(model) == "tsm" and mode != "eager"):
         clips = clips.contiguous()
     labels = torch.randint(CLASSES, (batch,), device=device)
 
@@ -166,7 +200,7 @@ def step(
 
     if phase == "inference":
         return net, infer
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9, fused=True)
 
     def train() -> None:
         with autocast():
@@ -251,23 +285,23 @@ def describe(model: str, frames: int, size: int) -> dict[str, Any]:
 
 
 def keys(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What to measure, in order: TSM comes first at every batch and precision, because others are compared with it."""
+    """What to measure, in order: at every batch and precision first the peers, with which others are compared."""
     found = []
     for precision, batch, model in itertools.product(arguments.precisions, arguments.batches, arguments.models):
         wanted = arguments.modes or DEFAULT_MODES[arguments.device][family(model)]
         for mode, phase in itertools.product(FAMILY_MODES[family(model)], arguments.phases):
-            if mode in wanted and (mode != "optimized" or phase == "inference"):
+            if mode in wanted and (mode not in INFERENCE_MODES or phase == "inference"):
                 found.append({"model": model, "mode": mode, "phase": phase, "precision": precision, "batch": batch})
     return found
 
 
-def best_tsm(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float | None:
-    """Clips per second of TSM's fastest mode so far, in the row's setting."""
+def best(peer: str, rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float | None:
+    """Clips per second of a peer's fastest mode so far, in the row's setting."""
     same = ("phase", "precision", "batch")
     rates = [
         other["clips_per_second"]
         for other in rows
-        if other["model"] == "tsm" and "error" not in other and all(other[k] == row[k] for k in same)
+        if other["model"] == peer and "error" not in other and all(other[k] == row[k] for k in same)
     ]
     return max(rates, default=None)
 
@@ -277,8 +311,8 @@ def text(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{head}  failed: {row['error']}"
     memory = "".join(f"{row[name]:>10.2f}" if name in row else f"{'':>10}" for name in ("peak_gib", "held_gib"))
-    share = f"{row['over_tsm']:>8.2f}" if "over_tsm" in row and row["model"] != "tsm" else ""
-    return f"{head}{row['clips_per_second']:>9.1f}{row['ms']:>10.2f}{memory}{share}"
+    shares = "".join(f"{row[key]:>8.2f}" if key in row else f"{'':>8}" for key in PEERS).rstrip()
+    return f"{head}{row['clips_per_second']:>9.1f}{row['ms']:>10.2f}{memory}{shares}"
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -318,9 +352,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def ratio(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> dict[str, float]:
-    best = best_tsm(rows, row)
-    return {} if best is None or "error" in row else {"over_tsm": row["clips_per_second"] / best}
+def ratios(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> dict[str, float]:
+    if "error" in row:
+        return {}
+    rates = {key: best(peer, rows, row) for key, peer in PEERS.items()}
+    return {key: row["clips_per_second"] / rate for key, rate in rates.items() if rate is not None}
 
 
 def print_models(rows: Sequence[dict[str, Any]]) -> None:
@@ -340,14 +376,14 @@ def main() -> None:
     print(f"{arguments.frames} x {arguments.size} x {arguments.size}; medians of {arguments.repeats} calls\n")
     report["models"] = [describe(model, arguments.frames, arguments.size) for model in arguments.models]
     print_models(report["models"])
-    columns = f"{'phase':<10}{'clips/s':>9}{'ms':>10}{'peak GiB':>10}{'held GiB':>10}{'/ TSM':>8}"
+    columns = f"{'phase':<10}{'clips/s':>9}{'ms':>10}{'peak GiB':>10}{'held GiB':>10}{'/ TSM':>8}{'/ MBv2':>8}"
     print(f"\n{'':<8}{'batch':>5}  {'model':<18}{'mode':<16}{columns}")
     report["rows"] = rows = []
     for key in keys(arguments):
         row = measure(key, arguments)
         rows.append(row)
         for each in rows:
-            each.update(ratio(rows, each))  # TSM's own modes too, once all have been measured
+            each.update(ratios(rows, each))  # the peers' own modes too, once all have been measured
         print(text(row), flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(report, indent=1) + "\n")

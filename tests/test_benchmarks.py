@@ -63,14 +63,31 @@ def test_the_temporal_shift_of_tsm_moves_an_eighth_each_way(network, layout, fra
     assert out.is_contiguous(memory_format=layout)
 
 
-def test_tsm_shifts_in_all_sixteen_blocks_and_sees_the_order_of_frames(network):
-    net = network.TSM(frames=4).eval()
-    assert sum(isinstance(module, network.TemporalShift) for module in net.modules()) == 16
+@pytest.mark.parametrize(("model", "blocks"), [("tsm", 16), ("tsm-mobilenetv2", 10)])
+def test_tsm_shifts_in_its_blocks_and_sees_the_order_of_frames(network, model, blocks):
+    net = network.build(model, 4).eval()
+    assert sum(isinstance(module, network.TemporalShift) for module in net.modules()) == blocks
     clips = torch.randn(1, 4, 3, 32, 32)
     with torch.inference_mode():
         out, reversed_out = net(clips), net(clips.flip(1))
     assert out.shape == (1, network.CLASSES)
-    assert not torch.allclose(out, reversed_out)
+    assert (out - reversed_out).norm() > 1e-3 * out.norm()
+
+
+@pytest.mark.parametrize("model", ["tsm", "tsm-mobilenetv2"])
+def test_folding_norms_leaves_the_logits(network, model):
+    net = network.build(model, 2).double().eval()
+    for norm in net.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(norm.bias)
+    clips = torch.randn(1, 2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        expected = net(clips)
+        folded = network.fold_norms(net)
+        torch.testing.assert_close(folded(clips), expected, rtol=1e-9, atol=1e-9)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
 
 
 def test_tsm_is_measured_first_and_failures_do_not_count(network):
@@ -78,8 +95,8 @@ def test_tsm_is_measured_first_and_failures_do_not_count(network):
     plan = network.keys(network.parse(words))
     assert [key["model"] for key in plan] == ["tsm", "tsm", "rubiks-tiny", "rubiks-tiny"] * 2
     rows = [key | {"clips_per_second": 10.0} for key in plan[:1]] + [key | {"error": "no memory"} for key in plan[1:2]]
-    assert network.ratio(rows, plan[2] | {"clips_per_second": 5.0}) == {"over_tsm": 0.5}
-    assert network.ratio(rows, plan[3] | {"clips_per_second": 5.0}) == {}
+    assert network.ratios(rows, plan[2] | {"clips_per_second": 5.0}) == {"over_tsm": 0.5}
+    assert network.ratios(rows, plan[3] | {"clips_per_second": 5.0}) == {}
 
 
 class Oracle(torch.nn.Module):

@@ -87,6 +87,17 @@ def test_pointwise(m, k, p):
             assert sums_agree(sums, value, value) or sums_agree(sums, written, written)  # before or after rounding
 
 
+@pytest.mark.parametrize("geometry", [(3, 8, 7, 7), (2, 16, 7, 8), (1, 8, 1, 1), (40, 8, 13, 3)])
+@pytest.mark.parametrize(("c", "r"), [(72, 6), (576, 48), (20, 33)])
+def test_excite(c, r, geometry):
+    x, reduce, expand = matrix(c, math.prod(geometry)), randn(r, c), randn(c, r)
+    out, *gate = same_bits(lambda: torch.ops.rubiks.excite(x, reduce, expand, geometry))
+    exact, exact_gate = fused.excite(*double(x, reduce, expand), geometry)
+    close(out, exact)
+    for found, expected in zip(gate, exact_gate, strict=True):
+        close(found, expected, 1e-5)
+
+
 def sums_of_rounded(arguments: tuple[Tensor | None, ...], relu: bool) -> Tensor:
     """The result if the input of the product is rounded first, as in the kernel."""
     x, weight, scale, bias, attention, frames, offset, residual = arguments

@@ -228,6 +228,8 @@ def test_steps_do_not_wait_for_the_gpu(variant, name, options, strategy):
         trainer.fit(module, Loader([clip] * 16, batch_size=2, pin_memory=True), Loader([clip] * 2, batch_size=2))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     assert watch.done
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from rubiks import RubiksNet
 from rubiks.models import training_path
 from rubiks.models.cuda_graphs import CALLS_BEFORE_RECORDING, CALLS_BEFORE_REPLACING
-from rubiks.training.distributed import pieces
+from rubiks.nn.shift import FixedTimeShift
+from rubiks.training.distributed import groups, in_one_piece
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("fused_kernels")]
 SIZE = 48
@@ -260,11 +261,12 @@ def test_the_gradients_of_a_recording_can_be_averaged_in_one_piece(tier, variant
     net = network(variant, tier)
     warm(net)
     loss(net, batches(1)[0]).backward()
-    whole, scattered = pieces([parameter.grad for parameter in net.parameters()])
-    assert len(whole) == 1
-    outside = [*net.new_fc.parameters(), *net.backbone.bn_last.parameters()]
-    outside += [shift.weight for shift in net.attention_shifts()]
-    assert {id(gradient) for gradient in scattered} == {id(parameter.grad) for parameter in outside}
+    together, others = groups(net)
+    assert in_one_piece([parameter.grad for parameter in together]) is not None
+    apart = [*net.new_fc.parameters(), *net.backbone.bn_last.parameters()]
+    apart += [shift.weight for shift in net.attention_shifts()]
+    apart += [module.shift for module in net.modules() if isinstance(module, FixedTimeShift)]
+    assert set(map(id, others)) == set(map(id, apart))
 
 
 def test_within_a_graph_of_the_whole_step():

@@ -77,7 +77,8 @@ def test_a_run_in_parts_ends_as_one_in_a_piece(options, precision, variant, data
             same = found.argmax(1) == tensor.argmax(1)
             assert same.float().mean() > 0.9, name
             found, tensor = found[same], tensor[same]
-        torch.testing.assert_close(found, tensor, rtol=0.1, atol=0.1, msg=lambda text, name=name: f"{name}: {text}")
+        rtol = 0.3 if name.endswith("running_var") else 0.1
+        torch.testing.assert_close(found, tensor, rtol=rtol, atol=0.1, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -259,7 +259,7 @@ def test_two_processes_train_as_one_with_the_same_total_batch(
 
     reductions = []
     average = distributed.average_gradients
-    monkeypatch.setattr(distributed, "average_gradients", lambda parameters: reductions.append(average(parameters)))
+    monkeypatch.setattr(distributed, "average_gradients", lambda groups: reductions.append(average(groups)))
     monkeypatch.setattr(pl.Trainer, "fit", fit)
     common = (
         data, *LISTS, *SMALL, "precision=64-true", f"recipe.accumulate={accumulate}", "recipe.epochs=4",

@@ -1,6 +1,6 @@
 // The temporal attention shift: each frame is mixed with the one before and the one after it, on the way into a product
 // and back. Columns are in the order N, H, W, T: the 8 or 16 frames of a pixel are one or two units of 8 columns. On
-// the way into a product the mix is computed in bfloat16, two elements at a time.
+// the way into a product the mix is computed in bfloat16, two elements at a time: pairs of frames, or of rows.
 #pragma once
 
 #include "common/bfloat16.cuh"
@@ -9,8 +9,7 @@
 namespace rubiks {
 namespace {
 
-// Two adjacent frames mixed with those before and after them: all arguments are pairs, the weights twice the same
-// number.
+// Two elements mixed with those of the frames before and after them: all arguments are pairs.
 __device__ inline unsigned mix_pair(unsigned of_before, unsigned before, unsigned of_same, unsigned same,
                                     unsigned of_after, unsigned after) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -49,18 +48,18 @@ __device__ inline Unit mix_frames(const Unit& unit, const float4& weights, int f
   return result;
 }
 
-// A unit in shared memory becomes relu(scale * x + bias), mixed. The row's coefficients lie `pitch` bytes apart: scale,
-// bias, then the weights.
-__device__ inline void mix_frames_in_place(unsigned at, unsigned coefficients, int pitch, int frames) {
-  const auto c = [&](int which) { return load_shared<float>(coefficients + which * pitch); };
-  const float scale = c(0), bias = c(1);
-  Unit unit = load_shared<Unit>(at);
-#pragma unroll
-  for (unsigned& pair : unit.pairs) {
-    const float2 x = unpack(pair);
-    pair = pack_relu({x.x * scale + bias, x.y * scale + bias});
-  }
-  store_shared(at, mix_frames(unit, {c(2), c(3), c(4), 0}, frames));
+// The same in registers: a lane has two rows of column lane / 4 of 8 columns, and of the next 8 ones. weights: those of
+// the previous (x), the same (y) and the next frame (z), of both rows.
+__device__ inline void mix_frames_of_lanes(unsigned& first, unsigned& second, const uint3& weights, int frames) {
+  const int lane = threadIdx.x % 32;
+  const auto rotated = [&](unsigned pair, int by) { return __shfl_sync(0xffffffff, pair, (lane + by) % 32); };
+  const unsigned first_before = rotated(first, 28), second_after = rotated(second, 4);
+  unsigned first_after = rotated(first, 4), second_before = rotated(second, 28);
+  const bool two = frames == 16, start = lane < 4, end = lane >= 28;
+  if (start) second_before = two ? first_before : 0;
+  if (end) first_after = two ? second_after : 0;
+  first = mix_pair(weights.x, start ? 0 : first_before, weights.y, first, weights.z, first_after);
+  second = mix_pair(weights.x, second_before, weights.y, second, weights.z, end ? 0 : second_after);
 }
 
 // The gradient of a frame before the mix, from those of the mixes of the previous, the same and the next frame: what a

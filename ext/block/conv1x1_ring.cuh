@@ -61,12 +61,11 @@ struct Ring {
     for (int i = 0; i < stages - 1; ++i) parts.fetch(*this, i);
   }
 
-  // Moves to the next stage, in which prepare(stage) may first change what this thread has copied. After meet(), the
-  // stage must be complete, and all threads must have left the one that is filled next.
-  template <typename P, typename Prepare, typename Meet>
-  __device__ __forceinline__ void next_stage(P& parts, const Prepare& prepare, const Meet& meet) {
+  // Moves to the next stage. After meet(), it must be complete, and all threads must have left the one that is filled
+  // next.
+  template <typename P, typename Meet>
+  __device__ __forceinline__ void next_stage(P& parts, const Meet& meet) {
     wait_for_copies<stages - 2>();
-    prepare(stage + 1 == stages ? 0 : stage + 1);
     meet();
     parts.fetch(*this, stage);
     stage = stage + 1 == stages ? 0 : stage + 1;

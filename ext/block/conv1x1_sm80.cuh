@@ -85,11 +85,9 @@ struct Conv1x1Sm80 {
     }
   }
 
-  template <typename F>
-  __device__ __forceinline__ void next_stage(const F& prepare) {
-    ring.next_stage(parts, prepare, [] { __syncthreads(); });
+  __device__ __forceinline__ void next_stage() {
+    ring.next_stage(parts, [] { __syncthreads(); });
   }
-  __device__ __forceinline__ void next_stage() { next_stage([](int) {}); }
 
   // The prologue of 16 rows of x from row k on; for Mix of `first`, those of x, and v, those of x2.
   __device__ __forceinline__ void apply(Fragments& v, const Fragments& first, int k) const {
@@ -101,15 +99,17 @@ struct Conv1x1Sm80 {
         const int at = i % 2 * 2 + half;
         v[i / 2][at] = rows.apply(v[i / 2][at], first[i / 2][at]);
       }
+#pragma unroll
+      for (int i = 0; coefficients.kAttends && i < kTiles / 2; ++i) {
+        mix_frames_of_lanes(v[i][half], v[i][2 + half], rows.weights, a.frames);
+      }
     }
   }
 
   // sum += weight @ x for a chunk of 32 rows of x, which is in the next stage, and for Mix also in the one after that.
   __device__ __forceinline__ void multiply(Sum& sum, int chunk, unsigned weight_at,
                                            const unsigned (&x_at)[kTiles / 2]) {
-    next_stage([&](int next) {
-      if constexpr (std::is_same_v<Prologue, Attention>) coefficients.attend(ring, next, chunk * kDepth);
-    });
+    next_stage();
     const auto load = [&](Fragments& v, int step) {
 #pragma unroll
       for (int i = 0; i < kTiles / 2; ++i) {
@@ -129,7 +129,7 @@ struct Conv1x1Sm80 {
       if (k >= a.k) break;
       Fragments b;
       load(b, step);
-      if constexpr (coefficients.kInRegisters) apply(b, first[step], k);
+      if constexpr (coefficients.kCount > 0) apply(b, first[step], k);
       unsigned w[2][4];
       const unsigned w_at = weight_at + permuted(lane, k / 8 + lane / 16) * 16;
       load_matrices(w[0], w_at);
@@ -247,7 +247,6 @@ struct Conv1x1Sm80 {
     }
     if (a.early) wait_for_previous_kernel();
     load_tables();
-    if constexpr (std::is_same_v<Prologue, Attention>) __syncthreads();  // a thread reads what others have stored
     ring.start(parts);
 
     // Where this lane's rows of matrices lie: of the weight, and of x in a stage.

@@ -78,9 +78,8 @@ struct Conv1x1Sm90 {
   }
 
   // Moves to the next stage, with the next part of the weight where `with_weight`.
-  template <typename F>
-  __device__ __forceinline__ void next_stage(bool with_weight, const F& prepare) {
-    ring.next_stage(parts, prepare, [&] {
+  __device__ __forceinline__ void next_stage(bool with_weight) {
+    ring.next_stage(parts, [&] {
       if (with_weight) {
         fence_shared_memory();
         __syncthreads();  // both groups copied a part of the weight
@@ -90,7 +89,6 @@ struct Conv1x1Sm90 {
       }
     });
   }
-  __device__ __forceinline__ void next_stage(bool with_weight) { next_stage(with_weight, [](int) {}); }
 
   // The prologue of 16 rows of x from row k on; for Mix of `first`, those of x, and v, those of x2.
   __device__ __forceinline__ void apply(unsigned (&v)[4], const unsigned (&first)[4], int k) const {
@@ -99,6 +97,9 @@ struct Conv1x1Sm90 {
       const RowPair<Prologue> rows = coefficients.pair(k + half * 8 + quad * 2, 0);  // as one sum: fewer registers
 #pragma unroll
       for (int i = half * 2; i < half * 2 + 2; ++i) v[i] = rows.apply(v[i], first[i]);
+      if constexpr (coefficients.kAttends) {
+        mix_frames_of_lanes(v[half * 2], v[half * 2 + 1], rows.weights, a.frames);
+      }
     }
   }
 
@@ -115,9 +116,7 @@ struct Conv1x1Sm90 {
       load_transposed(v, x_at + ring.stage * Ring::kStageBytes + step * 16 * Ring::kRowBytes);
     };
     [[maybe_unused]] unsigned first[2][4];
-    next_stage(with_weight, [&](int next) {
-      if constexpr (std::is_same_v<Prologue, Attention>) coefficients.attend(ring, next, k);
-    });
+    next_stage(with_weight);
     if constexpr (Prologue::sources == 2) {
       load(first[0], 0), load(first[1], 1);
       next_stage(with_weight);
@@ -125,7 +124,7 @@ struct Conv1x1Sm90 {
     const auto step = [&](int i) {
       unsigned(&v)[4] = product.x[i];
       load(v, i);
-      if constexpr (coefficients.kInRegisters) apply(v, first[i], k + i * 16);
+      if constexpr (coefficients.kCount > 0) apply(v, first[i], k + i * 16);
       const uint64_t further = (k + i * 16) / 8 * kMatrixBytes >> 4;
       fence_products();
       multiply(product.sum[0], v, first_half + further, k + i * 16 > 0);
@@ -260,7 +259,6 @@ struct Conv1x1Sm90 {
     for (int i = 0; i < kStages - 1; ++i) weight.copy();
     if (a.early) wait_for_previous_kernel();
     load_tables();
-    if constexpr (std::is_same_v<Prologue, Attention>) __syncthreads();  // a thread reads what others have stored
     ring.start(parts);
 
     // Where this lane's row of matrices lies in a stage. Of x: columns of the warp, the first or second 8 rows of a

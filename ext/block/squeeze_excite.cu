@@ -8,8 +8,18 @@
 #include "block/pixels.cuh"
 #include "common/dependent_launch.cuh"
 #include "common/reductions.cuh"
+#include "common/shared_memory.cuh"
 
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(rubiks, m) {
+  // x (C, P), whose columns are of 8 or 16 frames, times sigmoid(logits) of each frame; with the means (C, N*T) of the
+  // frames, hidden = relu(reduce @ means) (R, N*T) and logits = expand @ hidden (C, N*T). reduce (R, C), expand (C, R)
+  // float32; geometry N, T, H, W.
+  m.def("excite(Tensor x, Tensor reduce, Tensor expand, int[] geometry) -> (Tensor, Tensor, Tensor, Tensor)");
+}
 
 namespace rubiks {
 namespace {
@@ -36,6 +46,52 @@ __global__ void __launch_bounds__(kSqueezeThreads) squeeze_kernel(const Unit* x,
   }
   const float sum = block_sums<kSqueezeThreads>(sums);
   if (threadIdx.x < frames) means[blockIdx.x * int64_t{frames} + threadIdx.x] = sum / pixels;
+}
+
+constexpr unsigned kGateThreads = 512, kGateParts = 8;
+
+// use(row, t, weight (rows, depth) @ source[t]) for a clip's frames, in shared memory, and rows first to last - 1. A warp
+// makes a row.
+template <int frames, typename F>
+__device__ inline void multiply_frames(const float* weight, const float* source, int first, int last, int depth,
+                                       const F& use) {
+  const unsigned lane = threadIdx.x % 32;
+  for (int row = first + threadIdx.x / 32; row < last; row += kGateThreads / 32) {
+    float sums[frames] = {};
+    for (int k = lane; k < depth; k += 32) {
+      const float w = weight[row * depth + k];
+#pragma unroll
+      for (int t = 0; t < frames; ++t) sums[t] = fmaf(w, source[t * depth + k], sums[t]);
+    }
+#pragma unroll
+    for (int t = 0; t < frames; ++t) {
+      const float sum = warp_sum(sums[t]);
+      if (lane == t) use(row, t, sum);
+    }
+  }
+}
+
+// The gates' logits of a clip, blockIdx.x, from the means of its frames: up (c, r) @ relu(down (r, c) @ means), of which
+// a block makes a part of the rows. Shared memory: means (frames, c), hidden (frames, r). A clip's results do not depend
+// on the other clips.
+template <int frames>
+__global__ void __launch_bounds__(kGateThreads)
+    gates_kernel(const float* means, const float* down, const float* up, float* hidden, float* logits, int c, int r) {
+  float *const of_clip = reinterpret_cast<float*>(shared_memory_pointer()), *const own_hidden = of_clip + frames * c;
+  const auto at = [&](int row, int t) { return (int64_t{row} * gridDim.x + blockIdx.x) * frames + t; };
+  wait_for_previous_kernel();
+  for (int i = threadIdx.x; i < frames * c; i += kGateThreads) {
+    of_clip[i % frames * c + i / frames] = means[at(i / frames, i % frames)];
+  }
+  __syncthreads();
+  multiply_frames<frames>(down, of_clip, 0, r, c, [&](int row, int t, float sum) {
+    own_hidden[t * r + row] = sum = sum < 0 ? 0 : sum;  // NaN stays
+    if (blockIdx.y == 0) hidden[at(row, t)] = sum;
+  });
+  __syncthreads();
+  const int rows = (c + gridDim.y - 1) / gridDim.y, first = blockIdx.y * rows;
+  multiply_frames<frames>(up, own_hidden, first, min(first + rows, c), r,
+                          [&](int row, int t, float sum) { logits[at(row, t)] = sum; });
 }
 
 // out = x * gate + add / pixels, where there is an add (C, N, T). x may be out.
@@ -122,16 +178,21 @@ Excited excite(const Tensor& x, const Tensor& down, const Tensor& up, const Size
   check.units("x", x, c, g.columns());
   check.floats("down", down, {down.size(0), c});
   check.floats("up", up, {c, down.size(0)});
-  const Tensor means = empty(x, {c, g.clips * g.frames}, ScalarType::Float);
-  Tensor out = empty(x, {c, g.columns()}, ScalarType::BFloat16);
+  const int64_t r = down.size(0), images = g.clips * g.frames;
+  const Tensor means = empty(x, {c, images}, ScalarType::Float), logits = empty(x, {c, images}, ScalarType::Float),
+               hidden = empty(x, {r, images}, ScalarType::Float);
+  const Tensor out = empty(x, {c, g.columns()}, ScalarType::BFloat16);
+  if (x.numel() == 0) return {out, means, hidden, logits};
   const dim3 grid = blocks(x, g), threads(kSqueezeThreads);
   g.with_frames("squeeze", [&](auto frames) {
     launch(squeeze_kernel<frames>, grid, threads, 0, x, pointer<Unit>(x), mutable_pointer(means), plane_size(g));
   });
-  Tensor hidden = torch::stable::matmul(down, means);
-  mask_by_relu(hidden, hidden);
-  const Tensor logits = torch::stable::matmul(up, hidden);
   g.with_frames("squeeze", [&](auto frames) {
+    constexpr auto kernel = gates_kernel<frames>;
+    allow_shared_memory<kernel>(x);
+    launch(kernel, dim3(static_cast<unsigned>(g.clips), kGateParts), dim3(kGateThreads), (c + r) * frames * sizeof(float), x,
+           pointer(means), pointer(down), pointer(up), mutable_pointer(hidden), mutable_pointer(logits),
+           static_cast<int>(c), static_cast<int>(r));
     launch(excite_kernel<frames>, grid, threads, 0, x, pointer<Unit>(x), pointer(logits), nullptr,
            mutable_pointer<Unit>(out), plane_size(g));
   });
@@ -160,5 +221,18 @@ ExcitedGradient excite_backward(const Tensor& grad, const Tensor& x, const Tenso
   return {out, grad_x, torch::stable::matmul(grad_hidden, transposed(means)),
           torch::stable::matmul(grad_logits, transposed(hidden))};
 }
+
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> excite_op(const Tensor& x, const Tensor& reduce, const Tensor& expand,
+                                                     Sizes geometry) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Excited e = excite(x, reduce, expand, geometry);
+  return {e.out, e.means, e.hidden, e.logits};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(rubiks, CUDA, m) { m.impl("excite", TORCH_BOX(&excite_op)); }
 
 }  // namespace rubiks

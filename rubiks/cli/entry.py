@@ -51,6 +51,7 @@ def launch(job: Callable[[Any, dict[str, Any], CommandLine], None], model: type[
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks")  # patience was set before
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # recipe.freeze
+    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # 16-mixed may skip the first step
     warnings.filterwarnings("ignore", "GPU available but not used")  # device=cpu says so
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning 2.6 with PyTorch 2.14 and later
 

@@ -135,8 +135,12 @@ class Recording:
             self._grad = torch.empty_like(self.result)
             with capture(self._backward, stream, self._forward.pool()):
                 gradients = computation.backward(self._grad, kept)
-                self._gradients = torch.cat([g.flatten() for g in gradients if g is not None])
-        self._like = [None if g is None else t for t, g in zip(own, gradients, strict=True)]
+                given = {place: g.flatten() for place, g in enumerate(gradients) if g is not None}
+                # Those of parameters fill one piece of memory, which several processes average as a whole.
+                owned = [place for place in given if isinstance(inputs[place], nn.Parameter)]
+                groups = owned, [place for place in given if place not in owned]
+                self._pieces = [(torch.cat([given[place] for place in group]), group) for group in groups if group]
+        self._like = own
 
     @property
     def is_free(self) -> bool:
@@ -163,8 +167,12 @@ class Recording:
         self._grad.copy_(grad)
         self._backward.replay()
         call.backward_done = True
-        found = iter(_unflatten_dense_tensors(self._gradients.clone(), [t for t in self._like if t is not None]))
-        return [None if t is None else next(found) for t in self._like]
+        found: list[Tensor | None] = [None] * len(self._like)
+        for piece, places in self._pieces:
+            like = [self._like[place] for place in places]
+            for place, gradient in zip(places, _unflatten_dense_tensors(piece.clone(), like), strict=True):
+                found[place] = gradient
+        return found
 
 
 class Recorded(torch.autograd.Function):

@@ -18,7 +18,7 @@ from rubiks.ops.fused import (
     FRAMES,
     Activation,
     available,
-    excite_,
+    excite,
     mix_frames,
     pointwise,
     stem_columns,
@@ -58,8 +58,8 @@ class Block(nn.Module):
             ("conv2", folded.conv2, dtype),
             ("conv2_bias", folded.conv2_bias, exact),
             ("shift", folded.shift, folded.shift.dtype),
-            ("se_reduce", folded.se_reduce, dtype),
-            ("se_expand", folded.se_expand, dtype),
+            ("se_reduce", folded.se_reduce, exact),
+            ("se_expand", folded.se_expand, exact),
             ("conv3", folded.conv3, dtype),
             ("shortcut", folded.shortcut, dtype),
         ):
@@ -80,7 +80,7 @@ class Block(nn.Module):
             h, _ = pointwise(mixed, self.conv2, offset=self.conv2_bias, relu=True)
         z, strided = self._shift(h, geometry, frames), geometry.strided(self.stride)
         if self.se_reduce is not None and self.se_expand is not None:
-            excite_(strided.volume(z), self.se_reduce, self.se_expand)
+            z, _ = excite(z, self.se_reduce, self.se_expand, strided)
         if self.shortcut is not None:
             before = Activation(self.scale, self.bias)
             x, _ = pointwise(strided_columns(x, geometry, self.stride), self.shortcut, before, early=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rubiks.models.backbone import Backbone
@@ -81,6 +81,14 @@ def features(backbone: Backbone, images: Tensor, frames: int, recorder: Recorder
                 start = end
         last = backbone.bn_last(geometry_after(plans, geometry).volume(x).flatten(0, 1))
         return F.relu(last, inplace=True).mean((2, 3))
+
+
+def parameters(backbone: Backbone) -> list[nn.Parameter]:
+    """The parameters among the inputs of a recording (`Trunk`), in their order."""
+    frozen = backbone.frozen_stages
+    plans = read_plans([block for stage in backbone.stages(frozen) for block in stage])
+    inputs = [None if frozen else backbone.conv1.weight, *(p for plan in plans for p in plan.parameters)]
+    return [parameter for parameter in inputs if isinstance(parameter, nn.Parameter)]
 
 
 class Trunk:

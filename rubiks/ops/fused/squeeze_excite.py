@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rubiks.ops.fused.kernels import FRAMES, compiled
 from rubiks.ops.reference import exact
 
 
@@ -24,12 +26,15 @@ def excite(x: Tensor, reduce: Tensor, expand: Tensor, geometry: Sequence[int]) -
 
     Args:
         x: (C, P).
-        reduce, expand: (R, C), (C, R).
+        reduce, expand: (R, C), (C, R), float32 if x is bfloat16.
         geometry: N, T, H, W.
 
     Returns:
         (C, P), and what the backward needs.
     """
+    if compiled(x) and geometry[1] in FRAMES:
+        out, *gate = torch.ops.rubiks.excite(x, reduce, expand, geometry)
+        return out, Gate(*gate)
     planes = _planes(x, geometry)
     means = planes.mean(2, dtype=exact(x)).flatten(1)
     hidden = (reduce @ means).relu_()
