@@ -331,8 +331,8 @@ def test_a_checkpoint_describes_its_network_and_its_training(tmp_path):
     assert found.keys() == offsets.keys()
     assert all(torch.equal(found[stage], offsets[stage]) for stage in offsets)
     assert described == {
-        "tier": "small", "variant": "rubiks3d-aq", "num_classes": 3, "num_frames": 5, "classes": ["a", "b", "c"],
-        "config": {"seed": 4}, "epoch": 1, "position": None,
+        "tier": "small", "variant": "rubiks3d-aq", "causal": False, "num_classes": 3, "num_frames": 5,
+        "classes": ["a", "b", "c"], "config": {"seed": 4}, "epoch": 1, "position": None,
     }  # fmt: skip
     module.position = Position(3, 8, 40)
     described = saved()["rubiks"]

@@ -69,7 +69,7 @@ def test_the_version_is_told(run):
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("rubiks ch", ["check "]),
+        ("rubiks ch", ["check-cluster", "check"]),
         ("rubiks rep", ["report "]),
         ("rubiks report --o", ["--out "]),
         ("rubiks train tier=", ["tier=large", "tier=medium", "tier=small", "tier=tiny"]),
