@@ -26,7 +26,7 @@ from rubiks.nn import Normalize
 EPS = 1e-5  # PyTorch wants it positive
 
 
-def taps(offsets: Tensor, quantize: bool, length: int) -> Tensor:
+def taps(offsets: Tensor, quantize: bool, length: float) -> Tensor:
     """Weights (C, 2 R + 1) of the pixels at -R to R that each channel's interpolation along one axis takes.
 
     R is as small as the offsets (C,) allow. Pixels `length` or more away are always outside.
@@ -194,7 +194,7 @@ class Block(Residual):
     def __init__(self, plan: BlockPlan, size: tuple[int, int, int]) -> None:
         super().__init__(plan)
         self.height = size[1]
-        self.shift = Shift(plan.fold().shift, self.stride, plan.shift.quantize, size)
+        self.shift = Shift(plan.parameters.shift.detach(), self.stride, plan.shift.quantize, size)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """(N, C, T*H, W) -> (N, C', T*H', W')."""
@@ -212,40 +212,59 @@ class Block(Residual):
         return F.conv2d(self.excite(self.shift(h, frames), frames), self.conv3) + x
 
 
-class ExportNet(nn.Module):
-    """The logits of a network in evaluation mode, for clips of one size, on the CPU in float32.
+class Ends(nn.Module):
+    """What comes before and after a network's blocks.
 
     Args:
         net: on the CPU; its weights are copied.
-        frames: of the clips, at most.
-        height, width: of the clips.
         uint8: take pixels from 0 to 255, and scale and normalise them.
     """
 
-    stem: Tensor
+    conv1: Tensor
+
+    def __init__(self, net: RubiksNet, uint8: bool) -> None:
+        super().__init__()
+        self.normalize = Normalize() if uint8 else None
+        self.register_buffer("conv1", net.backbone.conv1.weight.detach().float().clone())
+        last = net.backbone.bn_last
+        self.norm = Affine(*norm_affine(last.weight.detach(), last.bias.detach(), running_statistics(last)))
+        self.classifier = copy.deepcopy(net.new_fc).float()
+
+    def stem(self, frames: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C, H', W')."""
+        frames = frames if self.normalize is None else self.normalize(frames)
+        return F.conv2d(frames, self.conv1, stride=2, padding=1)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """(N, C, H', W') -> (N, classes)."""
+        return self.classifier(F.relu(self.norm(x)).mean((2, 3)))
+
+
+class ExportNet(Ends):
+    """The logits of a network in evaluation mode, for clips of one size, on the CPU in float32.
+
+    Args:
+        net, uint8: as in `Ends`.
+        frames: of the clips, at most.
+        height, width: of the clips.
+    """
 
     @torch.no_grad()
     def __init__(self, net: RubiksNet, frames: int, height: int, width: int, uint8: bool = False) -> None:
-        super().__init__()
-        self.normalize = Normalize() if uint8 else None
-        self.register_buffer("stem", net.backbone.conv1.weight.float().clone())
+        super().__init__(net, uint8)
         height, width = -(-height // 2), -(-width // 2)
         self.blocks = nn.ModuleList()
         for plan in read_plans(net.backbone.blocks()):
             self.blocks.append(Block(plan, (frames, height, width)))
             height, width = (-(-side // plan.shift.stride) for side in (height, width))
-        last = net.backbone.bn_last
-        self.norm = Affine(*norm_affine(last.weight, last.bias, running_statistics(last)))
-        self.classifier = copy.deepcopy(net.new_fc).float()
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(N, T, 3, H, W) -> (N, classes)."""
-        clips = pixel_values if self.normalize is None else self.normalize(pixel_values)
-        frames = clips.shape[1]
-        x = F.conv2d(clips.flatten(0, 1), self.stem, stride=2, padding=1)
-        x = x.unflatten(0, clips.shape[:2]).transpose(1, 2).flatten(2, 3)
+        frames = pixel_values.shape[1]
+        x = self.stem(pixel_values.flatten(0, 1))
+        x = x.unflatten(0, pixel_values.shape[:2]).transpose(1, 2).flatten(2, 3)
         for block in self.blocks:
             x = block(x, frames)
-        return self.classifier(F.relu(self.norm(x)).mean((2, 3)))
+        return self.classify(x)
