@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--int8 needs --to openvino, got --to {form}")
     if arguments.stream:
         given = {"--frames": frames, "--dynamic-frames": arguments.dynamic_frames, "--int8": arguments.int8}
-        if wrong := [name for name, value in given.items() if value]:
+        if wrong := [name for name, value in given.items() if value not in (None, False)]:
             raise InputError(f"{wrong[0]} does not go with --stream; leave one of them out")
     from rubiks.export.export import clip_shape, export  # imports PyTorch, which takes seconds
     from rubiks.export.formats import FORMATS
