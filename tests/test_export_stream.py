@@ -110,6 +110,17 @@ def test_variants(variant, budget, rubiks_command, tmp_path):
     check_stream(net, out, 32, 40)
 
 
+def test_a_network_whose_channels_all_move(rubiks_command, tmp_path):
+    net = trained("rubiks3d-aq").float()
+    for block in net.backbone.blocks():
+        block.attention.weight.data[:, 0] += 100
+    net.harden(1.0)
+    assert net.temporal_share() == 1
+    file, out = save(net, tmp_path / "net.pth.tar", causal=True), tmp_path / "net.onnx"
+    assert rubiks_command("export", file, "--to", "onnx", "--out", out, "--size", "32", "--stream")[0] == 0
+    check_stream(net, out, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("suffix", "variant", "budget"),
     [

@@ -59,8 +59,9 @@ class StreamBlock(Residual):
         if self.shortcut is not None:
             x = F.conv2d(a, self.shortcut, stride=self.stride)
         if isinstance(self.temporal, Move):
-            kept.append(a.index_select(1, self.temporal.back))
-            a = torch.cat((a.index_select(1, self.temporal.stay), next(past)), 1)
+            still, moved = (a.index_select(1, which) for which in (self.temporal.stay, self.temporal.back))
+            kept.append(moved)
+            a = torch.cat((still, next(past)), 1) if still.shape[1] else next(past)  # in the order of `Move`
         elif self.temporal is not None:
             kept.append(a)
             a = a * self.stay + next(past) * self.back
