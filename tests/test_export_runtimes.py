@@ -18,6 +18,7 @@ from videos import moving_square, write_video
 
 from rubiks import Predictor
 from rubiks.export import export as exporting
+from rubiks.export.exported import ExportedNetwork
 from rubiks.export.graph import ExportNet
 from rubiks.nn import Normalize
 
@@ -171,6 +172,12 @@ def test_aotinductor(folder, rubiks_command, tmp_path):
     package = torch._inductor.aoti_load_package(str(out))
     check_logits(net, package, 4, 32, 32, uint8=True)
     assert package.get_metadata()["tier"] == "tiny"
+    views = torch.randint(256, (2, 3, 4, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():  # as evaluation gives the views of several videos: not in the order of memory
+        expected = net(Normalize()(views[:, 1]))
+    torch.testing.assert_close(
+        ExportedNetwork(str(out))(views[:, 1]), expected, rtol=0, atol=1e-4 * expected.abs().max().item()
+    )
     expected, found = (Predictor(path, device="cpu")(folder / "v3.mp4") for path in (folder / "net.pth.tar", out))
     for one, other in zip(expected.predictions, found.predictions, strict=True):
         assert (one.index, pytest.approx(one.score, abs=1e-4)) == (other.index, other.score)

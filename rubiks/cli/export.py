@@ -14,7 +14,8 @@ def add_to(commands) -> None:
     about = "write a network as ONNX, OpenVINO, torch.export or AOTInductor file, which runs without this package"
     description = (
         "Write a network as a file for another runtime. Its input is pixel_values (batch, frames, 3, height, width), "
-        "its output logits (batch, classes), for any batch. The file is kept only if its logits are those of PyTorch."
+        "its output logits (batch, classes), for any batch. The file is kept only if its logits are those of PyTorch. "
+        "With --stream, for causal networks, it takes one frame at a time."
     )
     parser = commands.add_parser("export", help=about, description=description)
     parser.add_argument("ckpt", metavar="CKPT", help="a checkpoint, ours or official, a run's or a saved folder")
@@ -34,6 +35,12 @@ def add_to(commands) -> None:
     )
     parser.add_argument("--dynamic-frames", action="store_true", help="take any number of frames from 4 to 256")
     parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="a causal network frame by frame: takes pixel_values (batch, 3, height, width) and states, gives this "
+        "frame's logits and the next states",
+    )
+    parser.add_argument(
         "--int8",
         metavar="VIDEOS",
         help="with --to openvino: quantise to int8, by clips of these videos (a folder, a pattern, or a .txt list); "
@@ -49,8 +56,13 @@ def run(arguments: argparse.Namespace) -> None:
     form, out = arguments.to, arguments.out
     if arguments.int8 is not None and form != "openvino":
         raise InputError(f"--int8 needs --to openvino, got --to {form}")
+    if arguments.stream:
+        given = {"--frames": frames, "--dynamic-frames": arguments.dynamic_frames, "--int8": arguments.int8}
+        if wrong := [name for name, value in given.items() if value not in (None, False)]:
+            raise InputError(f"{wrong[0]} does not go with --stream; leave one of them out")
     from rubiks.export.export import clip_shape, export  # imports PyTorch, which takes seconds
     from rubiks.export.formats import FORMATS
+    from rubiks.export.stream import export_stream
     from rubiks.models import checkpoint
 
     saved = checkpoint.read(arguments.ckpt)
@@ -59,11 +71,14 @@ def run(arguments: argparse.Namespace) -> None:
         from rubiks.predict import calibration as videos
 
         calibration = videos.clips(arguments.int8, clip_shape(saved, frames, size), saved.preprocessing)
-    exported = export(saved, form, out, frames, size, arguments.uint8, arguments.dynamic_frames, calibration)
-    clip = " x ".join(map(str, exported.clip))
+    if arguments.stream:
+        exported = export_stream(saved, form, out, size, arguments.uint8)
+    else:
+        exported = export(saved, form, out, frames, size, arguments.uint8, arguments.dynamic_frames, calibration)
+    takes = f"{'frames' if arguments.stream else 'clips'} of {' x '.join(map(str, exported.clip))}"
     megabytes = sum(path.stat().st_size for path in FORMATS[form].files(out)) / 1e6
     print(
-        f"{out}: {megabytes:.1f} MB, for clips of {clip}; its logits differ from PyTorch's by at most "
+        f"{out}: {megabytes:.1f} MB, for {takes}; its logits differ from PyTorch's by at most "
         f"{exported.difference:.1e} of the largest"
     )
     if calibration is not None:

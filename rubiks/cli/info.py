@@ -80,15 +80,17 @@ def _checkpoint(what: list[str]) -> Path | None:
 def _network(what: list[str]) -> dict[str, Any]:
     """The numbers of the network that a checkpoint or choices describe."""
     from rubiks.export import exported
-    from rubiks.models import RubiksNet
+    from rubiks.models import RubiksNet, checkpoint
 
     file = _checkpoint(what)
     if file is not None:
-        saved = exported.read(file)
-        facts: dict[str, Any] = {"file": saved.file, "file_bytes": Path(saved.file).stat().st_size}
-        if isinstance(saved, exported.ExportedNetwork):
-            return {**facts, **saved.description.model_dump(mode="json"), **saved.facts()}
+        if exported.is_exported(str(file)):
+            own = exported.ExportedFile(str(file))
+            facts = {"file": own.path, "file_bytes": file.stat().st_size}
+            return {**facts, **own.description.model_dump(mode="json"), **own.facts()}
+        saved = checkpoint.read(file)
         clip = saved.preprocessing
+        facts = {"file": saved.file, "file_bytes": Path(saved.file).stat().st_size}
         return facts | _numbers(RubiksNet.from_saved(saved), clip.num_frames, clip.size)
 
     from rubiks.cli.entry import training  # imports Lightning, which takes seconds
@@ -137,11 +139,19 @@ def _numbers(net: RubiksNet, frames: int, size: int, budget: tuple[float, bool] 
 
 def _print_exported(facts: dict[str, Any]) -> None:
     shown = facts["preprocessing"]
-    frames = " to ".join(str(number) for number in sorted({shown["min_frames"], shown["max_frames"]}))
     height, width = shown["size"]
     print(f"{facts['file']}: {_megabytes(facts['file_bytes'])}, {facts['runtime']}, {facts['precision']}")
     print(f"tier {facts['tier']}, variant {facts['variant']}, {facts['num_classes']} classes")
-    print(f"clips of {frames} frames of {height} x {width} pixels, {shown['input']}; {shown['sampling']} sampling")
+    pixels = f"of {height} x {width} pixels, {shown['input']}"
+    if "states" in facts:
+        rate = f"about {shown['frames_per_second']:g} frames/s as in training"
+        print(f"a stream: one frame at a time {pixels}; {rate}")
+        print(f"{len(facts['states'])} states, which begin with zeros; batch comes before these shapes")
+        for state in facts["states"]:
+            print(f"  {state['name']} -> {state['next']}: {' x '.join(map(str, state['shape']))}, {state['holds']}")
+    else:
+        frames = " to ".join(str(number) for number in sorted({shown["min_frames"], shown["max_frames"]}))
+        print(f"clips of {frames} frames {pixels}; {shown['sampling']} sampling")
     print(f"from a checkpoint with SHA-256 {facts['source_sha256']}, by rubiks {facts['rubiks_version']}")
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from rubiks.errors import InputError
-from rubiks.export.description import Description
+from rubiks.export.description import Description, Loaded, from_texts
 from rubiks.export.quiet import quiet
+from rubiks.export.torch_export import as_outputs
 
 LIBRARIES = "/data/aotinductor/"  # a folder within each package
 
@@ -48,12 +47,14 @@ def write(program: ExportedProgram, path: Path, description: Description) -> Non
         )
 
 
-def load(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
+def load(path: Path) -> Loaded:
     """Read a package. Its library is code, so the description is read first."""
     with zipfile.ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if LIBRARIES in name and name.endswith("_metadata.json"))
         texts = json.loads(archive.read(name))
-        description = Description.from_texts(texts)
+        description = from_texts(texts)
         if archive.testzip() is not None:
             raise ValueError("it is damaged")
-    return torch._inductor.aoti_load_package(str(path)), description
+    package = torch._inductor.aoti_load_package(str(path))
+    # It reads other strides without an error, but wrongly.
+    return lambda *inputs: as_outputs(package(*(one.contiguous() for one in inputs))), description

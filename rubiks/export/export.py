@@ -12,8 +12,8 @@ from torch import Tensor
 import rubiks
 from rubiks.errors import InputError
 from rubiks.export import openvino_runtime
-from rubiks.export.description import INPUT, Description, Input
-from rubiks.export.formats import FORMATS
+from rubiks.export.description import INPUT, ClipDescription, ClipInput
+from rubiks.export.formats import FORMATS, Format
 from rubiks.export.graph import ExportNet
 from rubiks.export.quiet import quiet
 from rubiks.files import check_writable, sha256, write_files
@@ -32,12 +32,12 @@ class Exported:
     Attributes:
         difference: the largest of the logits from PyTorch's, as a share of the largest logit: on random clips, or of
             int8 on the clips of its calibration.
-        clip: T, H and W.
+        clip: T, H and W; of a stream H and W of its frames.
         agreement: of int8, for which share of these clips the highest class is PyTorch's.
     """
 
     difference: float
-    clip: tuple[int, int, int]
+    clip: tuple[int, ...]
     agreement: float | None = None
 
 
@@ -71,15 +71,7 @@ def export(
         InputError: a package is missing, the network's weights are not finite, the clips have too few or too many
             frames, the file cannot be written, or its logits differ.
     """
-    form = FORMATS[to]
-    if out.suffix != form.suffix:
-        raise InputError(f"--out {out}: expected a file name that ends in {form.suffix}, as --to is {to}")
-    form.check_installed(f"--to {to}", *form.writing, *(["nncf"] if calibration is not None else []))
-    for path in form.files(out):
-        check_writable(path)
-    for name, value in saved.weights.items():
-        if not value.isfinite().all():
-            raise InputError(f"{saved.path} cannot be exported: {name} contains values that are not finite")
+    form = checked_format(saved, to, out, *([] if calibration is None else ["nncf"]))
     net = RubiksNet.from_saved(saved)
     clip = clip_shape(saved, frames, size)
     axes, longest, shortest = {0: torch.export.Dim("batch")}, clip, clip
@@ -103,25 +95,49 @@ def export(
         form.write(program, path, description)
         run, _ = form.load(path)
         inputs = [_pixels(*shape, uint8) for shape in ((1, clip), (3, shortest))]
-        difference = max(_difference(run(pixels), _expected(net, pixels)) for pixels in inputs)
-        if not difference <= TOLERANCE:  # also NaN
-            raise InputError(
-                f"{saved.path} cannot be exported: in {form.runtime} its logits differ from PyTorch's by "
-                f"{difference:.1e} of the largest, more than {TOLERANCE:.0e}; {out} has not been written"
-            )
+        difference = max(difference_of(run(pixels)[0], _expected(net, pixels)) for pixels in inputs)
+        check_difference(difference, saved, form, out)
         exported = Exported(difference, clip)
         if calibration is not None:
             openvino_runtime.quantize(path, calibration, prepare, description.model_copy(update={"precision": "int8"}))
             run, _ = form.load(path)
             logits, expected = (
                 torch.cat([compute(prepare(pixels)) for pixels in calibration])
-                for compute in (run, lambda pixels: _expected(net, pixels))
+                for compute in (lambda pixels: run(pixels)[0], lambda pixels: _expected(net, pixels))
             )
             agreement = (logits.argmax(1) == expected.argmax(1)).float().mean().item()
-            exported = Exported(_difference(logits, expected), clip, agreement)
+            exported = Exported(difference_of(logits, expected), clip, agreement)
 
     write_files(form.files(out), write)
     return exported
+
+
+def checked_format(saved: SavedNetwork, to: str, out: Path, *packages: str) -> Format:
+    """The format, with which the network can be written to this file; InputError if it cannot."""
+    form = FORMATS[to]
+    if out.suffix != form.suffix:
+        raise InputError(f"--out {out}: expected a file name that ends in {form.suffix}, as --to is {to}")
+    form.check_installed(f"--to {to}", *form.writing, *packages)
+    for path in form.files(out):
+        check_writable(path)
+    for name, value in saved.weights.items():
+        if not value.isfinite().all():
+            raise InputError(f"{saved.path} cannot be exported: {name} contains values that are not finite")
+    return form
+
+
+def check_difference(difference: float, saved: SavedNetwork, form: Format, out: Path) -> None:
+    """Raise InputError if the logits differ by more than TOLERANCE."""
+    if not difference <= TOLERANCE:  # also NaN
+        raise InputError(
+            f"{saved.path} cannot be exported: in {form.runtime} its logits differ from PyTorch's by "
+            f"{difference:.1e} of the largest, more than {TOLERANCE:.0e}; {out} has not been written"
+        )
+
+
+def difference_of(logits: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest logit."""
+    return ((logits - expected).abs().max() / expected.abs().max()).item()
 
 
 def clip_shape(saved: SavedNetwork, frames: int | None, size: tuple[int, int] | None) -> tuple[int, int, int]:
@@ -132,14 +148,14 @@ def clip_shape(saved: SavedNetwork, frames: int | None, size: tuple[int, int] | 
 
 def _description(
     saved: SavedNetwork, clip: tuple[int, int, int], range_of_frames: tuple[int, int], uint8: bool
-) -> Description:
+) -> ClipDescription:
     frames, *size = clip
-    return Description(
+    return ClipDescription(
         tier=saved.tier,
         variant=saved.variant,
         num_classes=saved.num_classes,
         classes=saved.classes,
-        preprocessing=Input(
+        preprocessing=ClipInput(
             num_frames=frames,
             min_frames=range_of_frames[0],
             max_frames=range_of_frames[1],
@@ -165,8 +181,3 @@ def _pixels(batch: int, clip: tuple[int, int, int], uint8: bool) -> Tensor:
 def _expected(net: RubiksNet, pixels: Tensor) -> Tensor:
     """PyTorch's logits."""
     return net(pixels if pixels.is_floating_point() else Normalize()(pixels))
-
-
-def _difference(logits: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the largest logit."""
-    return ((logits - expected).abs().max() / expected.abs().max()).item()

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rubiks.errors import InputError
+from rubiks.export.description import StreamDescription
 from rubiks.export.formats import FORMATS, format_of
 from rubiks.models import RubiksNet, checkpoint
 from rubiks.models.checkpoint import SavedNetwork
@@ -19,51 +20,87 @@ from rubiks.models.scoring import PixelNet
 from rubiks.nn import Normalize
 
 
-class ExportedNetwork(PixelNet):
-    """The network of an exported file, run by its runtime on the CPU.
+class ExportedFile:
+    """A file that `rubiks export` has written.
 
     Args:
         path: of the file.
 
     Attributes:
-        path, file: of the file.
+        path: of the file.
         format: one of FORMATS.
+        run: the file as a function from its inputs to its outputs, on the CPU.
         description: its metadata.
-        tier, variant, num_classes, classes: of the network.
-        preprocessing: the input that it expects.
 
     Raises:
-        InputError: the runtime is missing, or the file is not one that `export` has written.
+        InputError: the runtime is missing, or the file is something else, or damaged.
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__()
         form = format_of(Path(path))
         if form is None:
             raise InputError(f"{path} is not an exported file, which ends in {', '.join(SUFFIXES)}")
-        self.path = self.file = path
-        self.format = form
+        self.path, self.format = path, form
         FORMATS[form].check_installed(path)
         try:
             if os.path.getsize(path) == 0:
                 raise ValueError("it is empty")
-            self._run, self.description = FORMATS[form].load(Path(path))
+            self.run, self.description = FORMATS[form].load(Path(path))
         except ValidationError as error:
             raise _not_ours(path, f"its metadata has no valid {error.errors()[0]['loc'][0]}") from None
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
         except Exception as error:  # the runtimes raise many kinds
             raise _not_ours(path, (str(error).strip() or repr(error)).splitlines()[0]) from None
+
+    def facts(self) -> dict[str, Any]:
+        """What results state besides the file's path and hash."""
+        package = FORMATS[self.format].package
+        return {
+            "format": self.format,
+            "runtime": f"{FORMATS[self.format].runtime} {importlib.metadata.version(package)}",
+            "input": self.description.preprocessing.input,
+            "source_sha256": self.description.source_sha256,
+        }
+
+
+class ExportedNetwork(PixelNet):
+    """The network of an exported file, which takes clips, run by its runtime on the CPU.
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        path, file: of the file.
+        description: its metadata.
+        facts: what results state besides the file's path and hash.
+        tier, variant, num_classes, classes: of the network.
+        preprocessing: the input that it expects.
+
+    Raises:
+        InputError: as `ExportedFile`, or the file takes single frames.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        own = ExportedFile(path)
+        if isinstance(own.description, StreamDescription):
+            raise InputError(
+                f"{path} is a stream's file, which takes one frame at a time (rubiks info describes it), so it cannot "
+                "score videos; export the network without --stream, or use the checkpoint"
+            )
+        self.path = self.file = path
+        self._run, self.description, self.facts = own.run, own.description, own.facts
         known = self.description
         self.tier, self.variant = known.tier, known.variant
         self.num_classes, self.classes = known.num_classes, known.classes
-        own = known.preprocessing
-        self.preprocessing = Preprocessing(own.num_frames, min(own.size), own.short_side, own.sampling, own.window)
-        self.normalize = nn.Identity() if own.input == "uint8" else Normalize()
+        clip = known.preprocessing
+        self.preprocessing = Preprocessing(clip.num_frames, min(clip.size), clip.short_side, clip.sampling, clip.window)
+        self.normalize = nn.Identity() if clip.input == "uint8" else Normalize()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Clips uint8 (N, T, 3, H, W), whatever the input of the file -> logits (N, classes)."""
-        return self._run(self.normalize(pixels))
+        return self._run(self.normalize(pixels))[0]
 
     def check(self, device: str, num_frames: int, size: int) -> None:
         """Raise InputError unless the file scores square clips like these, on the CPU."""
@@ -81,17 +118,6 @@ class ExportedNetwork(PixelNet):
                 f"--frames {num_frames} --size {size}"
             )
 
-    def facts(self) -> dict[str, Any]:
-        """What results state besides the file's path and hash."""
-        known = self.description
-        package = FORMATS[self.format].package
-        return {
-            "format": self.format,
-            "runtime": f"{FORMATS[self.format].runtime} {importlib.metadata.version(package)}",
-            "input": known.preprocessing.input,
-            "source_sha256": known.source_sha256,
-        }
-
 
 SUFFIXES = sorted({form.suffix for form in FORMATS.values()})
 
@@ -103,9 +129,12 @@ def read(path: str | os.PathLike) -> SavedNetwork | ExportedNetwork:
         InputError: there is none, or it is damaged.
     """
     path = os.fspath(path)
-    if os.path.isfile(path) and format_of(Path(path)) is not None:
-        return ExportedNetwork(path)
-    return checkpoint.read(path)
+    return ExportedNetwork(path) if is_exported(path) else checkpoint.read(path)
+
+
+def is_exported(path: str) -> bool:
+    """Whether it is an exported file, by its name."""
+    return os.path.isfile(path) and format_of(Path(path)) is not None
 
 
 def network(saved: SavedNetwork | ExportedNetwork) -> RubiksNet | ExportedNetwork:

@@ -7,14 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from rubiks.errors import InputError
 from rubiks.export import aotinductor, onnx_runtime, openvino_runtime, torch_export
-from rubiks.export.description import Description
-
-Run = Callable[[Tensor], Tensor]  # from pixels to logits
+from rubiks.export.description import Description, Loaded
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Format:
     suffix: str
     runtime: str
     write: Callable[[ExportedProgram, Path, Description], None]
-    load: Callable[[Path], tuple[Run, Description]]
+    load: Callable[[Path], Loaded]
     beside: str | None = None
     package: str = "torch"
     writing: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from rubiks.nn import Normalize
 EPS = 1e-5  # PyTorch wants it positive
 
 
-def taps(offsets: Tensor, quantize: bool, length: int) -> Tensor:
+def taps(offsets: Tensor, quantize: bool, length: float) -> Tensor:
     """Weights (C, 2 R + 1) of the pixels at -R to R that each channel's interpolation along one axis takes.
 
     R is as small as the offsets (C,) allow. Pixels `length` or more away are always outside.
@@ -62,7 +62,7 @@ class Affine(nn.Module):
 
 
 class Shift(nn.Module):
-    """The shift of a block: (N, C, T, H, W) -> (N, C, T, H', W').
+    """The shift of a block: (N, C, T*H, W) -> (N, C, T*H', W').
 
     Args:
         offsets: (3, C), or (2, C) without time.
@@ -76,27 +76,26 @@ class Shift(nn.Module):
 
     def __init__(self, offsets: Tensor, stride: int, quantize: bool, size: tuple[int, int, int]) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.height = stride, size[1]
         rows = offsets if len(offsets) == 3 else torch.cat((torch.zeros_like(offsets[:1]), offsets))
         t, h, w = (taps(row, quantize, length) for row, length in zip(rows, size, strict=True))
         self.register_buffer("along_w", w[:, None, None])
         self.register_buffer("along_t_h", (t[:, :, None] * h[:, None])[:, None])
 
-    def forward(self, x: Tensor) -> Tensor:
-        frames, height = x.shape[2:4]
+    def forward(self, x: Tensor, frames: int) -> Tensor:
         kernel = self.along_w
-        x = F.conv2d(
-            x.flatten(2, 3), kernel, stride=(1, self.stride), padding=(0, kernel.shape[3] // 2), groups=len(kernel)
-        )
-        kernel, width = self.along_t_h, x.shape[3]
+        x = F.conv2d(x, kernel, stride=(1, self.stride), padding=(0, kernel.shape[3] // 2), groups=len(kernel))
+        kernel, (_, channels, _, width) = self.along_t_h, x.shape
         padding = kernel.shape[2] // 2, kernel.shape[3] // 2 * width
-        x = x.unflatten(2, (frames, height)).flatten(3)
+        x = x.reshape(-1, channels, frames, self.height * width)
         x = F.conv2d(x, kernel, padding=padding, dilation=(1, width), groups=len(kernel))
-        return x.unflatten(3, (height, width))[:, :, :, :: self.stride]
+        if self.stride > 1:
+            x = x.reshape(-1, channels, frames, self.height, width)[:, :, :, :: self.stride]
+        return x.reshape(-1, channels, frames * -(-self.height // self.stride), width)
 
 
 class Attention(nn.Module):
-    """The soft attention shift, of weights (C, 3): (N, C, T, H, W) -> the same shape."""
+    """The soft attention shift, of weights (C, 3): (N, C, T, P) -> the same shape."""
 
     weights: Tensor
 
@@ -105,13 +104,13 @@ class Attention(nn.Module):
         self.register_buffer("weights", weights[:, None, :, None].float())
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x.flatten(3), self.weights, padding=(1, 0), groups=len(self.weights)).view_as(x)
+        return F.conv2d(x, self.weights, padding=(1, 0), groups=len(self.weights))
 
 
 class Move(nn.Module):
     """The hard attention shift, which puts the channels in another order: those that stay, look back, look ahead.
 
-    (N, C, T, H, W) -> the same shape.
+    (N, C, T, P) -> the same shape.
 
     Args:
         back, ahead: indices of the channels that take the previous and the next frame.
@@ -136,14 +135,19 @@ class Move(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = [x.index_select(1, self.stay)] if len(self.stay) else []
         if len(self.back):
-            parts.append(F.pad(x.index_select(1, self.back)[:, :, :-1], (0, 0, 0, 0, 1, 0)))
+            parts.append(F.pad(x.index_select(1, self.back)[:, :, :-1], (0, 0, 1, 0)))
         if len(self.ahead):
-            parts.append(F.pad(x.index_select(1, self.ahead)[:, :, 1:], (0, 0, 0, 0, 0, 1)))
+            parts.append(F.pad(x.index_select(1, self.ahead)[:, :, 1:], (0, 0, 0, 1)))
         return torch.cat(parts, 1)
 
 
-class Block(nn.Module):
-    """A residual block in evaluation mode, for an input of one size: T, H and W."""
+class Residual(nn.Module):
+    """What a block in evaluation mode does within each frame, apart from its shift.
+
+    Attributes:
+        temporal: the attention shift, if it does something; after a `Move`, conv2 takes the channels in its order.
+        stride: of H and W.
+    """
 
     conv2: Tensor
     bias2: Tensor
@@ -152,7 +156,7 @@ class Block(nn.Module):
     reduce: Tensor | None
     expand: Tensor | None
 
-    def __init__(self, plan: BlockPlan, size: tuple[int, int, int]) -> None:
+    def __init__(self, plan: BlockPlan) -> None:
         super().__init__()
         folded, temporal = plan.fold(), plan.attention
         self.norm = Affine(folded.scale, folded.bias)
@@ -164,7 +168,7 @@ class Block(nn.Module):
                 conv2 = conv2[:, self.temporal.order()]
         elif folded.attention is not None:
             self.temporal = Attention(folded.attention)
-        self.shift = Shift(folded.shift, plan.shift.stride, plan.shift.quantize, size)
+        self.stride = plan.shift.stride
         self.register_buffer("bias2", folded.conv2_bias.float())
         for name, matrix in (
             ("conv2", conv2),
@@ -175,60 +179,92 @@ class Block(nn.Module):
         ):
             self.register_buffer(name, None if matrix is None else matrix[..., None, None].float())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> (N, C', T, H', W')."""
-        frames, height = x.shape[2:4]
-        stride = self.shift.stride
-        x = x.flatten(2, 3)
+    def excite(self, z: Tensor, frames: int) -> Tensor:
+        """Squeeze-excite, if there is any: (N, C, T*H, W) -> the same shape."""
+        if self.reduce is None or self.expand is None:
+            return z
+        pixels = z.reshape(-1, z.shape[1], frames, z.shape[2] // frames * z.shape[3])
+        gate = F.conv2d(F.relu(F.conv2d(pixels.mean(3, keepdim=True), self.reduce)), self.expand).sigmoid()
+        return (pixels * gate).reshape(z.shape)
+
+
+class Block(Residual):
+    """A residual block for clips of one size: T, H and W."""
+
+    def __init__(self, plan: BlockPlan, size: tuple[int, int, int]) -> None:
+        super().__init__(plan)
+        self.height = size[1]
+        self.shift = Shift(plan.parameters.shift.detach(), self.stride, plan.shift.quantize, size)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """(N, C, T*H, W) -> (N, C', T*H', W')."""
+        _, channels, rows, width = x.shape
         a = F.relu(self.norm(x))
         if self.shortcut is not None:
-            picked = a.unflatten(2, (frames, height))[..., ::stride, ::stride]
-            x = F.conv2d(picked.flatten(2, 3), self.shortcut)
+            picked = a
+            if self.stride > 1:
+                picked = a.reshape(-1, channels, frames, self.height, width)[..., :: self.stride, :: self.stride]
+                picked = picked.flatten(2, 3)
+            x = F.conv2d(picked, self.shortcut)
         if self.temporal is not None:
-            a = self.temporal(a.unflatten(2, (frames, height))).flatten(2, 3)
+            a = self.temporal(a.reshape(-1, channels, frames, self.height * width)).reshape(-1, channels, rows, width)
         h = F.relu(F.conv2d(a, self.conv2, self.bias2))
-        z = self.shift(h.unflatten(2, (frames, height)))
-        if self.reduce is not None and self.expand is not None:
-            means = z.mean((3, 4)).unsqueeze(3)
-            gate = F.conv2d(F.relu(F.conv2d(means, self.reduce)), self.expand).sigmoid()
-            z = z * gate.unsqueeze(4)
-        return (F.conv2d(z.flatten(2, 3), self.conv3) + x).unflatten(2, z.shape[2:4])
+        return F.conv2d(self.excite(self.shift(h, frames), frames), self.conv3) + x
 
 
-class ExportNet(nn.Module):
-    """The logits of a network in evaluation mode, for clips of one size, on the CPU in float32.
+class Ends(nn.Module):
+    """What comes before and after a network's blocks.
 
     Args:
         net: on the CPU; its weights are copied.
-        frames: of the clips, at most.
-        height, width: of the clips.
         uint8: take pixels from 0 to 255, and scale and normalise them.
     """
 
-    stem: Tensor
+    conv1: Tensor
+
+    def __init__(self, net: RubiksNet, uint8: bool) -> None:
+        super().__init__()
+        self.normalize = Normalize() if uint8 else None
+        self.register_buffer("conv1", net.backbone.conv1.weight.detach().float().clone())
+        last = net.backbone.bn_last
+        self.norm = Affine(*norm_affine(last.weight.detach(), last.bias.detach(), running_statistics(last)))
+        self.classifier = copy.deepcopy(net.new_fc).float()
+
+    def stem(self, frames: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C, H', W')."""
+        frames = frames if self.normalize is None else self.normalize(frames)
+        return F.conv2d(frames, self.conv1, stride=2, padding=1)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """(N, C, H', W') -> (N, classes)."""
+        return self.classifier(F.relu(self.norm(x)).mean((2, 3)))
+
+
+class ExportNet(Ends):
+    """The logits of a network in evaluation mode, for clips of one size, on the CPU in float32.
+
+    Args:
+        net, uint8: as in `Ends`.
+        frames: of the clips, at most.
+        height, width: of the clips.
+    """
 
     @torch.no_grad()
     def __init__(self, net: RubiksNet, frames: int, height: int, width: int, uint8: bool = False) -> None:
-        super().__init__()
-        self.normalize = Normalize() if uint8 else None
-        self.register_buffer("stem", net.backbone.conv1.weight.float().clone())
+        super().__init__(net, uint8)
         height, width = -(-height // 2), -(-width // 2)
         self.blocks = nn.ModuleList()
         for plan in read_plans(net.backbone.blocks()):
             self.blocks.append(Block(plan, (frames, height, width)))
             height, width = (-(-side // plan.shift.stride) for side in (height, width))
-        last = net.backbone.bn_last
-        self.norm = Affine(*norm_affine(last.weight, last.bias, running_statistics(last)))
-        self.classifier = copy.deepcopy(net.new_fc).float()
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(N, T, 3, H, W) -> (N, classes)."""
-        clips = pixel_values if self.normalize is None else self.normalize(pixel_values)
-        x = F.conv2d(clips.flatten(0, 1), self.stem, stride=2, padding=1)
-        x = x.unflatten(0, clips.shape[:2]).transpose(1, 2)
+        frames = pixel_values.shape[1]
+        x = self.stem(pixel_values.flatten(0, 1))
+        x = x.unflatten(0, pixel_values.shape[:2]).transpose(1, 2).flatten(2, 3)
         for block in self.blocks:
-            x = block(x)
-        x = F.relu(self.norm(x.flatten(2, 3)))
-        return self.classifier(x.mean((2, 3)))
+            x = block(x, frames)
+        return self.classify(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +9,30 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from rubiks.export.description import INPUT, OUTPUT, Description
+from rubiks.export.description import Description, Loaded, from_texts
 from rubiks.export.quiet import quiet
 
 
 def write(program: ExportedProgram, path: Path, description: Description) -> None:
     """Write a file with the description as its metadata."""
+    inputs = description.inputs()
+    axes = {0: "batch", 1: "frames"}  # names of those that are dynamic; all inputs share them
     with quiet():
         exported = torch.onnx.export(
-            program, (), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
+            program,
+            (),
+            input_names=inputs,
+            output_names=description.outputs(),
+            dynamic_shapes=(axes, *[None] * (len(inputs) - 1)),
+            dynamo=True,
+            verbose=False,
         )
     assert exported is not None
     exported.model.metadata_props.update(description.texts())
     exported.save(path, external_data=False)
 
 
-def load(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
+def load(path: Path) -> Loaded:
     """Read a file."""
     import onnxruntime
 
@@ -33,9 +40,11 @@ def load(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
     options.log_severity_level = 4  # fatal: errors are raised
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    description = from_texts(session.get_modelmeta().custom_metadata_map)
+    names, wanted = description.inputs(), description.outputs()
 
-    def run(pixels: Tensor) -> Tensor:
-        (logits,) = session.run([OUTPUT], {INPUT: pixels.numpy()})
-        return torch.from_numpy(np.asarray(logits))
+    def run(*inputs: Tensor) -> list[Tensor]:
+        given = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(np.asarray(one)) for one in session.run(wanted, given)]
 
-    return run, Description.from_texts(session.get_modelmeta().custom_metadata_map)
+    return run, description

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from rubiks.export import onnx_runtime
-from rubiks.export.description import Description
+from rubiks.export.description import Description, Loaded, from_texts
 from rubiks.export.quiet import quiet
 from rubiks.files import sha256
 
@@ -56,7 +56,7 @@ def quantize(
     _save(model, path, description)
 
 
-def load(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
+def load(path: Path) -> Loaded:
     """Read both files."""
     import openvino
 
@@ -69,12 +69,16 @@ def load(path: Path) -> tuple[Callable[[Tensor], Tensor], Description]:
         raise ValueError(f"its rt_info has no {PLACE}")
     known = model.get_rt_info([PLACE]).value
     texts = {key: model.get_rt_info([PLACE, key]).astype(str) for key in known}
-    description = Description.from_texts(texts)
+    description = from_texts(texts)
     if texts.get(WEIGHTS) != sha256(weights):
         raise ValueError(f"{weights} is damaged or belongs to another file")
     threads = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(model, "CPU", threads)
-    return lambda pixels: torch.from_numpy(compiled([pixels.numpy()])[0]), description
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(one) for one in compiled([one.numpy() for one in inputs]).to_tuple()]
+
+    return run, description
 
 
 def _save(model: Any, path: Path, description: Description) -> None:

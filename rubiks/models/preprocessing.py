@@ -9,6 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from rubiks.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
 
+UNIFORM_WINDOW = 2.5  # seconds, a usual length of the clips of data sets with uniform sampling
+DENSE_RATE = 25.0  # frames per second of the videos of data sets with dense sampling
+
 Positive = Annotated[int, Field(ge=1)]
 Colours = tuple[float, float, float]  # red, green, blue
 
@@ -37,6 +40,13 @@ class Preprocessing:
     window: Positive = 64
     mean: Colours = IMAGENET_MEAN
     std: Colours = IMAGENET_STD
+
+    @property
+    def interval(self) -> float:
+        """Seconds between the frames of a clip, if videos are as usual: 25 frames a second, or cut to 2.5 seconds."""
+        if self.sampling == "dense":
+            return max(1, self.window // self.num_frames) / DENSE_RATE
+        return UNIFORM_WINDOW / self.num_frames
 
     @property
     def resized(self) -> int:

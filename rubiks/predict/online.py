@@ -21,9 +21,6 @@ from rubiks.nn import Normalize
 from rubiks.predict.capture import Capture, Clock, Every, Frame
 from rubiks.predict.predictor import ClassScore, Predictor
 
-UNIFORM_WINDOW = 2.5  # seconds, a usual length of the clips of data sets with uniform sampling
-DENSE_RATE = 25.0  # frames per second of the videos of data sets with dense sampling
-
 
 @dataclass(frozen=True)
 class LivePrediction:
@@ -173,15 +170,12 @@ def method_for(predictor: Predictor, window: float | None, fps: float | None, st
     Raises:
         InputError: a stride for a causal network.
     """
-    trained, length = predictor.net.preprocessing, predictor.protocol.num_frames
     if fps is not None:
         interval = 1 / fps
     elif window is not None:
-        interval = window / length
-    elif trained.sampling == "dense":
-        interval = trained.window // length / DENSE_RATE
+        interval = window / predictor.protocol.num_frames
     else:
-        interval = UNIFORM_WINDOW / length
+        interval = predictor.net.preprocessing.interval
     net = predictor.net
     if isinstance(net, RubiksNet) and net.causal:
         if stride is not None:
