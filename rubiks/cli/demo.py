@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import sys
@@ -47,5 +48,5 @@ def _listen(port: int) -> socket.socket:
     try:
         return socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        reason = error.strerror
+        reason = os.strerror(error.errno or 0)
         raise InputError(f"--port {port} cannot be used: {reason}; choose another, or 0 for any free one") from None

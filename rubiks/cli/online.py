@@ -104,7 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
             capture.close()
             if page is not None:
                 page.close()
-            _say(_summary(capture, count, time.monotonic() - start))
+            if capture.frames:
+                _say(_summary(capture, count, time.monotonic() - start))
             if view is not None:
                 view.close()
                 if recording is not None and recording.frames:

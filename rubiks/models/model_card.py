@@ -30,7 +30,11 @@ def text(name: str, config: dict[str, Any], short_side: int, parameters: int) ->
         "tags": ["rubiksnet", "action-recognition", f"rubiksnet-{config['tier']}", config["variant"]],
     }
     environment = Environment(
-        loader=PackageLoader("rubiks.models", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("rubiks.models", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"commas": "{:,}".format}
     classes = [" ".join(one.split()) for one in config["classes"] or []]  # on one line each
