@@ -14,9 +14,10 @@ import onnx
 import pytest
 import torch
 from conftest import assert_rejected
+from networks import decisive, save_checkpoint
 from videos import moving_square, write_video
 
-from rubiks import Predictor, RubiksNet
+from rubiks import Predictor
 from rubiks.cli import main
 from rubiks.export import exported
 from rubiks.export.exported import ExportedNetwork
@@ -41,13 +42,7 @@ def folder(tmp_path_factory, small_network):
     folder = tmp_path_factory.mktemp("exported")
     for number in range(4):
         write_video(folder / f"v{number}.mp4", np.roll(moving_square(12, 48 + 6 * number, 64), 17 * number, axis=2))
-    torch.manual_seed(5)
-    net = RubiksNet("tiny", 4, num_frames=4)
-    net.new_fc.weight.data.mul_(30)
-    described = {"tier": "tiny", "variant": "rubiks3d", "num_classes": 4, "num_frames": 4, "classes": NAMES}
-    config = {"data": {"size": 32, "sampling": "uniform", "window": 64}}
-    weights = {f"net.{key}": value for key, value in net.state_dict().items()}
-    torch.save({"state_dict": weights, "rubiks": {**described, "config": config, "epoch": 3}}, folder / "net.ckpt")
+    save_checkpoint(decisive(5, 4), folder / "net.ckpt", NAMES, 32)
     (folder / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     (folder / "list.csv").write_text("".join(f"v{number}.mp4,{number}\n" for number in range(4)))
     export(folder / "net.ckpt", "--to", "onnx", "--out", folder / "net.onnx")

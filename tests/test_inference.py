@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from networks import like_trained_norms
 from torch import nn
 
 from rubiks import RubiksNet
@@ -19,12 +20,9 @@ def trained(tier: str, variant: str, dtype: torch.dtype = torch.float64) -> Rubi
     """A network with norms like those of a trained one and worse: scales of both signs, and channels switched off."""
     torch.manual_seed(0)
     net = RubiksNet(tier, 7, variant)
+    like_trained_norms(net)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 0.6, 0.4)
-            nn.init.normal_(module.bias, 0, 0.5)
-            module.running_mean.normal_(0, 0.5)
-            module.running_var.uniform_(0.5, 2)
             with torch.no_grad():
                 module.weight[3] = 0
     nn.init.normal_(net.new_fc.weight)

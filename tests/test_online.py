@@ -26,6 +26,7 @@ import torch
 from av.device import DeviceInfo
 from conftest import assert_rejected
 from generated import FILES
+from networks import decisive, save_checkpoint
 from PIL import Image
 from torch import Tensor
 from videos import decode_in_order, moving_square, write_video
@@ -68,13 +69,7 @@ def folder(tmp_path_factory, small_network):
     folder = tmp_path_factory.mktemp("online")
     write_video(folder / "v.mp4", moving_square(40, 54, 70), fps=Fraction(25, 2))
     write_video(folder / "fast.mp4", moving_square(40, 54, 70), fps=50)
-    torch.manual_seed(5)
-    net = RubiksNet("tiny", 6, num_frames=4)
-    net.new_fc.weight.data.mul_(30)
-    described = {"tier": "tiny", "variant": "rubiks3d", "num_classes": 6, "num_frames": 4, "classes": NAMES}
-    config = {"data": {"size": 48, "sampling": "uniform", "window": 64}}
-    weights = {f"net.{key}": value for key, value in net.state_dict().items()}
-    torch.save({"state_dict": weights, "rubiks": {**described, "config": config, "epoch": 3}}, folder / "net.ckpt")
+    save_checkpoint(decisive(5, 6), folder / "net.ckpt", NAMES, 48)
     return folder
 
 

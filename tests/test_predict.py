@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_rejected
+from networks import decisive, save_checkpoint
 from videos import decode_in_order, moving_square, write_video
 
 from rubiks import Predictor, RubiksNet
@@ -34,13 +35,7 @@ def folder(tmp_path_factory, small_network):
     for number in range(6):
         shape = (30 - 4 * number, 48 + 6 * number, 64)
         write_video(folder / f"v{number}.mp4", np.roll(moving_square(*shape), 17 * number, axis=2), gop=8)
-    torch.manual_seed(5)
-    net = RubiksNet("tiny", 6, num_frames=4)
-    net.new_fc.weight.data.mul_(30)
-    described = {"tier": "tiny", "variant": "rubiks3d", "num_classes": 6, "num_frames": 4, "classes": NAMES}
-    config = {"data": {"size": 48, "sampling": "uniform", "window": 64}}
-    weights = {f"net.{key}": value for key, value in net.state_dict().items()}
-    torch.save({"state_dict": weights, "rubiks": {**described, "config": config, "epoch": 3}}, folder / "net.ckpt")
+    save_checkpoint(decisive(5, 6), folder / "net.ckpt", NAMES, 48)
     (folder / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     (folder / "list.csv").write_text("".join(f"v{number}.mp4,{number}\n" for number in range(6)))
     return folder

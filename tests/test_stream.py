@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from networks import like_trained_norms
 from torch import Tensor, nn
 
 from rubiks import RubiksNet
@@ -26,12 +27,7 @@ def trained(variant: str, tier: str = "tiny", causal: bool = True, budget: float
     """A float64 network with norms and shifts like those of a trained one and worse, in evaluation mode."""
     torch.manual_seed(0)
     net = RubiksNet(tier, 5, variant, causal=causal).double()
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 0.6, 0.4)
-            nn.init.normal_(module.bias, 0, 0.5)
-            module.running_mean.normal_(0, 0.5)
-            module.running_var.uniform_(0.5, 2)
+    like_trained_norms(net)
     nn.init.normal_(net.new_fc.weight)
     for block in net.backbone.blocks():
         if variant.startswith("rubiks3d") and block.attention is None:

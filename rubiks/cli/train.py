@@ -28,8 +28,9 @@ from rubiks.choices import CommandLine, program, setting
 from rubiks.cli.check_cluster import check_together
 from rubiks.data import videos
 from rubiks.experiment import Training
-from rubiks.files import write_atomically, write_lines
+from rubiks.files import write_lines, write_text
 from rubiks.models import RubiksNet
+from rubiks.models.checkpoint import SavedNetwork
 from rubiks.stopping import Interrupted, Stop
 from rubiks.training.module import VideoClassifier
 from rubiks.training.optim import describe_groups
@@ -129,12 +130,7 @@ def _train(
     if not rehearsal:  # from here on, files are written to the run's folder
         trainer.loggers = tracking.loggers(settings.logger, run, content, trainer.is_global_zero)
         if trainer.is_global_zero:
-            run.finished.unlink(missing_ok=True)
-            if resume is not None and Path(resume.path) != run.last:  # damaged: it must not become previous.ckpt
-                run.last.unlink(missing_ok=True)
-            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-            write_atomically(run.config, lambda path: path.write_text(text, encoding="utf-8"))
-            write_lines(run.choices, command.choices)
+            _begin(run, config, command, resume)
     if trainer.is_global_zero:
         _describe(settings, recipe, net, epoch_of(trainer, data), len(val_videos), len(classes))
         for change in found:
@@ -159,6 +155,15 @@ def _train(
         gc.unfreeze()
     if trainer.is_global_zero and not rehearsal:
         _finish(settings, command, run, trainer, module.position or start)
+
+
+def _begin(run: runs.Run, config: dict[str, Any], command: CommandLine, resume: SavedNetwork | None) -> None:
+    """Write to the run's folder what it is, before its first step."""
+    run.finished.unlink(missing_ok=True)
+    if resume is not None and Path(resume.path) != run.last:  # damaged: it must not become previous.ckpt
+        run.last.unlink(missing_ok=True)
+    write_text(run.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_lines(run.choices, command.choices)
 
 
 def _describe(
@@ -189,7 +194,7 @@ def _finish(settings: Training, command: CommandLine, run: runs.Run, trainer: pl
         print(f"To resume: {continuing.command(run.folder, continuing.without_limits(command.choices))}")
     else:
         result = {"epochs": epochs, "best_val_top1": None if best is None else round(best, 6)}
-        write_atomically(run.finished, lambda path: path.write_text(json.dumps(result) + "\n"))
+        write_text(run.finished, json.dumps(result) + "\n")
     if best is not None:
         print(f"Best validation top-1: {best:.1%}, in {run.best}")
     profiles = trainers.profiles(run.folder)
